@@ -1,0 +1,2 @@
+//! unstale.
+fn main() {}
