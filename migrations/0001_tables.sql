@@ -1,0 +1,69 @@
+-- The tables of unstale: what is watched, how far each listener has come, and what a sweep could not find.
+--
+-- Apply with `unstale migrate`, or by hand in the order of the numbers (psql, sqlx-cli, any migration tool).
+-- Safe while an older listener runs: nothing existed before.
+
+create schema if not exists unstale;
+
+comment on schema unstale is 'Keeps Redis in step with the tables in unstale.watches';
+
+-- One row a watched table. Written by unstale.watch() and unstale.unwatch() alone.
+create table unstale.watch (
+    id           integer     generated always as identity constraint watch_pkey primary key,
+    relation     regclass    not null constraint watch_relation_key unique,
+    table_name   text        not null, -- as it was called when it was watched, to name it after it was dropped
+    keys         text[]      not null, -- the templates
+    columns      text[]      not null, -- the columns that the templates name, in the order in which they first appear
+    attnums      smallint[]  not null, -- the same columns by number: they keep their number when they are renamed
+    delivery     text        not null constraint watch_delivery_check check (delivery in ('row', 'statement', 'log')),
+    updated_at   text,                 -- as asked for; null: the caller said that there is none
+    sweep_attnum smallint,             -- the column that a sweep can trust; null: every change goes to the log
+    only_columns text[],
+    rev          integer     not null default 1, -- counts what changes the meaning of an announcement
+    functions    text        not null, -- digest of the generated functions
+    triggers     text        not null, -- digest of the triggers, so that an unchanged one is never touched
+    since        timestamptz not null default clock_timestamp() -- every later change is announced, and found or logged
+);
+
+-- The changes that a sweep by updated_at could not find, written in the writer's own transaction.
+-- The key begins with the transaction, because it is read by snapshot: ids and commit order differ.
+create table unstale.change_log (
+    xid    xid8    not null default pg_current_xact_id(),
+    id     bigint  generated always as identity,
+    watch  integer not null, -- no foreign key: a writer must never wait for, nor fail because of, unstale.watch
+    change text    not null, -- what NOTIFY would have said, of any length
+    constraint change_log_pkey primary key (xid, id)
+);
+
+-- How far each listener has come. Everything before it was deleted from that listener's Redis.
+create table unstale.checkpoint (
+    instance  text        constraint checkpoint_pkey primary key,
+    watermark timestamptz,          -- rows stamped before it are done; null until the first heartbeats have passed
+    log_xmin  xid8        not null, -- logged transactions before it are done
+    saved_at  timestamptz not null default clock_timestamp()
+);
+
+-- The ledger of the times in which an instance heard nothing, and of what catching up took.
+create table unstale.gap (
+    id        bigint      generated always as identity constraint gap_pkey primary key,
+    instance  text        not null,
+    cause     text        not null,
+    opened_at timestamptz not null default clock_timestamp(),
+    closed_at timestamptz, -- null: open, or the instance ended in it
+    swept     bigint      not null default 0, -- rows read from the tables
+    logged    bigint      not null default 0, -- rows read from the log
+    keys      bigint      not null default 0, -- keys deleted
+    complete  boolean     not null default false
+);
+
+create index gap_instance_opened_at_idx on unstale.gap (instance, opened_at);
+
+create view unstale.watches as
+    select coalesce(format('%I.%I', n.nspname, c.relname), w.table_name) as table_name, w.keys, w.delivery, w.updated_at, w.only_columns,
+           w.sweep_attnum is null as logs_everything, w.since, w.id, w.rev
+      from unstale.watch w
+      left join pg_class c on c.oid = w.relation -- none: it was dropped
+      left join pg_namespace n on n.oid = c.relnamespace
+     order by table_name;
+
+comment on view unstale.watches is 'What is watched, and how. Change it with unstale.watch() and unstale.unwatch().';
