@@ -1,0 +1,251 @@
+//! What a NOTIFY payload says.
+//!
+//! Owns the wire format between the triggers (migrations/0003_triggers.sql) and the listener. Any role that can connect
+//! can NOTIFY, so a payload is untrusted: an unknown field, a wrong type or a missing part makes it [`Malformed`], and
+//! nothing else is derived from it. Refuses to know tables, keys or Redis.
+//!
+//! ```json
+//! {"watch":7,"rev":2,"new":{"id":"42","email":"b@c.d"},"old":{"id":"42","email":"a@c.d"}}
+//! {"watch":7,"rev":2,"all":true}
+//! {"watch":7,"log":"981"}
+//! {"heartbeat":12}
+//! {"watches":true}
+//! ```
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+
+/// A payload, read strictly; it borrows from the text.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Announcement<'a> {
+    /// A row was inserted, updated or deleted.
+    Change(Change<'a>),
+    /// The transaction's changes of one watch are too long for NOTIFY: they are in `unstale.change_log`.
+    Logged {
+        /// `unstale.watch.id`.
+        watch: i32,
+        /// The transaction, `unstale.change_log.xid`.
+        xid: u64,
+    },
+    /// A listener's own heartbeat. Believed only if it comes from that listener's backend.
+    Heartbeat(u64),
+    /// `unstale.watch()` or `unstale.unwatch()` changed something.
+    Watches,
+}
+
+/// One changed row, or all of a table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Change<'a> {
+    /// `unstale.watch.id`.
+    pub watch: i32,
+    /// `unstale.watch.rev` of the trigger that wrote it.
+    pub rev: i32,
+    /// What changed.
+    pub what: What<'a>,
+}
+
+/// The rows whose keys a change deletes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum What<'a> {
+    /// The row as it was, as it is, or both where a key column changed.
+    Rows(Vec<Row<'a>>),
+    /// TRUNCATE: every row.
+    All,
+}
+
+/// The columns that the watch's templates name, as text; `None` is NULL.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Row<'a>(pub Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>);
+
+impl<'a> Row<'a> {
+    /// `None`: the row does not tell; `Some(None)`: the value is NULL.
+    #[must_use]
+    pub fn value(&self, column: &str) -> Option<Option<&str>> {
+        self.0.iter().find(|(name, _)| name == column).map(|(_, value)| value.as_deref())
+    }
+
+    /// Reads the JSON object that `unstale.row_N()` makes.
+    ///
+    /// # Errors
+    /// [`Malformed`] if it is anything else.
+    pub fn parse(object: &'a str) -> Result<Self, Malformed> {
+        Ok(serde_json::from_str(object)?)
+    }
+}
+
+/// A payload that is not ours, or that somebody made up. Says why, never what it holds.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// Not JSON, an unknown field, or a value of a wrong type.
+    #[error("not an announcement ({} error in column {})", category(.0), .0.column())]
+    Json(#[from] serde_json::Error),
+    /// Nothing is known of such a watch.
+    #[error("an announcement of a table that is not watched")]
+    UnknownWatch,
+    /// Well-formed JSON that says nothing, or two things at once.
+    #[error("an announcement without a meaning")]
+    Meaningless,
+}
+
+fn category(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        serde_json::error::Category::Data => "data",
+        _ => "syntax",
+    }
+}
+
+/// The fields of every announcement; which of them stand together decides what it is.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields<'a> {
+    watch: Option<i32>,
+    rev: Option<i32>,
+    #[serde(borrow)]
+    new: Option<Row<'a>>,
+    #[serde(borrow)]
+    old: Option<Row<'a>>,
+    all: Option<bool>,
+    log: Option<Cow<'a, str>>,
+    heartbeat: Option<u64>,
+    watches: Option<bool>,
+}
+
+/// Reads a payload.
+///
+/// # Errors
+/// [`Malformed`]: count it and go on.
+pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
+    let change = |watch, rev, what| Announcement::Change(Change { watch, rev, what });
+    match serde_json::from_str(payload)? {
+        Fields { watch: Some(watch), rev: Some(rev), new, old, all: None, log: None, heartbeat: None, watches: None }
+            if new.is_some() || old.is_some() =>
+        {
+            Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
+        }
+        Fields { watch: Some(watch), rev: Some(rev), all: Some(true), new: None, old: None, log: None, heartbeat: None, watches: None } => {
+            Ok(change(watch, rev, What::All))
+        }
+        Fields { watch: Some(watch), log: Some(xid), rev: None, new: None, old: None, all: None, heartbeat: None, watches: None } => {
+            Ok(Announcement::Logged { watch, xid: xid.parse().map_err(|_| Malformed::Meaningless)? })
+        }
+        Fields { heartbeat: Some(n), watch: None, rev: None, new: None, old: None, all: None, log: None, watches: None } => {
+            Ok(Announcement::Heartbeat(n))
+        }
+        Fields { watches: Some(true), watch: None, rev: None, new: None, old: None, all: None, log: None, heartbeat: None } => {
+            Ok(Announcement::Watches)
+        }
+        _ => Err(Malformed::Meaningless),
+    }
+}
+
+/// A JSON text that borrows from the payload unless it has escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Columns;
+        impl<'de> Visitor<'de> for Columns {
+            type Value = Row<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
+                let mut columns: Vec<(Cow<'de, str>, Option<Cow<'de, str>>)> = Vec::with_capacity(2);
+                while let Some((Text(name), value)) = map.next_entry::<Text<'de>, Option<Text<'de>>>()? {
+                    // With two values for a column, one of them would be believed and the other forgotten.
+                    if columns.iter().any(|(known, _)| *known == name) {
+                        return Err(serde::de::Error::custom("a column twice"));
+                    }
+                    columns.push((name, value.map(|Text(text)| text)));
+                }
+                Ok(Row(columns))
+            }
+        }
+        deserializer.deserialize_map(Columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
+        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect())
+    }
+
+    #[test]
+    fn an_update_of_a_key_column_brings_both_rows() {
+        let payload = r#"{"watch":7,"rev":2,"new":{"id":"42","email":null},"old":{"id":"42","email":"a\"b\u00e9"}}"#;
+        let rows = vec![row(&[("id", Some("42")), ("email", None)]), row(&[("id", Some("42")), ("email", Some("a\"b\u{e9}"))])];
+        let expected = Announcement::Change(Change { watch: 7, rev: 2, what: What::Rows(rows) });
+        assert_eq!(parse(payload).expect("well-formed"), expected);
+    }
+
+    #[test]
+    fn each_announcement_is_recognised() {
+        let all = Announcement::Change(Change { watch: 7, rev: 1, what: What::All });
+        assert_eq!(parse(r#"{"watch":7,"rev":1,"all":true}"#).expect("truncate"), all);
+        assert_eq!(parse(r#"{"watch":7,"log":"981"}"#).expect("logged"), Announcement::Logged { watch: 7, xid: 981 });
+        assert_eq!(parse(r#"{"heartbeat":12}"#).expect("heartbeat"), Announcement::Heartbeat(12));
+        assert_eq!(parse(r#"{"watches":true}"#).expect("watches"), Announcement::Watches);
+    }
+
+    #[test]
+    fn whatever_else_is_malformed() {
+        for payload in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            "42",
+            "not json",
+            r#"{"watch":"7","rev":1,"new":{}}"#,
+            r#"{"watch":7,"rev":1}"#,
+            r#"{"watch":7,"new":{"id":"1"}}"#,
+            r#"{"watch":7,"rev":1,"new":{"id":1}}"#,
+            r#"{"watch":7,"rev":1,"new":[]}"#,
+            r#"{"watch":7,"rev":1,"new":{"id":"1","id":"2"}}"#,
+            r#"{"watch":7,"rev":1,"all":false}"#,
+            r#"{"watch":7,"rev":1,"all":true,"new":{"id":"1"}}"#,
+            r#"{"watch":7,"rev":1,"new":{"id":"1"},"more":1}"#,
+            r#"{"watch":99999999999,"rev":1,"all":true}"#,
+            r#"{"watch":7,"log":"-1"}"#,
+            r#"{"watches":true,"heartbeat":1}"#,
+            r#"{"watches":true} {"watches":true}"#,
+        ] {
+            assert!(parse(payload).is_err(), "{payload} was believed");
+        }
+    }
+
+    #[test]
+    fn an_error_never_quotes_a_value() {
+        let error = parse(r#"{"watch":"secret"}"#).expect_err("a wrong type").to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused_but_never_panics(payload in ".{0,200}") {
+            let _ = parse(&payload);
+        }
+
+        #[test]
+        fn any_values_survive_the_journey(values in proptest::collection::btree_map(".{1,20}", proptest::option::of(".{0,40}"), 0..5)) {
+            let object = serde_json::to_string(&values).expect("serializes");
+            let payload = format!(r#"{{"watch":1,"rev":1,"new":{object}}}"#);
+            let Announcement::Change(Change { what: What::Rows(rows), .. }) = parse(&payload).expect("well-formed") else {
+                panic!("not a change");
+            };
+            for (name, value) in &values {
+                prop_assert_eq!(rows[0].value(name), Some(value.as_deref()));
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The listener: a pure machine that decides, and a driver that does.
+
+pub mod driver;
+pub mod machine;

@@ -1,0 +1,582 @@
+//! What the listener does, and when. Pure: inputs and the time go in, actions come out.
+//!
+//! ```text
+//! Connecting -> Subscribing -> CatchingUp -> Listening -> Draining -> Stopped
+//!      ^             any loss of the session |
+//!      +---- Waiting <-----------------------+
+//! ```
+//!
+//! What must hold:
+//! - LISTEN is active before anything is read (P2): the driver subscribes, then reads watches and checkpoint, then says
+//!   [`Input::Subscribed`]; the sweep starts after the first heartbeat has proved that NOTIFY arrives.
+//! - While a gap is open the watermark stands still (P3) and the listener is not ready (P2).
+//! - Everything is bounded (P4): a full batch stops reading; if Redis does nothing about it for a while, what waits is
+//!   dropped in favour of a new sweep from the watermark, and PostgreSQL is drained on.
+//! - `enter` alone assigns the state. Each timer is a field compared in [`Machine::deadline`] and in `tick`.
+
+mod heart;
+mod intake;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+use crate::batch::{Batch, Command, Lane, Limits, Mark};
+use crate::observe::{Cause, GapSummary, Observation, Readiness};
+use crate::rule::{Rule, Rules, Target};
+use crate::watermark::{Beat, Checkpoint, Watermark};
+
+use heart::Heart;
+use intake::Skipped;
+
+/// How often the watches are read again without being told. DROP TABLE ... CASCADE tells nobody.
+const WATCHES_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What the configuration decides.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of the key that each heartbeat deletes, to see Redis answer.
+    pub canary: String,
+    /// Between two heartbeats.
+    pub interval: Duration,
+    /// Without a sign of life for so long, a session is over.
+    pub timeout: Duration,
+    /// Shortest delay before another attempt.
+    pub backoff_min: Duration,
+    /// Longest delay before another attempt.
+    pub backoff_max: Duration,
+    /// Makes the jitter.
+    pub seed: u64,
+    /// Bounds of the batch.
+    pub limits: Limits,
+    /// How long Redis may leave a full batch as it is.
+    pub stall: Duration,
+    /// How long draining may take.
+    pub shutdown: Duration,
+}
+
+/// Where the listener is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// No session. Set by every loss; left at `until`.
+    Waiting {
+        /// The next attempt.
+        until: Instant,
+    },
+    /// A session is being opened. Left when LISTEN has succeeded, or after `timeout`.
+    Connecting {
+        /// When it began.
+        since: Instant,
+    },
+    /// LISTEN has succeeded. Left when the first heartbeat has come back.
+    Subscribing,
+    /// The gap is being closed. Left when all that a sweep and the log brought is acknowledged.
+    CatchingUp(CatchUp),
+    /// Every change is deleted as it comes.
+    Listening,
+    /// Nothing more is received. Left when everything is acknowledged, or at `until`.
+    Draining {
+        /// When to give up.
+        until: Instant,
+    },
+    /// The end.
+    Stopped,
+}
+
+/// How far catching up is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CatchUp {
+    /// Redis does not answer: changes are not even collected, because the sweep to come finds them.
+    AwaitingRedis,
+    /// A sweep failed.
+    AwaitingRetry {
+        /// The next attempt.
+        until: Instant,
+    },
+    /// Rows come in.
+    Sweeping,
+    /// All rows have come; they wait for Redis.
+    Settling(Mark),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// Time passed.
+    Tick,
+    /// LISTEN is active, and afterwards this was read.
+    Subscribed(Opening),
+    /// The session ended or could not be opened.
+    Lost(String),
+    /// The control connection sent the heartbeat that was asked for.
+    BeatSent(Beat),
+    /// The watches as they are now.
+    Watches(Vec<Rule>),
+    /// The changes that were asked for with [`Action::ReadLog`].
+    LogRead(Vec<String>),
+    /// The sweep has brought everything.
+    SweepEnded,
+    /// The sweep failed.
+    SweepFailed(String),
+    /// Redis has done a command.
+    Acknowledged(u64),
+    /// Redis failed to do a command; the sink repeats it.
+    RedisFailed(String),
+    /// SIGTERM.
+    Shutdown,
+}
+
+/// What a new session found.
+#[derive(Debug)]
+pub struct Opening {
+    /// The backend that sends this listener's heartbeats; those of others are not believed.
+    pub backend: u32,
+    /// What is watched.
+    pub rules: Vec<Rule>,
+    /// How far this instance had come.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Connect, LISTEN, then read watches and checkpoint.
+    OpenSession,
+    /// Drop the session, its sweep, and what it still brings.
+    CloseSession,
+    /// Send heartbeat `n`; store the checkpoint with it.
+    Beat {
+        /// Counts from 1 in each session.
+        n: u64,
+        /// What has been proven since the last one.
+        checkpoint: Option<Checkpoint>,
+    },
+    /// Read the watches, and receive nothing before.
+    ReadWatches,
+    /// Read a transaction's logged changes of one watch, and receive nothing before.
+    ReadLog {
+        /// `unstale.watch.id`.
+        watch: i32,
+        /// The transaction.
+        xid: u64,
+    },
+    /// Read everything since the checkpoint from the tables and the log.
+    Sweep(Option<Checkpoint>),
+    /// Abandon a running sweep.
+    StopSweep,
+    /// Ask Redis.
+    Send(Command),
+    /// Note in the ledger that a gap is open, since this long ago.
+    OpenGap(Cause, Duration),
+    /// Note in the ledger that it is closed.
+    CloseGap(GapSummary),
+    /// Store the checkpoint now, then leave.
+    Stop(Option<Checkpoint>),
+    /// Tell.
+    Observe(Observation),
+}
+
+/// What was counted for a table since it was last asked.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Changes announced.
+    pub changes: u64,
+    /// Keys and patterns to be deleted for them.
+    pub keys: u64,
+    /// Rows that a sweep found.
+    pub swept: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Machine {
+    settings: Settings,
+    state: State,
+    rules: Rules,
+    batch: Batch,
+    watermark: Watermark,
+    backoff: Backoff,
+    heart: Heart,
+    gap: Option<Gap>,
+    redis_failure: Option<String>,
+    redis_answered: Instant,
+    reading: bool, // watches or log are being read, and nothing is received before
+    watches_read: Instant,
+    lost_because: String,
+    tallies: HashMap<i32, Tally>,
+    skipped: Skipped,
+    actions: Vec<Action>,
+}
+
+/// A gap that is open.
+#[derive(Debug)]
+struct Gap {
+    cause: Cause,
+    since: Instant,
+    swept: u64,
+    logged: u64,
+    keys: u64,
+}
+
+impl Machine {
+    /// A listener that has yet to connect; tick it.
+    #[must_use]
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        let backoff = Backoff::new(settings.backoff_min, settings.backoff_max, settings.seed);
+        Self {
+            batch: Batch::new(settings.limits),
+            settings,
+            state: State::Waiting { until: now },
+            rules: Rules::new(),
+            watermark: Watermark::default(),
+            backoff,
+            heart: Heart::new(0, now),
+            gap: Some(Gap::new(Cause::Start, now)),
+            redis_failure: None,
+            redis_answered: now,
+            reading: false,
+            watches_read: now,
+            lost_because: "not connected yet".into(),
+            tallies: HashMap::new(),
+            skipped: Skipped::default(),
+            actions: vec![Action::Observe(Observation::GapOpened { cause: Cause::Start })],
+        }
+    }
+
+    /// Takes in what happened, and says what is to be done.
+    pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Action> {
+        match input {
+            Input::Tick => {}
+            Input::Subscribed(opening) => self.subscribed(now, opening),
+            Input::Lost(reason) => self.lost(now, Cause::Session, reason),
+            Input::BeatSent(beat) => {
+                self.heart.answered = true;
+                self.watermark.sent(beat);
+            }
+            Input::Watches(rules) => {
+                self.done_reading(now);
+                self.watches_read = now;
+                self.set_rules(rules);
+            }
+            Input::LogRead(changes) => {
+                self.done_reading(now);
+                for change in changes {
+                    self.logged(Lane::Live, &change);
+                }
+            }
+            Input::SweepEnded => {
+                if self.state == State::CatchingUp(CatchUp::Sweeping) {
+                    let mark = self.batch.mark(Lane::CatchUp);
+                    self.enter(State::CatchingUp(CatchUp::Settling(mark)));
+                }
+            }
+            Input::SweepFailed(reason) => {
+                if self.state == State::CatchingUp(CatchUp::Sweeping) {
+                    let retry_in = self.backoff.next_delay();
+                    self.say(Observation::SweepFailed { reason, retry_in });
+                    self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
+                }
+            }
+            Input::Acknowledged(id) => self.acknowledged(now, id),
+            Input::RedisFailed(reason) => {
+                if self.redis_failure.replace(reason.clone()).is_none() {
+                    self.say(Observation::RedisFailed { reason });
+                }
+            }
+            Input::Shutdown => self.shut_down(now),
+        }
+        self.tick(now);
+        self.settle(now);
+        while let Some(command) = self.batch.next_command() {
+            self.actions.push(Action::Send(command));
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// May the next notification, or swept row of this lane, be handed in?
+    #[must_use]
+    pub fn accepts(&self, lane: Lane) -> bool {
+        let open = matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening);
+        open && !(lane == Lane::Live && self.reading) && !self.batch.is_full(lane)
+    }
+
+    /// When to tick at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let heart =
+            [self.heart.asked + self.settings.interval, self.heart.asked + self.settings.timeout, self.heart.heard + self.settings.timeout];
+        let stall = self.batch.is_full(Lane::Live).then(|| self.redis_answered + self.settings.stall);
+        match &self.state {
+            State::Waiting { until } | State::Draining { until } => Some(*until),
+            State::Connecting { since } => Some(*since + self.settings.timeout),
+            State::Stopped => None,
+            State::CatchingUp(CatchUp::AwaitingRetry { until }) => heart.into_iter().chain(stall).chain([*until]).min(),
+            State::Subscribing | State::CatchingUp(_) | State::Listening => {
+                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).min()
+            }
+        }
+    }
+
+    /// Promise P7, or what stands against it.
+    #[must_use]
+    pub fn readiness(&self, now: Instant) -> Readiness {
+        let why = match &self.state {
+            State::Waiting { .. } | State::Connecting { .. } => format!("no session with PostgreSQL: {}", self.lost_because),
+            State::Subscribing => "waiting for the first heartbeat to come back".into(),
+            State::CatchingUp(CatchUp::AwaitingRedis) => {
+                format!("catching up waits for Redis: {}", self.redis_failure.as_deref().unwrap_or("no answer"))
+            }
+            State::CatchingUp(_) => format!("catching up after a gap ({})", self.gap.as_ref().map_or("none", |gap| gap.cause.label())),
+            State::Draining { .. } | State::Stopped => "shutting down".into(),
+            State::Listening => match (&self.redis_failure, self.heart.settled_at) {
+                (Some(failure), _) => format!("Redis: {failure}"),
+                (None, Some(at)) if now.saturating_duration_since(at) <= self.settings.interval * 2 => return Readiness::Ready,
+                (None, _) => "no heartbeat came through PostgreSQL and Redis within two intervals".into(),
+            },
+        };
+        Readiness::NotReady(why)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// How far PostgreSQL's clock was ahead of the watermark at the last heartbeat.
+    #[must_use]
+    pub fn watermark_age(&self) -> Option<Duration> {
+        self.watermark.age()
+    }
+
+    /// What is watched, by its table's name.
+    #[must_use]
+    pub fn table(&self, watch: i32) -> Option<&str> {
+        self.rules.get(&watch).map(|rule| rule.table.as_str())
+    }
+
+    /// Keys and patterns that wait for Redis.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.batch.waiting(Lane::Live) + self.batch.waiting(Lane::CatchUp)
+    }
+
+    /// What was counted since the last call, by watch.
+    pub fn take_tallies(&mut self) -> HashMap<i32, Tally> {
+        std::mem::take(&mut self.tallies)
+    }
+}
+
+/// Transitions.
+impl Machine {
+    /// The only place that assigns the state.
+    fn enter(&mut self, state: State) {
+        self.state = state;
+    }
+
+    fn subscribed(&mut self, now: Instant, opening: Opening) {
+        if !matches!(self.state, State::Connecting { .. }) {
+            return;
+        }
+        self.say(Observation::Subscribed { watches: opening.rules.len() });
+        self.watermark = Watermark::new(opening.checkpoint);
+        self.heart = Heart::new(opening.backend, now);
+        self.watches_read = now;
+        self.set_rules(opening.rules);
+        let gap = self.gap.get_or_insert_with(|| Gap::new(Cause::Session, now));
+        self.actions.push(Action::OpenGap(gap.cause, now - gap.since));
+        self.enter(State::Subscribing);
+        self.beat(now);
+    }
+
+    fn beat(&mut self, now: Instant) {
+        let n = self.heart.ask(now);
+        let checkpoint = if self.gap.is_none() { self.watermark.checkpoint() } else { None };
+        self.actions.push(Action::Beat { n, checkpoint });
+    }
+
+    fn beat_came_back(&mut self, n: u64) {
+        if self.state == State::Subscribing {
+            self.backoff.reset();
+            self.catch_up();
+        }
+        if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
+            return; // what came before it was not collected
+        }
+        self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
+        let mark = self.batch.mark(Lane::Live);
+        self.heart.came_back(n, mark);
+    }
+
+    fn catch_up(&mut self) {
+        if self.redis_failure.is_some() {
+            // The canary asks Redis until it answers.
+            self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
+            self.enter(State::CatchingUp(CatchUp::AwaitingRedis));
+        } else {
+            self.actions.push(Action::Sweep(self.watermark.checkpoint()));
+            self.enter(State::CatchingUp(CatchUp::Sweeping));
+        }
+    }
+
+    fn lost(&mut self, now: Instant, cause: Cause, reason: String) {
+        if matches!(self.state, State::Waiting { .. } | State::Stopped) {
+            return;
+        }
+        self.actions.push(Action::CloseSession);
+        self.reading = false;
+        self.watermark.forget_session();
+        self.heart.forget();
+        self.batch.clear(Lane::CatchUp); // a new sweep brings it again
+        if matches!(self.state, State::Draining { .. }) {
+            return; // nothing more was wanted of it
+        }
+        self.open_gap(now, cause);
+        let retry_in = self.backoff.next_delay();
+        self.lost_because.clone_from(&reason);
+        self.say(Observation::SessionLost { reason, retry_in });
+        self.enter(State::Waiting { until: now + retry_in });
+    }
+
+    fn open_gap(&mut self, now: Instant, cause: Cause) {
+        if self.gap.is_none() {
+            self.gap = Some(Gap::new(cause, now));
+            self.heart.forget();
+            self.say(Observation::GapOpened { cause });
+        }
+    }
+
+    /// Redis was away for so long that the batch is full: from here on a sweep is cheaper.
+    fn overflow(&mut self, now: Instant) {
+        self.say(Observation::Overflowed { waiting: self.batch.waiting(Lane::Live) });
+        self.batch.clear(Lane::Live);
+        self.batch.clear(Lane::CatchUp);
+        self.heart.forget();
+        self.redis_failure.get_or_insert_with(|| "no answer".into());
+        if self.state == State::Subscribing {
+            return; // the gap is open, and the sweep still to come
+        }
+        self.open_gap(now, Cause::Overflow);
+        self.actions.push(Action::StopSweep);
+        self.catch_up();
+    }
+
+    fn acknowledged(&mut self, now: Instant, id: u64) {
+        if self.batch.is_full(Lane::Live) {
+            self.heart.heard = now; // nothing was received meanwhile because we did not listen
+        }
+        self.batch.acknowledge(id);
+        self.redis_answered = now;
+        if self.redis_failure.take().is_some() {
+            self.say(Observation::RedisRecovered);
+            if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
+                self.catch_up();
+            }
+        }
+    }
+
+    /// Draws the conclusions of what Redis has acknowledged.
+    fn settle(&mut self, now: Instant) {
+        while let Some(asked) = self.heart.settle(now, |mark| self.batch.is_settled(mark)) {
+            self.say(Observation::Fresh { took: now - asked });
+        }
+        if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
+            && self.batch.is_settled(mark)
+            && let Some(gap) = self.gap.take()
+        {
+            let summary = gap.summary(now);
+            self.actions.push(Action::CloseGap(summary));
+            self.say(Observation::GapClosed(summary));
+            self.enter(State::Listening);
+        }
+        if self.gap.is_none()
+            && let Some(n) = self.heart.take_settled()
+        {
+            self.watermark.acknowledged(n);
+        }
+        if matches!(self.state, State::Draining { .. }) && self.batch.is_empty() {
+            self.stop(true);
+        }
+    }
+
+    fn shut_down(&mut self, now: Instant) {
+        match self.state {
+            State::Draining { .. } | State::Stopped => {}
+            _ => {
+                self.actions.push(Action::StopSweep);
+                self.batch.clear(Lane::CatchUp);
+                self.enter(State::Draining { until: now + self.settings.shutdown });
+            }
+        }
+    }
+
+    fn stop(&mut self, drained: bool) {
+        self.actions.push(Action::Stop(if self.gap.is_none() { self.watermark.checkpoint() } else { None }));
+        self.say(Observation::Stopped { drained });
+        self.enter(State::Stopped);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        match self.state {
+            State::Waiting { until } if now >= until => {
+                self.actions.push(Action::OpenSession);
+                self.enter(State::Connecting { since: now });
+            }
+            State::Connecting { since } if now >= since + self.settings.timeout => {
+                self.lost(now, Cause::Session, "PostgreSQL did not answer within heartbeat.timeout".into());
+            }
+            State::Draining { until } if now >= until => self.stop(false),
+            State::CatchingUp(CatchUp::AwaitingRetry { until }) if now >= until => {
+                self.catch_up();
+                self.pulse(now);
+            }
+            State::Subscribing | State::CatchingUp(_) | State::Listening => self.pulse(now),
+            _ => {}
+        }
+    }
+
+    fn say(&mut self, observation: Observation) {
+        self.actions.push(Action::Observe(observation));
+    }
+
+    /// The timers of a session.
+    fn pulse(&mut self, now: Instant) {
+        if !self.accepts(Lane::Live) {
+            self.heart.heard = now;
+        }
+        if !self.heart.answered && now >= self.heart.asked + self.settings.timeout {
+            return self.lost(now, Cause::Heartbeat, "PostgreSQL did not take a heartbeat within heartbeat.timeout".into());
+        }
+        if now >= self.heart.heard + self.settings.timeout {
+            let reason = match self.state {
+                State::Subscribing => {
+                    "LISTEN succeeded and nothing arrives; connect to PostgreSQL itself, not through a transaction-mode pooler"
+                }
+                _ => "nothing arrived within heartbeat.timeout: the connection is half-open",
+            };
+            return self.lost(now, Cause::Heartbeat, reason.into());
+        }
+        if self.heart.answered && now >= self.heart.asked + self.settings.interval {
+            self.beat(now);
+        }
+        if !self.reading && now >= self.watches_read + WATCHES_INTERVAL {
+            self.watches_read = now;
+            self.reading = true;
+            self.actions.push(Action::ReadWatches);
+        }
+        self.tell_skipped(now);
+        if self.batch.is_full(Lane::Live) && now >= self.redis_answered + self.settings.stall {
+            self.overflow(now);
+        }
+    }
+}
+
+impl Gap {
+    fn new(cause: Cause, since: Instant) -> Self {
+        Self { cause, since, swept: 0, logged: 0, keys: 0 }
+    }
+
+    fn summary(&self, now: Instant) -> GapSummary {
+        GapSummary { cause: self.cause, lasted: now - self.since, swept: self.swept, logged: self.logged, keys: self.keys }
+    }
+}

@@ -1,0 +1,150 @@
+//! What comes in from PostgreSQL, and the keys that it makes stale.
+//!
+//! Must hold: a change is collected, or the sweep to come will find it; what cannot be believed is counted, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use crate::batch::Lane;
+use crate::change::{self, Announcement, Change, Malformed, Row};
+use crate::observe::Observation;
+use crate::rule::{Rule, Rules, Target};
+
+use super::{Action, CatchUp, Machine, State};
+
+/// Payloads that are not ours may come by the thousand: after the first, they are told of in sums.
+const SKIPPED_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What was skipped and not told yet.
+#[derive(Debug, Default)]
+pub(super) struct Skipped {
+    count: u64,
+    reason: String,
+    told: Option<Instant>,
+}
+
+impl Machine {
+    /// A notification, in the order of its arrival. Call [`Machine::handle`] after the last of a burst.
+    pub fn notified(&mut self, now: Instant, backend: u32, payload: &str) {
+        self.heart.heard = now;
+        let announcement = change::parse(payload);
+        let believed = announcement.and_then(|announcement| match announcement {
+            Announcement::Heartbeat(n) => {
+                // Any role can send one; only our own proves anything. Another instance's is not for us.
+                if backend == self.heart.backend && n <= self.heart.last {
+                    self.beat_came_back(n);
+                }
+                Ok(())
+            }
+            Announcement::Watches => {
+                self.reading = true;
+                self.actions.push(Action::ReadWatches);
+                Ok(())
+            }
+            Announcement::Logged { watch, xid } if self.rules.contains_key(&watch) => {
+                self.reading = true;
+                self.actions.push(Action::ReadLog { watch, xid });
+                Ok(())
+            }
+            Announcement::Logged { .. } => Err(Malformed::UnknownWatch),
+            Announcement::Change(change) => self.changed(Lane::Live, &change),
+        });
+        self.believe(believed);
+    }
+
+    /// A row that a sweep found, as `unstale.row_N()` writes it.
+    pub fn swept(&mut self, watch: i32, row: &str) {
+        let Some(rule) = self.rules.get(&watch) else { return };
+        let Ok(row) = Row::parse(row) else { return self.widen(watch) };
+        let tally = self.tallies.entry(watch).or_default();
+        tally.swept += 1;
+        let keys: u64 = rule.row(&row).map(|target| u64::from(self.batch.add(Lane::CatchUp, target))).sum();
+        tally.keys += keys;
+        if let Some(gap) = &mut self.gap {
+            gap.swept += 1;
+            gap.keys += keys;
+        }
+    }
+
+    /// A row of the log, met while catching up.
+    pub fn swept_log(&mut self, change: &str) {
+        let keys_before = self.batch.waiting(Lane::CatchUp);
+        self.logged(Lane::CatchUp, change);
+        if let Some(gap) = &mut self.gap {
+            gap.logged += 1;
+            gap.keys += (self.batch.waiting(Lane::CatchUp) - keys_before) as u64;
+        }
+    }
+
+    /// A table that cannot be swept: all its keys are deleted.
+    pub fn widen(&mut self, watch: i32) {
+        if let Some(rule) = self.rules.get(&watch) {
+            for target in rule.everything() {
+                self.batch.add(Lane::CatchUp, target);
+            }
+        }
+    }
+
+    fn changed(&mut self, lane: Lane, change: &Change<'_>) -> Result<(), Malformed> {
+        let rule = self.rules.get(&change.watch).ok_or(Malformed::UnknownWatch)?;
+        if lane == Lane::Live && self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
+            return Ok(()); // the sweep to come finds it
+        }
+        let mut keys = 0;
+        rule.stale(change, |target| keys += u64::from(self.batch.add(lane, target)))?;
+        let tally = self.tallies.entry(change.watch).or_default();
+        tally.changes += u64::from(lane == Lane::Live);
+        tally.keys += keys;
+        Ok(())
+    }
+
+    /// A change as the log holds it.
+    pub(super) fn logged(&mut self, lane: Lane, change: &str) {
+        let believed = match change::parse(change) {
+            Ok(Announcement::Change(change)) => match self.changed(lane, &change) {
+                Err(Malformed::UnknownWatch) => Ok(()), // it was unwatched since
+                result => result,
+            },
+            Ok(_) => Err(Malformed::Meaningless),
+            Err(malformed) => Err(malformed),
+        };
+        self.believe(believed);
+    }
+
+    fn believe(&mut self, result: Result<(), Malformed>) {
+        if let Err(malformed) = result {
+            self.skipped.count += 1;
+            if self.skipped.reason.is_empty() {
+                self.skipped.reason = malformed.to_string();
+            }
+        }
+    }
+
+    pub(super) fn tell_skipped(&mut self, now: Instant) {
+        if self.skipped.count > 0 && self.skipped.told.is_none_or(|told| now >= told + SKIPPED_INTERVAL) {
+            let Skipped { count, reason, .. } = std::mem::replace(&mut self.skipped, Skipped { told: Some(now), ..Skipped::default() });
+            self.say(Observation::PayloadsSkipped { count, reason });
+        }
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Vec<Rule>) {
+        let new: Rules = rules.into_iter().map(|rule| (rule.watch, rule)).collect();
+        for rule in new.values().filter(|rule| rule.dropped) {
+            let known = self.rules.get(&rule.watch).is_some_and(|known| known.dropped);
+            if !known {
+                rule.everything().for_each(|target| {
+                    self.batch.add(Lane::Live, target);
+                });
+                self.actions.push(Action::Observe(Observation::TableDropped { table: rule.table.clone() }));
+            }
+        }
+        if new != self.rules {
+            self.actions.push(Action::Observe(Observation::WatchesChanged { watches: new.len() }));
+            self.rules = new;
+        }
+    }
+
+    pub(super) fn done_reading(&mut self, now: Instant) {
+        self.reading = false;
+        self.heart.heard = now;
+    }
+}

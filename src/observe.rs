@@ -1,0 +1,158 @@
+//! Everything that the program says.
+//!
+//! One enum, interpreted twice: as a line of the log and as metrics. Owns the words; refuses to hold a row's value, a whole
+//! payload, or a URL.
+
+use std::time::Duration;
+
+pub mod log;
+pub mod metrics;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Observation {
+    /// LISTEN is active on a new session.
+    Subscribed {
+        /// Tables watched.
+        watches: usize,
+    },
+    /// The session ended, or could not be opened.
+    SessionLost {
+        /// Why, for people.
+        reason: String,
+        /// Until the next attempt.
+        retry_in: Duration,
+    },
+    /// From now on changes may be missed; catching up will find them.
+    GapOpened {
+        /// Why.
+        cause: Cause,
+    },
+    /// What was missed has been deleted from Redis.
+    GapClosed(GapSummary),
+    /// A sweep ended early, and will be started again.
+    SweepFailed {
+        /// Why, for people.
+        reason: String,
+        /// Until the next attempt.
+        retry_in: Duration,
+    },
+    /// A table cannot be swept, so all its keys are deleted.
+    SweptByPattern {
+        /// Schema and name.
+        table: String,
+        /// Why, and the remedy.
+        reason: String,
+    },
+    /// Redis was away for so long that what waits was dropped in favour of a sweep.
+    Overflowed {
+        /// Targets that were dropped.
+        waiting: usize,
+    },
+    /// Redis refused, failed or did not answer a command, which will be repeated.
+    RedisFailed {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Redis answers again.
+    RedisRecovered,
+    /// Payloads that are not an announcement of a watched table were skipped.
+    PayloadsSkipped {
+        /// How many.
+        count: u64,
+        /// Why the first of them was; never the payload.
+        reason: String,
+    },
+    /// A watch was made, changed or removed.
+    WatchesChanged {
+        /// Tables watched now.
+        watches: usize,
+    },
+    /// A row of `unstale.watch` that cannot be used.
+    WatchSkipped {
+        /// Schema and name.
+        table: String,
+        /// Why.
+        reason: String,
+    },
+    /// A watched table was dropped: all its keys are deleted.
+    TableDropped {
+        /// Schema and name.
+        table: String,
+    },
+    /// A heartbeat went through PostgreSQL and Redis.
+    Fresh {
+        /// From its commit to the acknowledgement by Redis.
+        took: Duration,
+    },
+    /// The share of PostgreSQL's notification queue in use, 0 to 1.
+    NotifyQueue(f64),
+    /// Redis was asked to delete, and did.
+    Deleted {
+        /// Keys that existed.
+        existed: u64,
+    },
+    /// Readiness changed.
+    Readiness(Readiness),
+    /// The listener leaves.
+    Stopped {
+        /// Was everything that had been received deleted?
+        drained: bool,
+    },
+}
+
+/// Why a gap opened. The label of `unstale_gaps_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The listener started.
+    Start,
+    /// PostgreSQL ended the session, or it could not be opened.
+    Session,
+    /// The connection is there, and nothing comes: half-open.
+    Heartbeat,
+    /// Redis was away for too long.
+    Overflow,
+}
+
+impl Cause {
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Session => "session",
+            Self::Heartbeat => "heartbeat",
+            Self::Overflow => "overflow",
+        }
+    }
+}
+
+/// What catching up took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GapSummary {
+    /// Why it opened.
+    pub cause: Cause,
+    /// From the loss to the last acknowledgement.
+    pub lasted: Duration,
+    /// Rows read from the tables.
+    pub swept: u64,
+    /// Rows read from the log.
+    pub logged: u64,
+    /// Keys and patterns deleted.
+    pub keys: u64,
+}
+
+/// Promise P7: a heartbeat went through PostgreSQL and back, and Redis answered, within two intervals, and no gap is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// It holds.
+    Ready,
+    /// It does not, for this reason.
+    NotReady(String),
+}
+
+/// Says it, in the log and in the metrics.
+pub fn observe(observation: &Observation) {
+    log::write(observation);
+    metrics::record(observation);
+}

@@ -1,0 +1,69 @@
+//! `unstale.change_log`: what a sweep could not find.
+
+use futures_util::TryStreamExt;
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+
+use super::Error;
+
+/// Rows deleted at once, so that pruning never holds its locks, or the connection, for long.
+const PRUNE_ROWS: i64 = 5_000;
+
+/// A page of logged changes of transactions from `xmin` on, in the order (xid, id), after the place `after`.
+/// Returns the changes and the place of the last.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn page(
+    connection: &mut PgConnection,
+    xmin: u64,
+    after: Option<(String, i64)>,
+    rows: i64,
+) -> Result<(Vec<String>, Option<(String, i64)>), Error> {
+    let (xid, id) = after.unwrap_or_else(|| (xmin.to_string(), i64::MIN));
+    let mut stream = sqlx::query(
+        "select change, xid::text, id from unstale.change_log
+          where (xid, id) > ($1::text::xid8, $2) order by xid, id limit $3",
+    )
+    .bind(xid)
+    .bind(id)
+    .bind(rows)
+    .fetch(connection);
+    let (mut changes, mut last) = (Vec::new(), None);
+    while let Some(row) = stream.try_next().await.map_err(Error::of("reading the log"))? {
+        changes.push(row.get(0));
+        last = Some((row.get(1), row.get(2)));
+    }
+    Ok((changes, last))
+}
+
+/// One transaction's changes of one watch.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn of_transaction(connection: &mut PgConnection, watch: i32, xid: u64) -> Result<Vec<String>, Error> {
+    let rows = sqlx::query("select change from unstale.change_log where xid = $1::text::xid8 and watch = $2 order by id")
+        .bind(xid.to_string())
+        .bind(watch)
+        .fetch_all(connection)
+        .await;
+    Ok(rows.map_err(Error::of("reading the log"))?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Deletes some of what every instance has done.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn prune(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query(
+        "delete from unstale.change_log where (xid, id) in (
+             select l.xid, l.id from unstale.change_log l
+              where l.xid < (select min(c.log_xmin) from unstale.checkpoint c)
+              order by l.xid, l.id limit $1)",
+    )
+    .bind(PRUNE_ROWS)
+    .execute(connection)
+    .await
+    .map_err(Error::of("pruning the log"))?;
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! Catching up: the rows stamped since the watermark, then the log.
+//!
+//! Reads in keyset pages, each a statement of its own, so that no snapshot is held for longer than a page. Rows come through
+//! `unstale.row_N()`, the function that the triggers use, so that both make equal keys. A table that cannot be read is
+//! widened to all its keys, never left out.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Executor, Row};
+use tokio::sync::mpsc;
+
+use super::sqlstate::{Class, class};
+use super::{Error, Postgres, log};
+use crate::watermark::{Checkpoint, MARGIN};
+
+/// Rows in one [`Swept`]: a few tens of kilobytes.
+const CHUNK: usize = 500;
+
+/// A page that takes longer is given up, lest its snapshot hold back vacuum while Redis is slow.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a sweep brings.
+#[derive(Debug)]
+pub enum Swept {
+    /// Rows of a watched table, each as `unstale.row_N()` writes it.
+    Rows(i32, Vec<String>),
+    /// Logged changes.
+    Log(Vec<String>),
+    /// A table that cannot be read: all its keys are to be deleted.
+    Unreadable {
+        /// `unstale.watch.id`.
+        watch: i32,
+        /// Schema and name.
+        table: String,
+        /// Why, and the remedy.
+        reason: String,
+    },
+    /// That was all.
+    Ended,
+    /// It has to be repeated.
+    Failed(String),
+}
+
+/// A table to be swept.
+struct Table {
+    watch: i32,
+    name: String,
+    column: String,
+    type_name: String,
+    since: i64, // microseconds: no earlier change concerns us
+    hidden: bool,
+}
+
+/// Sweeps everything from the checkpoint on into `out`; ends when it is done, or when nobody receives any more.
+pub async fn run(postgres: Postgres, from: Option<Checkpoint>, page_rows: u32, out: mpsc::Sender<Swept>) {
+    let end = match sweep(&postgres, from, i64::from(page_rows), &out).await {
+        Ok(()) => Swept::Ended,
+        Err(error) => Swept::Failed(error.in_full()),
+    };
+    let _ = out.send(end).await; // an abandoned sweep has no receiver
+}
+
+async fn sweep(postgres: &Postgres, from: Option<Checkpoint>, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
+    let mut connection = postgres.connect().await?;
+    let timeout = format!("set statement_timeout = {}", PAGE_TIMEOUT.as_millis());
+    connection.execute(AssertSqlSafe(timeout)).await.map_err(Error::of("preparing the sweep"))?;
+    for table in tables(&mut connection).await? {
+        let reason = if table.hidden {
+            "row-level security hides rows from the sweep; let the listener's role bypass it (alter role ... bypassrls)".to_owned()
+        } else {
+            match sweep_table(&mut connection, &table, from, page_rows, out).await {
+                Err(Error::Statement { source, .. }) if class(&source) == Class::Table => format!("it cannot be read ({source})"),
+                result => {
+                    result?;
+                    continue;
+                }
+            }
+        };
+        let _ = out.send(Swept::Unreadable { watch: table.watch, table: table.name, reason }).await;
+    }
+    let mut after = None;
+    loop {
+        let (changes, last) = log::page(&mut connection, from.map_or(0, |from| from.log_xmin), after, page_rows).await?;
+        for chunk in changes.chunks(CHUNK) {
+            let _ = out.send(Swept::Log(chunk.to_vec())).await;
+        }
+        match last {
+            Some(_) if !out.is_closed() => after = last,
+            _ => return Ok(()),
+        }
+    }
+}
+
+async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
+    let rows = sqlx::query(
+        "select w.id, format('%I.%I', n.nspname, c.relname), quote_ident(a.attname), a.atttypid::regtype::text,
+                (extract(epoch from w.since) * 1000000)::bigint, row_security_active(c.oid)
+           from unstale.watch w
+           join pg_class c on c.oid = w.relation
+           join pg_namespace n on n.oid = c.relnamespace
+           join pg_attribute a on a.attrelid = c.oid and a.attnum = w.sweep_attnum and not a.attisdropped
+          order by w.id",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::of("reading what is to be swept"))?;
+    let table = |row: &sqlx::postgres::PgRow| Table {
+        watch: row.get(0),
+        name: row.get(1),
+        column: row.get(2),
+        type_name: row.get(3),
+        since: row.get(4),
+        hidden: row.get(5),
+    };
+    Ok(rows.iter().map(table).collect())
+}
+
+async fn sweep_table(
+    connection: &mut PgConnection,
+    table: &Table,
+    from: Option<Checkpoint>,
+    page_rows: i64,
+    out: &mpsc::Sender<Swept>,
+) -> Result<(), Error> {
+    let made = table.since - i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0);
+    let start = from.and_then(|from| from.watermark).map_or(made, |watermark| watermark.0.max(made));
+    let mut after: Option<(String, String, String)> = None;
+    while !out.is_closed() {
+        let query = sqlx::query(AssertSqlSafe(page_sql(table, after.is_some()))).persistent(false).bind(start).bind(page_rows);
+        let query = match after.take() {
+            Some((stamp, relation, place)) => query.bind(stamp).bind(relation).bind(place),
+            None => query,
+        };
+        let mut stream = query.fetch(&mut *connection);
+        let (mut chunk, mut found) = (Vec::with_capacity(CHUNK), 0);
+        while let Some(row) = stream.try_next().await.map_err(Error::of("sweeping a table"))? {
+            chunk.push(row.get(0));
+            found += 1;
+            if found == page_rows {
+                after = Some((row.get(1), row.get(2), row.get(3)));
+            }
+            if chunk.len() == CHUNK {
+                let _ = out.send(Swept::Rows(table.watch, std::mem::take(&mut chunk))).await;
+            }
+        }
+        if !chunk.is_empty() {
+            let _ = out.send(Swept::Rows(table.watch, chunk)).await;
+        }
+        if after.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// $1 the start in microseconds, $2 the rows of a page, $3 to $5 the place of the last row: stamp, partition, tuple.
+/// A row that moves meanwhile was changed, and is announced.
+fn page_sql(table: &Table, continued: bool) -> String {
+    let Table { watch, name, column, type_name, .. } = table;
+    let start = "('epoch'::timestamptz + $1::bigint * interval '1 microsecond')";
+    // A timestamp without a zone is UTC, as in the trigger.
+    let start = if type_name.starts_with("timestamp without") { format!("timezone('UTC', {start})") } else { start.to_owned() };
+    let place = if continued {
+        format!("and (t.{column}, t.tableoid, t.ctid) > ($3::text::{type_name}, $4::text::oid, $5::text::tid)")
+    } else {
+        String::new()
+    };
+    format!(
+        "select unstale.row_{watch}(t), t.{column}::text, t.tableoid::text, t.ctid::text
+           from {name} t
+          where t.{column} >= {start} {place}
+          order by t.{column}, t.tableoid, t.ctid
+          limit $2"
+    )
+}

@@ -1,0 +1,117 @@
+//! What is watched: reading `unstale.watch`, and calling `unstale.watch()` for `apply`.
+
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgRow};
+
+use super::Error;
+
+/// A row of `unstale.watch`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// `unstale.watch.id`.
+    pub id: i32,
+    /// Counts what changes the meaning of an announcement.
+    pub rev: i32,
+    /// Schema and name, quoted where SQL needs it.
+    pub table: String,
+    /// The table was dropped.
+    pub dropped: bool,
+    /// As it was asked for.
+    pub spec: Spec,
+}
+
+/// The arguments of `unstale.watch()` after the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Key templates.
+    pub keys: Vec<String>,
+    /// `row`, `statement` or `log`.
+    pub delivery: String,
+    /// The column that the sweep reads.
+    pub updated_at: Option<String>,
+    /// The columns whose UPDATE counts.
+    pub only_columns: Option<Vec<String>>,
+}
+
+/// Everything that is watched, by table.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> {
+    let rows = sqlx::query(
+        "select w.id, w.rev, v.table_name, not exists (select from pg_class c where c.oid = w.relation),
+                w.keys, w.delivery, w.updated_at, w.only_columns
+           from unstale.watch w join unstale.watches v on v.id = w.id
+          order by v.table_name",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::of("reading the watches"))?;
+    let watched = |row: &PgRow| Watched {
+        id: row.get(0),
+        rev: row.get(1),
+        table: row.get(2),
+        dropped: row.get(3),
+        spec: Spec { keys: row.get(4), delivery: row.get(5), updated_at: row.get(6), only_columns: row.get(7) },
+    };
+    Ok(rows.iter().map(watched).collect())
+}
+
+/// The full name of a table as a person wrote it; `None`: there is none.
+///
+/// # Errors
+/// [`Error::Statement`], also if the name is no name.
+pub async fn full_name(connection: &mut PgConnection, table: &str) -> Result<Option<String>, Error> {
+    let row = sqlx::query(
+        "select format('%I.%I', n.nspname, c.relname)
+           from pg_class c join pg_namespace n on n.oid = c.relnamespace
+          where c.oid = coalesce(to_regclass($1), to_regclass('public.' || $1))",
+    )
+    .bind(table)
+    .fetch_optional(connection)
+    .await
+    .map_err(Error::of("looking for a table"))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Would `unstale.watch()` take it? Changes nothing and takes no lock.
+///
+/// # Errors
+/// [`Error::Statement`] with the sentence of the refusal.
+pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<(), Error> {
+    call(connection, "select unstale.wanted($1::text::regclass, $2, $3, $4, $5) is not null", "this watch", table, spec).await?;
+    Ok(())
+}
+
+/// `unstale.watch()`; returns what it says: added, changed or unchanged.
+///
+/// # Errors
+/// [`Error::Statement`] with the sentence of the refusal.
+pub async fn watch(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<String, Error> {
+    let row = call(connection, "select unstale.watch($1::text::regclass, $2, $3, $4, $5)", "unstale.watch()", table, spec).await?;
+    Ok(row.get(0))
+}
+
+async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static str, table: &str, spec: &Spec) -> Result<PgRow, Error> {
+    sqlx::query(sql)
+        .bind(table)
+        .bind(&spec.keys)
+        .bind(&spec.delivery)
+        .bind(&spec.updated_at)
+        .bind(&spec.only_columns)
+        .fetch_one(connection)
+        .await
+        .map_err(Error::of(what))
+}
+
+/// `unstale.unwatch()`, or forgetting a table that was dropped.
+///
+/// # Errors
+/// [`Error::Statement`], for instance if the table's lock is not to be had.
+pub async fn unwatch(connection: &mut PgConnection, watched: &Watched) -> Result<(), Error> {
+    let sql = if watched.dropped { "select unstale.forget_dropped()" } else { "select unstale.unwatch($1::text::regclass)" };
+    let query = sqlx::query(sql);
+    let query = if watched.dropped { query } else { query.bind(&watched.table) };
+    query.execute(connection).await.map_err(Error::of("unstale.unwatch()"))?;
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! From a change to the Redis keys that it makes stale.
+//!
+//! Owns key templates and the rules compiled from the watches. Pure. The SQL in migrations/0002_templates.sql refuses what
+//! this refuses; a test holds the two equal. Refuses to make a key of anything but a known watch's templates.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use crate::change::{Change, Malformed, Row, What};
+
+/// What is to be deleted from Redis.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// One key, literally.
+    Key(String),
+    /// Every key that matches a glob as Redis' SCAN understands it, literal parts escaped.
+    Pattern(String),
+}
+
+/// A key template such as `user:{id}:profile`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Column(String),
+}
+
+/// Why a text is not a template. The sentences name the fix.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TemplateError {
+    /// `}` without its `{`.
+    #[error("key template '{0}': a }} closes nothing; write }}}} for a literal brace")]
+    ClosesNothing(String),
+    /// `{` without a column and its `}`.
+    #[error("key template '{0}': a {{ opens no column; write {{column}}, or {{{{ for a literal brace")]
+    OpensNothing(String),
+    /// As a pattern it would match every key in Redis.
+    #[error("key template '{0}' has no literal part; put a prefix before the column, as in 'user:{{id}}'")]
+    NoLiteral(String),
+}
+
+impl Template {
+    /// Reads a template: `{column}`, and `{{` or `}}` for a brace.
+    ///
+    /// # Errors
+    /// [`TemplateError`] with the template and the fix.
+    pub fn parse(source: &str) -> Result<Self, TemplateError> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = source;
+        while let Some(first) = rest.chars().next() {
+            if let Some(after) = rest.strip_prefix("{{").or_else(|| rest.strip_prefix("}}")) {
+                literal.push(first);
+                rest = after;
+            } else if first == '}' {
+                return Err(TemplateError::ClosesNothing(source.to_owned()));
+            } else if let Some(after) = rest.strip_prefix('{') {
+                let (column, after) = after
+                    .split_once('}')
+                    .filter(|(column, _)| !column.is_empty() && !column.contains('{'))
+                    .ok_or_else(|| TemplateError::OpensNothing(source.to_owned()))?;
+                if !literal.is_empty() {
+                    parts.push(Part::Literal(std::mem::take(&mut literal)));
+                }
+                parts.push(Part::Column(column.to_owned()));
+                rest = after;
+            } else {
+                literal.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal));
+        }
+        if parts.iter().any(|part| matches!(part, Part::Literal(_))) {
+            Ok(Self { parts })
+        } else {
+            Err(TemplateError::NoLiteral(source.to_owned()))
+        }
+    }
+
+    /// The columns it names, in order, repeated where it repeats them.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Column(name) => Some(name.as_str()),
+            Part::Literal(_) => None,
+        })
+    }
+
+    /// What a row makes of it: a key; nothing where a column is NULL; a pattern for all its keys where the row does not tell
+    /// a column. (Not one for each told value: that would be as many walks through Redis as there are rows.)
+    #[must_use]
+    pub fn render(&self, row: &Row<'_>) -> Option<Target> {
+        if self.columns().any(|column| row.value(column) == Some(None)) {
+            return None;
+        }
+        let told = self.columns().all(|column| row.value(column).is_some());
+        let mut text = String::with_capacity(48);
+        for part in &self.parts {
+            match part {
+                Part::Literal(literal) if told => text.push_str(literal),
+                Part::Literal(literal) => escape_glob(literal, &mut text),
+                Part::Column(column) if told => text.push_str(row.value(column).flatten().unwrap_or_default()),
+                Part::Column(_) => text.push('*'),
+            }
+        }
+        Some(if told { Target::Key(text) } else { Target::Pattern(text) })
+    }
+}
+
+/// Appends `literal` so that Redis' glob matching takes it for itself.
+/// Special outside of brackets are `*`, `?`, `[` and the backslash (redis, util.c, `stringmatchlen`).
+fn escape_glob(literal: &str, text: &mut String) {
+    for c in literal.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+}
+
+/// A watch, compiled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// `unstale.watch.id`.
+    pub watch: i32,
+    /// `unstale.watch.rev`.
+    pub rev: i32,
+    /// Schema and name, for people.
+    pub table: String,
+    /// The table was dropped while it was watched: all its keys are stale.
+    pub dropped: bool,
+    templates: Vec<Template>,
+    columns: Vec<String>,
+}
+
+impl Rule {
+    /// Compiles a watch.
+    ///
+    /// # Errors
+    /// [`TemplateError`] if a template was put into `unstale.watch` past `unstale.watch()`.
+    pub fn new(watch: i32, rev: i32, table: String, keys: &[String]) -> Result<Self, TemplateError> {
+        let templates = keys.iter().map(|key| Template::parse(key)).collect::<Result<Vec<_>, _>>()?;
+        let mut columns: Vec<String> = Vec::new();
+        for column in templates.iter().flat_map(Template::columns) {
+            if !columns.iter().any(|known| known == column) {
+                columns.push(column.to_owned());
+            }
+        }
+        Ok(Self { watch, rev, table, dropped: false, templates, columns })
+    }
+
+    /// What a change of this watch makes stale, handed to `stale` one by one, possibly repeated.
+    ///
+    /// A trigger of another revision may not tell every column (a transaction that began before the watch changed): its
+    /// templates widen to patterns. One of this revision tells exactly the columns of the templates.
+    ///
+    /// # Errors
+    /// [`Malformed`] if it does not; then nothing was handed out.
+    pub fn stale(&self, change: &Change<'_>, mut stale: impl FnMut(Target)) -> Result<(), Malformed> {
+        match &change.what {
+            What::All => self.everything().for_each(stale),
+            What::Rows(rows) => {
+                let exact =
+                    |row: &Row<'_>| row.0.len() == self.columns.len() && self.columns.iter().all(|column| row.value(column).is_some());
+                if change.rev == self.rev && !rows.iter().all(exact) {
+                    return Err(Malformed::Meaningless);
+                }
+                rows.iter().flat_map(|row| self.row(row)).for_each(&mut stale);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a row makes stale.
+    pub fn row<'a>(&'a self, row: &'a Row<'a>) -> impl Iterator<Item = Target> + 'a {
+        self.templates.iter().filter_map(|template| template.render(row))
+    }
+
+    /// Every key of the table: one pattern, or constant key, a template.
+    pub fn everything(&self) -> impl Iterator<Item = Target> + '_ {
+        static NOTHING_TOLD: Row<'static> = Row(Vec::new());
+        self.row(&NOTHING_TOLD)
+    }
+
+    /// The columns that the templates name.
+    #[must_use]
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// The columns as a person reads them: `id, email`.
+    #[must_use]
+    pub fn columns_in_words(&self) -> String {
+        let mut words = String::new();
+        for (i, column) in self.columns.iter().enumerate() {
+            let _ = write!(words, "{}{column}", if i > 0 { ", " } else { "" });
+        }
+        words
+    }
+}
+
+/// The rules by watch.
+pub type Rules = HashMap<i32, Rule>;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
+        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect())
+    }
+
+    fn rendered(template: &str, columns: &[(&str, Option<&str>)]) -> Option<Target> {
+        Template::parse(template).expect("a template").render(&row(columns))
+    }
+
+    #[test]
+    fn columns_become_values_and_double_braces_braces() {
+        let key = |text: &str| Some(Target::Key(text.into()));
+        assert_eq!(rendered("user:{id}:profile", &[("id", Some("42"))]), key("user:42:profile"));
+        assert_eq!(rendered("{{user:{id}}}:profile", &[("id", Some("42"))]), key("{user:42}:profile"));
+        assert_eq!(rendered("{a}-{b}-{a}", &[("a", Some("1")), ("b", Some(""))]), key("1--1"));
+        assert_eq!(rendered("users:count", &[]), key("users:count"));
+    }
+
+    #[test]
+    fn null_makes_no_key() {
+        assert_eq!(rendered("by-email:{email}", &[("email", None)]), None);
+        assert_eq!(rendered("{a}:{b}", &[("a", Some("1")), ("b", None)]), None);
+    }
+
+    #[test]
+    fn where_a_column_is_not_told_columns_become_stars_and_the_rest_is_escaped() {
+        let pattern = Some(Target::Pattern(r"q\?\[\*\]:*:*".into()));
+        assert_eq!(rendered("q?[*]:{a}:{b}", &[("a", Some("1"))]), pattern);
+    }
+
+    #[test]
+    fn a_template_that_cannot_be_used_is_refused_with_the_fix() {
+        for (template, fix) in [
+            ("user:{id", "{column}"),
+            ("user:{}", "{column}"),
+            ("user:{a{b}", "{column}"),
+            ("user:id}", "}}"),
+            ("{id}", "prefix"),
+            ("{a}{b}", "prefix"),
+            ("", "prefix"),
+        ] {
+            let error = Template::parse(template).expect_err(template).to_string();
+            assert!(error.contains(fix) && error.contains(template), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_revision_widens_and_the_same_one_must_be_exact() {
+        let rule = Rule::new(1, 2, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("a rule");
+        let stale = |rev, columns: &[(&str, Option<&str>)]| {
+            let mut targets = Vec::new();
+            let change = Change { watch: 1, rev, what: What::Rows(vec![row(columns)]) };
+            rule.stale(&change, |target| targets.push(target)).map(|()| targets)
+        };
+        assert_eq!(stale(1, &[("id", Some("4"))]).expect("widens"), [Target::Key("u:4".into()), Target::Pattern("e:*".into())],);
+        assert!(stale(2, &[("id", Some("4"))]).is_err());
+        assert!(stale(2, &[("id", Some("4")), ("email", None), ("more", None)]).is_err());
+        assert_eq!(stale(2, &[("id", Some("4")), ("email", None)]).expect("exact"), [Target::Key("u:4".into())]);
+    }
+
+    /// The matching of redis 7's `stringmatchlen`, as far as escaped literals and stars go.
+    fn glob_matches(pattern: &[char], text: &[char]) -> bool {
+        match pattern.split_first() {
+            None => text.is_empty(),
+            Some(('*', rest)) => (0..=text.len()).any(|skip| glob_matches(rest, &text[skip..])),
+            Some(('\\', rest)) if !rest.is_empty() => text.first() == rest.first() && glob_matches(&rest[1..], &text[1..]),
+            Some(('?' | '[', _)) => panic!("an unescaped special character"),
+            Some((literal, rest)) => text.first() == Some(literal) && glob_matches(rest, &text[1..]),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_template_or_refused(source in r"[{}a*\[\]\\?]{0,12}") {
+            let _ = Template::parse(&source);
+        }
+
+        #[test]
+        fn a_pattern_matches_every_key_of_its_template_and_keeps_its_literals(
+            literal in r"[a-c*?\[\]\\:^-]{1,6}", value in r"[a-c*?\[\]\\:\r\n]{0,6}", other in r"[a-c*?\[\]\\:]{1,6}",
+        ) {
+            let template = Template::parse(&format!("{literal}{{id}}:end")).expect("a template");
+            let Some(Target::Key(key)) = template.render(&row(&[("id", Some(&value))])) else { panic!("no key") };
+            let Some(Target::Pattern(pattern)) = template.render(&Row::default()) else { panic!("no pattern") };
+            let pattern: Vec<char> = pattern.chars().collect();
+            let matches = |text: &str| glob_matches(&pattern, &text.chars().collect::<Vec<_>>());
+            prop_assert!(matches(&key));
+            prop_assert_eq!(matches(&format!("{other}{value}:end")), format!("{other}{value}:end").starts_with(&literal));
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! How far an instance has come, provably.
+//!
+//! A heartbeat reads `t = statement_timestamp()` and a snapshot (`xmin`, `xmax`), in this order, and then sends itself a
+//! NOTIFY. A transaction queues its NOTIFYs before it ends, and the queue keeps their order. So when heartbeat `n` has
+//! arrived and all that arrived before it is acknowledged by Redis, every transaction with an xid below `xmin(n)` is done.
+//!
+//! What is still to come has an xid of `xmin(n)` or more. Let `j` be the latest heartbeat with `xmax(j) <= xmin(n)`: an xid
+//! of `xmax(j)` or more was given out after `t(j)`, so that such a transaction's triggers ran after `t(j)`. They leave a
+//! change to the sweep only if its stamp is not older than their clock less a margin, and log it otherwise. Hence
+//!
+//! - rows to be swept after a gap carry a stamp of at least `t(j) - margin`; the clock may have stepped back by another
+//!   margin, so the watermark is `t(j) - 2 margins`;
+//! - logged changes to be read after a gap carry an xid of at least `xmin(n)`.
+//!
+//! This holds for transactions open for hours, prepared ones included, and needs no privilege. Pure.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How much older than the clock a stamp may be without being logged. `unstale.margin()` in the migrations is the same.
+pub const MARGIN: Duration = Duration::from_secs(5);
+
+/// Heartbeats remembered at the most: a transaction of a day must not make the ledger grow. Beyond it only every second,
+/// fourth, ... heartbeat is kept, at the price of a somewhat earlier watermark.
+const LEDGER: usize = 1024;
+
+/// PostgreSQL's clock, in microseconds since 1970 UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PgTime(pub i64);
+
+impl PgTime {
+    /// The time `duration` earlier.
+    #[must_use]
+    pub fn earlier(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+}
+
+/// A heartbeat as it was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// Counts from 1 in each session.
+    pub n: u64,
+    /// `statement_timestamp()`, not later than the snapshot.
+    pub at: PgTime,
+    /// Every transaction with a smaller xid had ended.
+    pub xmin: u64,
+    /// No transaction had this xid or a larger one.
+    pub xmax: u64,
+}
+
+/// Where catching up begins: `unstale.checkpoint`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Rows with an older stamp are done; `None` before the first transactions are known to have ended.
+    pub watermark: Option<PgTime>,
+    /// Logged changes of smaller xids are done.
+    pub log_xmin: u64,
+}
+
+/// The ledger of one session's heartbeats.
+#[derive(Debug, Default)]
+pub struct Watermark {
+    last: Option<Beat>,
+    sent: VecDeque<Beat>, // still to be acknowledged, by n
+    past: VecDeque<Beat>, // acknowledged or not, by xmax: where t(j) is looked up
+    doublings: u32,       // `past` keeps the heartbeats whose n is a multiple of 2^doublings
+    checkpoint: Option<Checkpoint>,
+}
+
+impl Watermark {
+    /// Goes on from what is stored.
+    #[must_use]
+    pub fn new(checkpoint: Option<Checkpoint>) -> Self {
+        Self { checkpoint, ..Self::default() }
+    }
+
+    /// A new session: its heartbeats prove nothing about the transactions of the old one.
+    pub fn forget_session(&mut self) {
+        self.sent.clear();
+        self.past.clear();
+        self.doublings = 0;
+    }
+
+    /// A heartbeat was sent.
+    pub fn sent(&mut self, beat: Beat) {
+        self.last = Some(beat);
+        if self.sent.len() < LEDGER {
+            self.sent.push_back(beat); // one that is left out proves nothing, and a later one will
+        }
+        if beat.n.trailing_zeros() >= self.doublings || self.past.is_empty() {
+            self.past.push_back(beat);
+        }
+        if self.past.len() > LEDGER {
+            self.doublings += 1;
+            let first = self.past.front().map(|first| first.n); // may be the one in use
+            self.past.retain(|beat| Some(beat.n) == first || beat.n.trailing_zeros() >= self.doublings);
+        }
+    }
+
+    /// Heartbeat `n` came back, and Redis has acknowledged everything that came before it. Returns the new checkpoint.
+    ///
+    /// Only to be called while no gap is open: what happened in a gap did not come before it.
+    pub fn acknowledged(&mut self, n: u64) -> Option<Checkpoint> {
+        let mut latest = None;
+        while let Some(beat) = self.sent.pop_front_if(|beat| beat.n <= n) {
+            latest = Some(beat);
+        }
+        let xmin = latest?.xmin;
+        // xmax never falls from one heartbeat to the next.
+        while self.past.get(1).is_some_and(|next| next.xmax <= xmin) {
+            self.past.pop_front();
+        }
+        if self.past.len() < LEDGER / 4 {
+            self.doublings = 0;
+        }
+        let proven = self.past.front().filter(|beat| beat.xmax <= xmin).map(|beat| beat.at.earlier(2 * MARGIN));
+        // Not the maximum with what was known: where the clock was set back, new rows are stamped by the new clock.
+        let known = self.checkpoint.and_then(|known| known.watermark);
+        self.checkpoint = Some(Checkpoint { watermark: proven.or(known), log_xmin: xmin });
+        self.checkpoint
+    }
+
+    /// How far the clock was ahead of the watermark at the last heartbeat.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let micros = self.last?.at.0.saturating_sub(self.checkpoint?.watermark?.0);
+        Some(Duration::from_micros(u64::try_from(micros).unwrap_or(0)))
+    }
+
+    /// What is proven.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        self.checkpoint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(n: u64, seconds: i64, xmin: u64, xmax: u64) -> Beat {
+        Beat { n, at: PgTime(seconds * 1_000_000), xmin, xmax }
+    }
+
+    fn seconds(checkpoint: Option<Checkpoint>) -> Option<i64> {
+        checkpoint.and_then(|checkpoint| checkpoint.watermark).map(|time| time.0 / 1_000_000)
+    }
+
+    #[test]
+    fn nothing_is_proven_before_the_first_transactions_have_ended() {
+        let mut watermark = Watermark::new(None);
+        watermark.sent(beat(1, 100, 5, 9));
+        assert_eq!(watermark.acknowledged(1), Some(Checkpoint { watermark: None, log_xmin: 5 }));
+    }
+
+    #[test]
+    fn in_a_quiet_database_it_follows_by_two_margins() {
+        let mut watermark = Watermark::new(None);
+        watermark.sent(beat(1, 100, 5, 5));
+        assert_eq!(seconds(watermark.acknowledged(1)), Some(90));
+        watermark.sent(beat(2, 101, 6, 6));
+        assert_eq!(seconds(watermark.acknowledged(2)), Some(91));
+    }
+
+    #[test]
+    fn a_transaction_that_stays_open_holds_it_back_to_before_its_xid() {
+        let mut watermark = Watermark::new(None);
+        for n in 1..=3 {
+            watermark.sent(beat(n, 100 + n as i64, 5 + n, 5 + n));
+        }
+        // Transaction 8 began before heartbeat 4 and stays open for an hour.
+        for n in 4..=3600 {
+            watermark.sent(beat(n, 100 + n as i64, 8, 100 + n));
+            assert!(seconds(watermark.acknowledged(n)) <= Some(93), "at heartbeat {n}");
+        }
+        watermark.sent(beat(3601, 3701, 5000, 5000));
+        let at = seconds(watermark.acknowledged(3601)).expect("proven");
+        assert!((3684..=3691).contains(&at), "of the ledger every eighth heartbeat is left: {at}");
+    }
+
+    #[test]
+    fn the_ledger_is_bounded_and_forgetting_is_on_the_safe_side() {
+        let mut watermark = Watermark::new(None);
+        for n in 1..=100_000 {
+            watermark.sent(beat(n, n as i64, 8, 100 + n));
+            watermark.acknowledged(n);
+            assert!(watermark.past.len() <= LEDGER);
+        }
+        watermark.sent(beat(100_001, 100_001, 50_100, 200_000));
+        let at = seconds(watermark.acknowledged(100_001)).expect("some heartbeat is early enough");
+        assert!((40_000..=50_000 - 10).contains(&at), "{at}");
+    }
+
+    #[test]
+    fn it_follows_a_clock_that_is_set_back() {
+        let mut watermark = Watermark::new(Some(Checkpoint { watermark: Some(PgTime(500_000_000)), log_xmin: 3 }));
+        watermark.sent(beat(1, 100, 5, 9));
+        assert_eq!(seconds(watermark.acknowledged(1)), Some(500), "nothing newer is proven yet");
+        watermark.sent(beat(2, 101, 9, 9));
+        assert_eq!(seconds(watermark.acknowledged(2)), Some(91));
+    }
+}
