@@ -1,1 +1,3 @@
 //! The map of unstale.
+
+pub mod config;
