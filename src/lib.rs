@@ -1,3 +1,7 @@
 //! The map of unstale.
 
+pub mod cli;
+pub mod command;
 pub mod config;
+pub mod error;
+pub mod logs;

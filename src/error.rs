@@ -1,0 +1,53 @@
+//! How an error leaves the process: as one line, and as an exit code.
+//!
+//! The codes are part of the interface: 0 done, 1 failed or unhealthy, 2 usage or configuration, 3 the schema is newer
+//! than this binary. A supervisor may restart after 1; 2 and 3 need a person.
+
+use crate::config;
+
+/// The database was migrated by a newer unstale; this one must not guess what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the schema `unstale` in the database is at version {database} and this binary knows versions up to {binary}; \
+     run the newer unstale that migrated it"
+)]
+pub struct SchemaNewer {
+    /// The newest migration in the database.
+    pub database: i64,
+    /// The newest migration in this binary.
+    pub binary: i64,
+}
+
+/// The exit code for an error: the first cause that has one decides, all others are 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let code = |cause: &(dyn std::error::Error + 'static)| {
+        if cause.is::<config::Error>() {
+            Some(2)
+        } else if cause.is::<SchemaNewer>() {
+            Some(3)
+        } else {
+            None
+        }
+    };
+    error.chain().find_map(code).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_code_under_any_context() {
+        let configuration = anyhow::Error::new(config::Error::NoDatabaseUrl);
+        let newer = SchemaNewer {
+            database: 7,
+            binary: 5,
+        };
+        let newer = Err::<(), _>(newer).context("migrate").context("start");
+        assert_eq!(exit_code(&configuration.context("start")), 2);
+        assert_eq!(exit_code(&newer.expect_err("newer")), 3);
+        assert_eq!(exit_code(&anyhow!("the link broke").context("run")), 1);
+    }
+}
