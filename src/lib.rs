@@ -4,4 +4,5 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod error;
+pub mod http;
 pub mod logs;
