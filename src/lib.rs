@@ -6,3 +6,5 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod logs;
+pub mod shutdown;
+pub mod systemd;
