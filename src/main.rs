@@ -1,2 +1,40 @@
-//! unstale.
-fn main() {}
+//! Parse, configure, run; one line for an error, and its exit code.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use unstale::cli::{Cli, Command};
+use unstale::config::Config;
+use unstale::{command, error, logs};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Err(error) = run(Cli::parse()).await else {
+        return ExitCode::SUCCESS;
+    };
+    // Not eprintln: a closed stderr must not turn an exit code into a panic.
+    let _ = writeln!(std::io::stderr(), "unstale: {error:#}");
+    ExitCode::from(error::exit_code(&error))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    // Two libraries bring rustls; with a provider chosen for the process, neither has to.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // What needs no configuration must work without one.
+    match &cli.command {
+        Command::Completions(args) => return command::completions::run(args),
+        Command::Man => return command::man::run(),
+        Command::Demo(_) => anyhow::bail!("demo is not in this build"),
+        _ => {}
+    }
+
+    let config = Config::from_process(cli.config.as_deref())?;
+    logs::init(&config.log)?;
+    match &cli.command {
+        Command::Migrate => command::migrate::run(&config).await,
+        Command::Apply(args) => command::apply::run(&config, args).await,
+        Command::Explain(args) => command::explain::run(&config, args).await,
+        _ => command::run::run(&config).await,
+    }
+}

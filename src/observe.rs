@@ -85,6 +85,13 @@ pub enum Observation {
         /// From its commit to the acknowledgement by Redis.
         took: Duration,
     },
+    /// How things stand, told with each heartbeat.
+    Status {
+        /// Keys and patterns that wait for Redis.
+        pending: usize,
+        /// How far the watermark is behind PostgreSQL's clock.
+        watermark_age: Option<Duration>,
+    },
     /// The share of PostgreSQL's notification queue in use, 0 to 1.
     NotifyQueue(f64),
     /// Redis was asked to delete, and did.

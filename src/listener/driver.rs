@@ -1,1 +1,333 @@
+//! Does what the machine decides: the only reader of the clock, and the place where PostgreSQL and Redis meet.
+//!
+//! One task owns the machine. Sessions, sweeps and commands to Redis run in tasks of their own and talk to it through bounded
+//! channels; it stops taking from a channel when the machine does not accept more.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgNotification;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::machine::{Action, Input, Machine, Opening, Settings, State};
+use crate::backoff::Backoff;
+use crate::batch::{Command, Lane};
+use crate::observe::{Observation, Readiness, metrics, observe};
+use crate::pg::Postgres;
+use crate::pg::session::{Event, Request, Session};
+use crate::pg::sweep::{self, Swept};
+use crate::pg::watches::Watched;
+use crate::rule::Rule;
+use crate::sink::Sink;
+use crate::systemd;
+
+/// Notifications taken at once, between two looks at everything else.
+const BURST: usize = 512;
+
+/// Delays between attempts of a command to Redis. Short, because a restarted Redis is back in a moment.
+const REDIS_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// What the driver is made of.
+pub struct Parts {
+    /// Where changes come from.
+    pub postgres: Postgres,
+    /// Where keys are deleted.
+    pub sink: Arc<Sink>,
+    /// Names the checkpoint.
+    pub instance: String,
+    /// Rows of a page of a sweep.
+    pub page_rows: u32,
+    /// Decisions of the machine.
+    pub settings: Settings,
+    /// Told to the probes.
+    pub readiness: watch::Sender<Readiness>,
+}
+
+/// Listens until `shutdown`, then drains.
+pub async fn run(parts: Parts, shutdown: CancellationToken) {
+    let (report, reports) = mpsc::channel(64);
+    let driver = Driver {
+        machine: Machine::new(parts.settings.clone(), Instant::now()),
+        session: None,
+        sweep: None,
+        arrived: VecDeque::with_capacity(BURST),
+        commands: JoinSet::new(),
+        report,
+        told: None,
+        watchdog: systemd::watchdog_interval(),
+        watchdog_due: Instant::now(),
+        saving: false,
+        parts,
+    };
+    driver.run(reports, shutdown).await;
+}
+
+/// What a command to Redis says of itself.
+enum Report {
+    Done { id: u64, existed: u64 },
+    Failed(String),
+}
+
+struct Driver {
+    parts: Parts,
+    machine: Machine,
+    session: Option<Session>,
+    sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
+    arrived: VecDeque<PgNotification>, // taken from the session, not yet accepted by the machine
+    commands: JoinSet<()>,
+    report: mpsc::Sender<Report>,
+    told: Option<Readiness>,
+    watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
+    watchdog_due: Instant,
+    saving: bool, // the last checkpoint, on the way out
+}
+
+/// Whatever came first.
+enum Wake {
+    Shutdown,
+    Session(Option<Event>),
+    Arrived,
+    Swept(Option<Swept>),
+    Redis(Option<Report>),
+    Time,
+}
+
+impl Driver {
+    async fn run(mut self, mut reports: mpsc::Receiver<Report>, shutdown: CancellationToken) {
+        self.handle(Input::Tick);
+        let mut burst = Vec::with_capacity(BURST);
+        while *self.machine.state() != State::Stopped {
+            let deadline = self.deadline();
+            let draining = matches!(self.machine.state(), State::Draining { .. });
+            let take_notifications = self.arrived.is_empty() && self.machine.accepts(Lane::Live);
+            let take_swept = self.machine.accepts(Lane::CatchUp);
+            let wake = tokio::select! {
+                () = shutdown.cancelled(), if !draining => Wake::Shutdown,
+                wake = next_of_session(&mut self.session, &mut burst, take_notifications) => wake,
+                swept = next_swept(&mut self.sweep), if take_swept => Wake::Swept(swept),
+                report = reports.recv() => Wake::Redis(report),
+                () = tokio::time::sleep_until(deadline.into()) => Wake::Time,
+            };
+            self.wake(wake, &mut burst);
+        }
+        self.leave().await;
+    }
+
+    fn wake(&mut self, wake: Wake, burst: &mut Vec<PgNotification>) {
+        match wake {
+            Wake::Shutdown => {
+                systemd::stopping();
+                self.handle(Input::Shutdown);
+            }
+            Wake::Session(event) => self.event(event),
+            Wake::Arrived => self.arrived.extend(burst.drain(..)),
+            Wake::Swept(swept) => self.swept(swept),
+            Wake::Redis(Some(Report::Done { id, existed })) => {
+                observe(&Observation::Deleted { existed });
+                self.handle(Input::Acknowledged(id));
+            }
+            Wake::Redis(Some(Report::Failed(reason))) => self.handle(Input::RedisFailed(reason)),
+            Wake::Redis(None) | Wake::Time => {}
+        }
+        let now = Instant::now();
+        while self.machine.accepts(Lane::Live)
+            && let Some(notification) = self.arrived.pop_front()
+        {
+            self.machine.notified(now, notification.process_id(), notification.payload());
+        }
+        self.handle(Input::Tick);
+        self.tell();
+        if let Some(every) = self.watchdog
+            && now >= self.watchdog_due
+        {
+            systemd::watchdog();
+            self.watchdog_due = now + every;
+        }
+    }
+
+    /// When to wake at the latest: the machine's timers, readiness that expires, the watchdog.
+    fn deadline(&self) -> Instant {
+        let soon = Instant::now() + self.parts.settings.interval;
+        let machine = self.machine.deadline().unwrap_or(soon);
+        if self.watchdog.is_some() { machine.min(soon).min(self.watchdog_due) } else { machine.min(soon) }
+    }
+
+    fn event(&mut self, event: Option<Event>) {
+        let input = match event {
+            None => Input::Lost("the session's task ended".into()),
+            Some(Event::Lost(reason)) => Input::Lost(reason),
+            Some(Event::Saved) => return,
+            Some(Event::Subscribed { backend, watches, checkpoint }) => {
+                Input::Subscribed(Opening { backend, rules: compile(watches), checkpoint })
+            }
+            Some(Event::BeatSent(beat, queue_ratio)) => {
+                observe(&Observation::NotifyQueue(queue_ratio));
+                observe(&Observation::Status { pending: self.machine.pending(), watermark_age: self.machine.watermark_age() });
+                Input::BeatSent(beat)
+            }
+            Some(Event::Watches(watches)) => Input::Watches(compile(watches)),
+            Some(Event::LogRead(changes)) => Input::LogRead(changes),
+        };
+        self.handle(input);
+    }
+
+    fn swept(&mut self, swept: Option<Swept>) {
+        match swept {
+            Some(Swept::Rows(watch, rows)) => rows.iter().for_each(|row| self.machine.swept(watch, row)),
+            Some(Swept::Log(changes)) => changes.iter().for_each(|change| self.machine.swept_log(change)),
+            Some(Swept::Unreadable { watch, table, reason }) => {
+                observe(&Observation::SweptByPattern { table, reason });
+                self.machine.widen(watch);
+            }
+            Some(Swept::Ended) => {
+                self.sweep = None;
+                self.handle(Input::SweepEnded);
+            }
+            Some(Swept::Failed(reason)) => {
+                self.sweep = None;
+                self.handle(Input::SweepFailed(reason));
+            }
+            None => {
+                self.sweep = None;
+                self.handle(Input::SweepFailed("the sweep's task ended".into()));
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        for action in self.machine.handle(Instant::now(), input) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::OpenSession => {
+                self.session = Some(Session::open(self.parts.postgres.clone(), self.parts.instance.clone(), self.parts.settings.timeout));
+            }
+            Action::CloseSession => {
+                self.session = None;
+                self.sweep = None;
+                self.arrived.clear(); // the gap that is open now covers them
+            }
+            Action::Beat { n, checkpoint } => self.ask(Request::Beat(n, checkpoint)),
+            Action::ReadWatches => self.ask(Request::Watches),
+            Action::ReadLog { watch, xid } => self.ask(Request::Log { watch, xid }),
+            Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
+            Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
+            Action::Sweep(from) => {
+                let (out, swept) = mpsc::channel(4);
+                let mut task = JoinSet::new();
+                task.spawn(sweep::run(self.parts.postgres.clone(), from, self.parts.page_rows, out));
+                self.sweep = Some((swept, task));
+            }
+            Action::StopSweep => self.sweep = None,
+            Action::Send(command) => {
+                while self.commands.try_join_next().is_some() {} // forget those that have ended
+                self.commands.spawn(perform(self.parts.sink.clone(), command, self.report.clone()));
+            }
+            Action::Stop(checkpoint) => {
+                if let Some(checkpoint) = checkpoint {
+                    self.ask(Request::Save(checkpoint));
+                    self.saving = true;
+                }
+            }
+            Action::Observe(observation) => observe(&observation),
+        }
+    }
+
+    fn ask(&self, request: Request) {
+        if let Some(session) = &self.session {
+            session.ask(request);
+        }
+    }
+
+    /// Counts what happened, and tells the probes and systemd how things are.
+    fn tell(&mut self) {
+        for (watch, tally) in self.machine.take_tallies() {
+            let table = self.machine.table(watch).unwrap_or("unwatched");
+            metrics::count(table, tally.changes, tally.keys, tally.swept);
+        }
+        let readiness = self.machine.readiness(Instant::now());
+        if self.told.as_ref() == Some(&readiness) {
+            return;
+        }
+        observe(&Observation::Readiness(readiness.clone()));
+        match &readiness {
+            Readiness::Ready => {
+                systemd::status("ready");
+                systemd::ready();
+            }
+            Readiness::NotReady(reason) => systemd::status(reason),
+        }
+        self.parts.readiness.send_replace(readiness.clone());
+        self.told = Some(readiness);
+    }
+
+    /// Waits until the last checkpoint is stored, if that can be.
+    async fn leave(mut self) {
+        self.tell();
+        let (Some(mut session), true) = (self.session, self.saving) else { return };
+        let stored = async {
+            while let Some(event) = session.events.recv().await {
+                if matches!(event, Event::Saved | Event::Lost(_)) {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(self.parts.settings.timeout, stored).await;
+    }
+}
+
+/// Compiles what is watched; what cannot be is told of and left out.
+fn compile(watches: Vec<Watched>) -> Vec<Rule> {
+    let rule = |watched: Watched| match Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys) {
+        Ok(mut rule) => {
+            rule.dropped = watched.dropped;
+            Some(rule)
+        }
+        Err(error) => {
+            observe(&Observation::WatchSkipped { table: watched.table, reason: error.to_string() });
+            None
+        }
+    };
+    watches.into_iter().filter_map(rule).collect()
+}
+
+/// A command to Redis, repeated until it is done. UNLINK may be repeated (P6).
+async fn perform(sink: Arc<Sink>, command: Command, report: mpsc::Sender<Report>) {
+    let mut backoff = Backoff::new(REDIS_BACKOFF.0, REDIS_BACKOFF.1, command.id);
+    loop {
+        match sink.perform(&command.work).await {
+            Ok(existed) => {
+                let _ = report.send(Report::Done { id: command.id, existed }).await;
+                return;
+            }
+            Err(error) => {
+                let _ = report.send(Report::Failed(error.to_string())).await;
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+async fn next_of_session(session: &mut Option<Session>, burst: &mut Vec<PgNotification>, take_notifications: bool) -> Wake {
+    let Some(Session { events, notifications, .. }) = session else { return std::future::pending().await };
+    tokio::select! {
+        event = events.recv() => Wake::Session(event),
+        taken = notifications.recv_many(burst, BURST), if take_notifications => {
+            // At the end of the notifications, the last event says why.
+            if taken > 0 { Wake::Arrived } else { Wake::Session(events.recv().await) }
+        }
+    }
+}
+
+async fn next_swept(sweep: &mut Option<(mpsc::Receiver<Swept>, JoinSet<()>)>) -> Option<Swept> {
+    match sweep {
+        Some((swept, _)) => swept.recv().await,
+        None => std::future::pending().await,
+    }
+}

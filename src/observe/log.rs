@@ -1,2 +1,49 @@
-use super::Observation;
-pub fn write(_: &Observation) {}
+//! Observations as lines of the log. `error` means that somebody must act.
+
+use tracing::{debug, error, info, warn};
+
+use super::{Observation, Readiness};
+
+/// Writes the line.
+pub fn write(observation: &Observation) {
+    match observation {
+        Observation::Subscribed { watches } => info!(watches, "listening to PostgreSQL"),
+        Observation::SessionLost { reason, retry_in } => {
+            warn!(reason, retry_in_seconds = retry_in.as_secs_f64(), "no session with PostgreSQL");
+        }
+        Observation::GapOpened { cause } => info!(cause = cause.label(), "a gap is open; its changes will be found"),
+        Observation::GapClosed(gap) => info!(
+            cause = gap.cause.label(),
+            lasted_seconds = gap.lasted.as_secs_f64(),
+            rows = gap.swept,
+            logged = gap.logged,
+            keys = gap.keys,
+            "caught up"
+        ),
+        Observation::SweepFailed { reason, retry_in } => {
+            warn!(reason, retry_in_seconds = retry_in.as_secs_f64(), "the sweep ended early and will be repeated");
+        }
+        Observation::SweptByPattern { table, reason } => {
+            error!(table, reason, "the table cannot be swept: all its keys are deleted instead")
+        }
+        Observation::Overflowed { waiting } => warn!(keys = waiting, "Redis is away for too long: what waits is left to a sweep"),
+        Observation::RedisFailed { reason } => error!(reason, "Redis does not delete; trying again until it does"),
+        Observation::RedisRecovered => info!("Redis deletes again"),
+        Observation::PayloadsSkipped { count, reason } => warn!(count, reason, "skipped payloads that are not ours"),
+        Observation::WatchesChanged { watches } => info!(watches, "the watches changed"),
+        Observation::WatchSkipped { table, reason } => error!(table, reason, "a watch cannot be used; watch the table again"),
+        Observation::TableDropped { table } => warn!(table, "a watched table was dropped: all its keys are deleted"),
+        Observation::Fresh { took } => debug!(seconds = took.as_secs_f64(), "a heartbeat went through"),
+        Observation::Status { pending, watermark_age } => {
+            debug!(pending, watermark_age_seconds = watermark_age.map(|age| age.as_secs_f64()), "status");
+        }
+        Observation::NotifyQueue(ratio) if *ratio > 0.5 => {
+            error!(ratio, "PostgreSQL's notification queue fills up: look for a listener in an open transaction (pg_stat_activity)");
+        }
+        Observation::NotifyQueue(_) | Observation::Deleted { .. } => {}
+        Observation::Readiness(Readiness::Ready) => info!("ready"),
+        Observation::Readiness(Readiness::NotReady(reason)) => info!(reason, "not ready"),
+        Observation::Stopped { drained: true } => info!("stopped; everything received is deleted"),
+        Observation::Stopped { drained: false } => warn!("stopped before everything was deleted; the next start catches up"),
+    }
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::batch::Lane;
 use crate::change::{self, Announcement, Change, Malformed, Row};
 use crate::observe::Observation;
-use crate::rule::{Rule, Rules, Target};
+use crate::rule::{Rule, Rules};
 
 use super::{Action, CatchUp, Machine, State};
 

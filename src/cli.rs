@@ -1,0 +1,153 @@
+//! The command line: clap types and their help, nothing that runs.
+//!
+//! There are no flags for URLs: every user of a host can read every process's arguments. What is configured is
+//! configured in the file or the environment; the only global flag says which file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+const ENVIRONMENT: &str = "\
+Environment:
+  DATABASE_URL    where PostgreSQL is, as in postgres://unstale@localhost:5432/app
+  REDIS_URL       where Redis is, as in redis://localhost:6379/0
+  DATABASE_URL_FILE, REDIS_URL_FILE
+                  files that hold the URLs instead, which keeps passwords out of the environment
+  UNSTALE_CONFIG  the configuration file, as --config
+  UNSTALE_...     any other key: its path in upper case with __ between the parts, as in
+                  UNSTALE_HTTP__LISTEN=127.0.0.1:9464 or UNSTALE_LOG__FORMAT=json
+
+  The environment wins over systemd's credentials (database_url, redis_url), those over the
+  file, and that over the defaults. A key that does not exist is refused.
+
+Exit codes:
+  0  done
+  1  failed, or unhealthy
+  2  wrong usage or configuration
+  3  the schema in the database is newer than this binary
+
+Examples:
+  unstale demo                                   see it work; needs no servers of yours
+  unstale migrate                                once, and after every upgrade
+  unstale apply --dry-run                        what the [[watch]] list would change
+  UNSTALE_HTTP__LISTEN=127.0.0.1:9464 unstale run
+  unstale explain public.users id=42 email=a@b.c";
+
+/// Keeps Redis in step with PostgreSQL
+///
+/// Triggers announce every committed change of a watched table; the listener turns each change into cache keys and
+/// deletes them. Whatever path a write took, the cached copy is gone a millisecond later, and after a failure of a
+/// connection, a server or the listener itself, what was missed is swept.
+#[derive(Debug, Parser)]
+#[command(version, after_help = ENVIRONMENT, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// The configuration file; without it UNSTALE_CONFIG, else /etc/unstale/unstale.toml if it is there
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands, in the order in which one meets them.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Install or upgrade the schema `unstale` in the database
+    ///
+    /// Applies the migrations that are embedded in this binary, each once. Several processes may do so at the same
+    /// time. Older listeners keep working while and after it runs. Needs DATABASE_URL, of a role that may create a
+    /// schema and triggers.
+    Migrate,
+    /// Make the database's watches equal the `[[watch]]` list of the configuration file
+    ///
+    /// Prints what it does: watches that are added, changed or removed. A watch that is as listed is not touched and
+    /// no lock is taken for it. A running listener notices by itself. Not needed where an application's own migrations
+    /// call unstale.watch. Needs DATABASE_URL.
+    Apply(Apply),
+    /// Listen for changes and delete their cache keys, until SIGTERM
+    ///
+    /// Connects again for ever if PostgreSQL or Redis is away, and sweeps what was missed. SIGTERM or SIGINT lets what
+    /// was received reach Redis (shutdown.timeout), a second one exits at once. With http.listen set, /live, /ready and
+    /// /metrics answer. Under systemd use Type=notify. Needs DATABASE_URL and REDIS_URL.
+    Run,
+    /// Show the cache keys that a change of a row deletes
+    ///
+    /// Reads the watches from the database and fills their key templates with the values given here; deletes nothing,
+    /// and the row need not exist. Needs DATABASE_URL.
+    #[command(
+        after_help = "Example:\n  unstale explain public.users id=42 email=a@b.c\n\nQuote what the shell would change: 'name=Ann Lee'"
+    )]
+    Explain(Explain),
+    /// Watch the whole story on throw-away servers
+    ///
+    /// Starts a PostgreSQL and a Redis of its own in a temporary directory, changes rows, breaks connections, and shows
+    /// what happens to the cache. Touches no server of yours. Needs the programs postgres and redis-server (or
+    /// valkey-server) on this host.
+    Demo(Demo),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  unstale completions bash > /usr/share/bash-completion/completions/unstale")]
+    Completions(Completions),
+    /// Print the manual page
+    #[command(after_help = "Example:\n  unstale man > /usr/share/man/man1/unstale.1")]
+    Man,
+}
+
+/// `unstale apply`.
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `unstale explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The watched table with its schema, as in public.users
+    pub table: String,
+    /// The row's values, one column each, as in id=42
+    #[arg(value_name = "COLUMN=VALUE", value_parser = column)]
+    pub columns: Vec<(String, String)>,
+}
+
+/// `unstale demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Leave the servers running at the end, and say how to reach them
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `unstale completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// Which shell
+    pub shell: Shell,
+}
+
+fn column(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((column, value)) if !column.is_empty() => Ok((column.to_owned(), value.to_owned())),
+        _ => Err("write a column and its value, as in id=42".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_value_may_hold_what_parts_it_from_its_column() {
+        assert_eq!(column("q=a=b"), Ok(("q".to_owned(), "a=b".to_owned())));
+        assert_eq!(column("q="), Ok(("q".to_owned(), String::new())));
+        assert!(column("=x").is_err() && column("42").is_err());
+    }
+}

@@ -1,0 +1,19 @@
+//! The subcommands, one module each. Each gets what it needs as arguments and says what went wrong as an error.
+
+pub mod apply;
+pub mod completions;
+pub mod explain;
+pub mod man;
+pub mod migrate;
+pub mod run;
+
+use std::io::{ErrorKind, Write as _, stdout};
+
+/// Writes a whole document to stdout. A reader that has seen enough (`unstale man | head`) is no failure.
+fn print(document: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = stdout().lock();
+    match stdout.write_all(document).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

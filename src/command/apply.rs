@@ -1,0 +1,166 @@
+//! `unstale apply`: makes the database's watches equal the configuration's `[[watch]]` list, after printing the plan.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, bail};
+use sqlx::postgres::PgConnection;
+
+use crate::cli::Apply;
+use crate::config::{Config, Watch};
+use crate::pg::watches::{self, Spec, Watched};
+use crate::pg::{self, Postgres};
+
+/// One difference between the configuration and the database.
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    Add { table: String, spec: Spec },
+    Change { table: String, spec: Spec, from: Spec },
+    Remove(Watched),
+}
+
+/// Prints the plan, and carries it out unless `--dry-run`.
+///
+/// # Errors
+/// Before anything is changed if the list is empty, a table is missing or a watch would be refused; later if a lock is not
+/// to be had. What was done until then stays, and another run does the rest.
+pub async fn run(config: &Config, args: &Apply) -> anyhow::Result<()> {
+    let mut connection = Postgres::new(config.database_url()?)?.connect().await?;
+    pg::check_server(&mut connection).await?;
+    pg::migrate::check(&mut connection).await?;
+    if config.watches.is_empty() {
+        bail!("the configuration has no [[watch]]; list the tables there, or call unstale.watch() in SQL and leave `apply` alone");
+    }
+    let wanted = resolve(&mut connection, &config.watches).await?;
+    let (plan, unchanged) = plan(wanted, watches::load(&mut connection).await?);
+    let mut text: String = plan.iter().map(in_words).collect();
+    let _ = writeln!(text, "{}", summary(&plan, unchanged));
+    super::print(text.as_bytes())?;
+    if args.dry_run {
+        return super::print(b"dry run: nothing was changed\n");
+    }
+    for change in &plan {
+        carry_out(&mut connection, change).await?;
+    }
+    Ok(())
+}
+
+/// The full names of the tables, each watch checked by the database.
+async fn resolve(connection: &mut PgConnection, configured: &[Watch]) -> anyhow::Result<Vec<(String, Spec)>> {
+    let mut wanted = Vec::new();
+    for watch in configured {
+        let table = watches::full_name(connection, &watch.table).await?;
+        let table =
+            table.with_context(|| format!("[[watch]] table = \"{}\": there is no such table; name it with its schema", watch.table))?;
+        let spec = Spec {
+            keys: watch.keys.clone(),
+            delivery: watch.delivery.as_str().to_owned(),
+            updated_at: watch.updated_at.clone(),
+            only_columns: watch.only_columns.clone(),
+        };
+        watches::check(connection, &table, &spec).await.map_err(|error| anyhow::anyhow!("{table}: {}", error.in_full()))?;
+        if wanted.iter().any(|(known, _)| *known == table) {
+            bail!("[[watch]] lists {table} twice; put all its keys into one");
+        }
+        wanted.push((table, spec));
+    }
+    Ok(wanted)
+}
+
+fn plan(wanted: Vec<(String, Spec)>, known: Vec<Watched>) -> (Vec<Change>, usize) {
+    let mut changes = Vec::new();
+    let mut unchanged = 0;
+    let mut known = known;
+    for (table, spec) in wanted {
+        match known.iter().position(|watched| watched.table == table && !watched.dropped).map(|at| known.swap_remove(at)) {
+            None => changes.push(Change::Add { table, spec }),
+            Some(watched) if watched.spec == spec => unchanged += 1,
+            Some(watched) => changes.push(Change::Change { table, spec, from: watched.spec }),
+        }
+    }
+    known.sort_by(|a, b| a.table.cmp(&b.table));
+    changes.extend(known.into_iter().map(Change::Remove));
+    (changes, unchanged)
+}
+
+fn in_words(change: &Change) -> String {
+    let list = |keys: &[String]| keys.join(", ");
+    let column = |column: &Option<String>| column.clone().unwrap_or_else(|| "none".into());
+    match change {
+        Change::Add { table, spec } => {
+            format!("+ {table} will be watched\n      keys      {}\n      delivery  {}\n", list(&spec.keys), spec.delivery)
+        }
+        Change::Remove(watched) => format!("- {} will no longer be watched\n", watched.table),
+        Change::Change { table, spec, from } => {
+            let mut text = format!("~ {table} will be watched differently\n");
+            for key in from.keys.iter().filter(|key| !spec.keys.contains(key)) {
+                let _ = writeln!(text, "      - key {key}");
+            }
+            for key in spec.keys.iter().filter(|key| !from.keys.contains(key)) {
+                let _ = writeln!(text, "      + key {key}");
+            }
+            if from.delivery != spec.delivery {
+                let _ = writeln!(text, "      delivery  {} -> {}", from.delivery, spec.delivery);
+            }
+            if from.updated_at != spec.updated_at {
+                let _ = writeln!(text, "      updated_at  {} -> {}", column(&from.updated_at), column(&spec.updated_at));
+            }
+            if from.only_columns != spec.only_columns {
+                let columns = |columns: &Option<Vec<String>>| columns.as_ref().map_or("all".into(), |columns| columns.join(", "));
+                let _ = writeln!(text, "      only_columns  {} -> {}", columns(&from.only_columns), columns(&spec.only_columns));
+            }
+            text
+        }
+    }
+}
+
+fn summary(plan: &[Change], unchanged: usize) -> String {
+    let count = |kind: fn(&Change) -> bool| plan.iter().filter(|change| kind(change)).count();
+    format!(
+        "{} to add, {} to change, {} to remove, {unchanged} unchanged",
+        count(|change| matches!(change, Change::Add { .. })),
+        count(|change| matches!(change, Change::Change { .. })),
+        count(|change| matches!(change, Change::Remove(_))),
+    )
+}
+
+async fn carry_out(connection: &mut PgConnection, change: &Change) -> anyhow::Result<()> {
+    let (table, done) = match change {
+        Change::Add { table, spec } | Change::Change { table, spec, .. } => (table, watches::watch(connection, table, spec).await),
+        Change::Remove(watched) => (&watched.table, watches::unwatch(connection, watched).await.map(|()| "removed".to_owned())),
+    };
+    let done = done.map_err(|error| anyhow::anyhow!("{table}: {}; run `unstale apply` again for the rest", error.in_full()))?;
+    super::print(format!("{table}: {done}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(keys: &[&str]) -> Spec {
+        let keys = keys.iter().map(ToString::to_string).collect();
+        Spec { keys, delivery: "row".into(), updated_at: Some("updated_at".into()), only_columns: None }
+    }
+
+    fn watched(table: &str, keys: &[&str]) -> Watched {
+        Watched { id: 1, rev: 1, table: table.into(), dropped: false, spec: spec(keys) }
+    }
+
+    #[test]
+    fn a_plan_has_what_differs_and_nothing_else() {
+        let wanted = vec![
+            ("public.a".to_owned(), spec(&["a:{id}"])),
+            ("public.b".to_owned(), spec(&["b:{id}", "bs"])),
+            ("public.c".to_owned(), spec(&["c"])),
+        ];
+        let known = vec![watched("public.b", &["b:{id}", "old"]), watched("public.c", &["c"]), watched("public.d", &["d"])];
+        let (plan, unchanged) = plan(wanted, known);
+        assert_eq!(summary(&plan, unchanged), "1 to add, 1 to change, 1 to remove, 1 unchanged");
+        let text: String = plan.iter().map(in_words).collect();
+        assert_eq!(
+            text,
+            "+ public.a will be watched\n      keys      a:{id}\n      delivery  row\n\
+             ~ public.b will be watched differently\n      - key old\n      + key bs\n\
+             - public.d will no longer be watched\n",
+        );
+    }
+}

@@ -1,0 +1,70 @@
+//! `unstale run`: the listener. The only place that wires everything.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use tokio::sync::watch;
+
+use crate::batch::Limits;
+use crate::config::Config;
+use crate::listener::driver::{self, Parts};
+use crate::listener::machine::Settings;
+use crate::observe::{Readiness, metrics};
+use crate::pg::{self, Postgres};
+use crate::sink::Sink;
+use crate::{http, shutdown};
+
+/// Listens until SIGTERM or SIGINT.
+///
+/// # Errors
+/// At the start: a URL is missing or unreadable, the port is taken, or the schema is missing or newer than this program. After
+/// that every failure is waited out.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let postgres = Postgres::new(config.database_url()?)?;
+    let sink = Sink::new(config.redis_url()?, config.redis.timeout)?;
+    let shutdown = shutdown::on_signals()?;
+    let metrics = metrics::install()?;
+    let (readiness, readiness_seen) = watch::channel(Readiness::NotReady("starting".into()));
+    let probes = match config.http.listen {
+        Some(address) => {
+            let listener = http::bind(address).await?;
+            Some(tokio::spawn(http::serve(listener, readiness_seen, metrics, shutdown.clone())))
+        }
+        None => None,
+    };
+    refuse_wrong_schema(&postgres).await?;
+
+    let instance = config.instance.clone();
+    driver::run(Parts { postgres, sink, instance, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown)
+        .await;
+    if let Some(probes) = probes {
+        probes.await??;
+    }
+    Ok(())
+}
+
+/// A schema that is missing or newer needs a person, now. A server that is not there yet is waited for.
+async fn refuse_wrong_schema(postgres: &Postgres) -> Result<(), pg::Error> {
+    let Ok(mut connection) = postgres.connect().await else { return Ok(()) };
+    match pg::migrate::check(&mut connection).await {
+        Err(error @ (pg::Error::NotMigrated | pg::Error::SchemaNewer { .. })) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        canary: format!("unstale:canary:{}", config.instance),
+        interval: config.heartbeat.interval,
+        timeout: config.heartbeat.timeout,
+        backoff_min: config.backoff.min,
+        backoff_max: config.backoff.max,
+        seed: RandomState::new().hash_one(()), // another one in each process
+        limits: Limits {
+            keys_per_command: config.batch.keys_per_command,
+            in_flight: config.batch.in_flight,
+            max_pending: config.batch.max_pending,
+        },
+        stall: config.batch.stall,
+        shutdown: config.shutdown.timeout,
+    }
+}

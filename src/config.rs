@@ -1,0 +1,177 @@
+//! The configuration as meant: read from its sources, put together, checked.
+//!
+//! Defaults, then the file, then systemd's credentials, then the environment; the later one wins. What comes out of
+//! [`Config::load`] is within its limits, so nobody downstream checks again. It must never show a secret, neither in
+//! `Debug` nor in an error, and it refuses whatever it does not know rather than run with half of what was meant.
+//!
+//! Every problem that can be found at once is reported at once. A missing URL is no problem until somebody asks for it:
+//! `migrate` needs no Redis.
+
+mod environment;
+mod error;
+mod file;
+mod limits;
+mod section;
+mod text;
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use secrecy::SecretString;
+
+use environment::Environment;
+use section::File;
+
+pub use error::{Error, Problem};
+pub use file::{Key, keys};
+pub use section::{Backoff, Batch, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Shutdown, Sweep, Watch};
+
+/// Read if no file is named, and if it is there.
+pub const DEFAULT_FILE: &str = "/etc/unstale/unstale.toml";
+
+/// Everything that can be set, within its limits. `Debug` shows no secrets.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// PostgreSQL.
+    pub database: Database,
+    /// Redis or Valkey.
+    pub redis: Redis,
+    /// This listener's name: its checkpoint and its gaps are kept under it. 1 to 63 of `A-Z a-z 0-9 _ . -`.
+    pub instance: String,
+    /// `/live`, `/ready` and `/metrics`.
+    pub http: Http,
+    /// What the program writes to stderr.
+    pub log: Log,
+    /// The proof that a change would arrive.
+    pub heartbeat: Heartbeat,
+    /// The pause before connecting again.
+    pub backoff: Backoff,
+    /// The keys on their way to Redis.
+    pub batch: Batch,
+    /// Reading back what changed during a gap.
+    pub sweep: Sweep,
+    /// Leaving.
+    pub shutdown: Shutdown,
+    /// The `[[watch]]` list of the file, each table once; only `apply` and `explain` read it.
+    pub watches: Vec<Watch>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::from(File::default())
+    }
+}
+
+impl From<File> for Config {
+    fn from(file: File) -> Self {
+        Self {
+            database: file.database,
+            redis: file.redis,
+            instance: file.instance,
+            http: file.http,
+            log: file.log,
+            heartbeat: file.heartbeat,
+            backoff: file.backoff,
+            batch: file.batch,
+            sweep: file.sweep,
+            shutdown: file.shutdown,
+            watches: file.watch,
+        }
+    }
+}
+
+impl Config {
+    /// The configuration of this process: `path` (`--config`), else `UNSTALE_CONFIG`, else [`DEFAULT_FILE`] if it is
+    /// there, and the process's environment.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn from_process(path: Option<&Path>) -> Result<Self, Error> {
+        let mut problems = Vec::new();
+        let mut variables = BTreeMap::new();
+        // `std::env::vars` panics at a value that is not UTF-8, even if it is not ours.
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else {
+                continue;
+            };
+            match value.into_string() {
+                Ok(value) => drop(variables.insert(name, value)),
+                Err(_) if environment::is_ours(&name) => {
+                    problems.push(Problem::new(name, "the value is not UTF-8"));
+                }
+                Err(_) => {}
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::Invalid(problems));
+        }
+        Self::read(path, Some(Path::new(DEFAULT_FILE)), variables)
+    }
+
+    /// The configuration of a file and of an environment, neither of which need be the process's own. Without `path`,
+    /// `UNSTALE_CONFIG` of this environment names the file, and else there is none.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn load(path: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
+        Self::read(path, None, environment.into_iter().collect())
+    }
+
+    /// Where PostgreSQL is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDatabaseUrl`] if nobody said.
+    pub fn database_url(&self) -> Result<&SecretString, Error> {
+        self.database.url.as_ref().ok_or(Error::NoDatabaseUrl)
+    }
+
+    /// Where Redis is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRedisUrl`] if nobody said.
+    pub fn redis_url(&self) -> Result<&SecretString, Error> {
+        self.redis.url.as_ref().ok_or(Error::NoRedisUrl)
+    }
+
+    fn read(path: Option<&Path>, fallback: Option<&Path>, variables: BTreeMap<String, String>) -> Result<Self, Error> {
+        let set = |name| variables.get(name).filter(|value| !value.is_empty());
+        let named = path.map(Path::to_owned).or_else(|| set(environment::CONFIG_FILE).map(PathBuf::from));
+
+        let mut problems = Vec::new();
+        let mut figment = Figment::new();
+        if let Some((path, text)) = read_file(named.as_deref(), fallback)? {
+            figment = figment.merge(file::Source::parse(&path, &text, &mut problems)?);
+        }
+        if let Some(directory) = set(environment::CREDENTIALS) {
+            let directory = Path::new(directory);
+            figment = figment.merge(Environment::from_credentials(directory, &mut problems));
+        }
+        figment = figment.merge(Environment::from_variables(&variables, &mut problems));
+        if !problems.is_empty() {
+            return Err(Error::Invalid(problems));
+        }
+
+        let file: File = figment.extract().map_err(|error| Error::Invalid(error.into_iter().map(Problem::from).collect()))?;
+        let config = Self::from(file);
+        let problems = limits::problems(&config, &figment);
+        if problems.is_empty() { Ok(config) } else { Err(Error::Invalid(problems)) }
+    }
+}
+
+/// A file that was named must be there; the fallback need not.
+fn read_file(named: Option<&Path>, fallback: Option<&Path>) -> Result<Option<(PathBuf, String)>, Error> {
+    let Some(path) = named.or(fallback) else {
+        return Ok(None);
+    };
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some((path.to_owned(), text))),
+        Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+    }
+}

@@ -1,0 +1,255 @@
+//! The environment, and systemd's credentials: a figment provider of our own.
+//!
+//! figment's `Env` lower-cases names, guesses types (an instance named 42 becomes a number, and the error shows the
+//! value) and cannot read files. This one looks every variable up among the keys that exist, so a problem carries the
+//! variable's real name, texts stay texts, and nothing is shown that may be a secret.
+//!
+//! Refused: an `UNSTALE_` variable that is no key, and a secret that is given twice (`X` and `X_FILE`). Ignored: an empty
+//! secret (Compose writes those for unset variables), and the variables that Kubernetes makes up for a service called
+//! `unstale` (`UNSTALE_SERVICE_HOST`, `UNSTALE_PORT=tcp://...`), which nobody typed and which no key can look like.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use figment::value::{Dict, Map, Value};
+use figment::{Metadata, Profile, Provider};
+
+use super::error::Problem;
+use super::file::{Key, keys};
+
+/// Names a file, not a key.
+pub(super) const CONFIG_FILE: &str = "UNSTALE_CONFIG";
+/// Where systemd puts what `LoadCredential=` names; files, one a credential.
+pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Whether a variable is one of ours; values of all others may be anything, even not UTF-8.
+pub(super) fn is_ours(variable: &str) -> bool {
+    variable.starts_with("UNSTALE_")
+        || variable == CREDENTIALS
+        || ["DATABASE_URL", "REDIS_URL"].iter().any(|name| variable.strip_prefix(name).is_some_and(|rest| matches!(rest, "" | "_FILE")))
+}
+
+/// Values by key, each with the name under which it was found.
+pub(super) struct Environment {
+    name: &'static str,
+    found: BTreeMap<String, Found>,
+}
+
+struct Found {
+    /// A variable, or a credential's file.
+    place: String,
+    value: Value,
+}
+
+impl Environment {
+    /// What the variables say; what they say wrongly goes to `problems`.
+    pub(super) fn from_variables(variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Self {
+        let mut environment = Self { name: "environment", found: BTreeMap::new() };
+        let keys = keys();
+        for key in &keys {
+            let found = if key.is_secret { secret(key, variables, problems) } else { plain(key, variables, problems) };
+            environment.found.extend(found.map(|found| (key.path.clone(), found)));
+        }
+        for (variable, value) in variables {
+            refuse_unknown(variable, value, &keys, problems);
+        }
+        environment
+    }
+
+    /// The secrets among systemd's credentials: `database_url` and `redis_url`, if they are there.
+    pub(super) fn from_credentials(directory: &Path, problems: &mut Vec<Problem>) -> Self {
+        let mut found = BTreeMap::new();
+        for key in keys().into_iter().filter(|key| key.is_secret) {
+            let file = directory.join(key.path.replace('.', "_"));
+            let place = file.display().to_string();
+            match read(&file) {
+                Ok(text) => {
+                    let value = Value::from(text);
+                    found.insert(key.path, Found { place, value });
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => problems.push(Problem::new(place, format!("cannot be read: {error}"))),
+            }
+        }
+        Self { name: "credentials", found }
+    }
+}
+
+impl Provider for Environment {
+    fn metadata(&self) -> Metadata {
+        let places: BTreeMap<String, String> = self.found.iter().map(|(path, found)| (path.clone(), found.place.clone())).collect();
+        Metadata::named(self.name).interpolater(move |_: &Profile, keys: &[&str]| {
+            let path = keys.join(".");
+            places.get(&path).cloned().unwrap_or(path)
+        })
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let mut values = Dict::new();
+        for (path, found) in &self.found {
+            match figment::util::nest(path, found.value.clone()) {
+                Value::Dict(_, nested) => merge(&mut values, nested),
+                _ => unreachable!("a path has at least one part"),
+            }
+        }
+        Ok(Profile::Default.collect(values))
+    }
+}
+
+/// Keys are at most one section deep, so are the dictionaries.
+fn merge(values: &mut Dict, nested: Dict) {
+    for (name, value) in nested {
+        match (values.get_mut(&name), value) {
+            (Some(Value::Dict(_, there)), Value::Dict(_, new)) => there.extend(new),
+            (_, value) => {
+                values.insert(name, value);
+            }
+        }
+    }
+}
+
+fn plain(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Option<Found> {
+    let text = variables.get(&key.variable)?;
+    let value = if key.is_number {
+        let Ok(number) = text.trim().parse::<u64>() else {
+            let fault = format!("\"{text}\" is not a whole number");
+            problems.push(Problem::new(&key.variable, fault));
+            return None;
+        };
+        Value::from(number)
+    } else {
+        Value::from(text.clone())
+    };
+    Some(Found { place: key.variable.clone(), value })
+}
+
+/// The secret under its own name, else under the usual one: an application's `DATABASE_URL` may lead through a pooler
+/// that cannot LISTEN, and `UNSTALE_DATABASE__URL` beside it need not.
+fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Option<Found> {
+    [key.variable.clone(), usual_name(key)].into_iter().find_map(|variable| {
+        let written = |name: &str| variables.get(name).filter(|text| !text.is_empty());
+        let file_variable = format!("{variable}_FILE");
+        match (written(&variable), written(&file_variable)) {
+            (None, None) => None,
+            (Some(text), None) => Some(Found { place: variable, value: Value::from(text.clone()) }),
+            (None, Some(file)) => match read(Path::new(file)) {
+                Ok(text) => Some(Found { place: file_variable, value: Value::from(text) }),
+                Err(error) => {
+                    problems.push(Problem::new(file_variable, format!("cannot read {file}: {error}")));
+                    None
+                }
+            },
+            (Some(_), Some(_)) => {
+                let fault = format!("{variable} is set too, and only one of them can be meant; unset one");
+                problems.push(Problem::new(file_variable, fault));
+                None
+            }
+        }
+    })
+}
+
+/// `DATABASE_URL` for `database.url`.
+fn usual_name(key: &Key) -> String {
+    key.path.replace('.', "_").to_uppercase()
+}
+
+/// A file's text without the newline that every editor puts at its end.
+fn read(file: &Path) -> std::io::Result<String> {
+    let text = std::fs::read_to_string(file)?;
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+fn refuse_unknown(variable: &str, value: &str, keys: &[Key], problems: &mut Vec<Problem>) {
+    let Some(rest) = variable.strip_prefix("UNSTALE_") else {
+        return;
+    };
+    let is_key = |key: &Key| key.variable == variable || (key.is_secret && variable.strip_suffix("_FILE") == Some(&key.variable));
+    if variable == CONFIG_FILE || keys.iter().any(is_key) || is_service_link(rest, value) {
+        return;
+    }
+    if rest == "WATCH" || rest.starts_with("WATCH_") {
+        let fault = "a watch cannot be given by a variable; write [[watch]] in the file, or call unstale.watch in SQL";
+        problems.push(Problem::new(variable, fault));
+        return;
+    }
+    let names = keys.iter().map(|key| key.variable.as_str()).chain([CONFIG_FILE]);
+    problems.push(Problem::unknown(variable, variable, names));
+}
+
+/// Whether Kubernetes made this variable, for a service `unstale` or `unstale-...` of the namespace.
+/// Shapes: `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]`, `{SVC}_PORT`, `{SVC}_PORT_9464_TCP[_PROTO|_PORT|_ADDR]`
+/// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
+fn is_service_link(rest: &str, value: &str) -> bool {
+    // A key's sections are parted by two underscores, a service's name never is.
+    if rest.contains("__") {
+        return false;
+    }
+    let name = format!("_{rest}");
+    let is_url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    let is_number = value.parse::<u16>().is_ok();
+    let numbered = name.rsplit_once("_PORT_").is_some_and(|(_, port)| {
+        let mut parts = port.split('_');
+        parts.next().is_some_and(|number| number.parse::<u16>().is_ok())
+            && parts.next().is_some_and(|protocol| matches!(protocol, "TCP" | "UDP" | "SCTP"))
+    });
+    name.ends_with("_SERVICE_HOST") || (name.contains("_SERVICE_PORT") && is_number) || (name.ends_with("_PORT") && is_url) || numbered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(variables: &[(&str, &str)]) -> Vec<String> {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut problems = Vec::new();
+        Environment::from_variables(&variables, &mut problems);
+        problems.iter().map(Problem::to_string).collect()
+    }
+
+    #[test]
+    fn what_kubernetes_makes_up_for_a_service_called_unstale_is_ignored() {
+        let none = problems(&[
+            ("UNSTALE_SERVICE_HOST", "10.0.0.11"),
+            ("UNSTALE_SERVICE_PORT", "9464"),
+            ("UNSTALE_SERVICE_PORT_METRICS", "9464"),
+            ("UNSTALE_PORT", "tcp://10.0.0.11:9464"),
+            ("UNSTALE_PORT_9464_TCP", "tcp://10.0.0.11:9464"),
+            ("UNSTALE_PORT_9464_TCP_PROTO", "tcp"),
+            ("UNSTALE_PORT_9464_TCP_PORT", "9464"),
+            ("UNSTALE_PORT_9464_TCP_ADDR", "10.0.0.11"),
+            ("UNSTALE_METRICS_SERVICE_HOST", "10.0.0.12"),
+            ("UNSTALE_METRICS_PORT_9464_TCP_ADDR", "10.0.0.12"),
+        ]);
+        assert_eq!(none, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_port_that_a_person_wrote_is_not_taken_for_kubernetes() {
+        assert_eq!(problems(&[("UNSTALE_PORT", "9464")]).len(), 1);
+        assert_eq!(problems(&[("UNSTALE_HTTP__PORT", "tcp://1.2.3.4:1")]).len(), 1);
+    }
+
+    #[test]
+    fn every_unknown_variable_is_named_with_the_nearest_key() {
+        let found = problems(&[("UNSTALE_HTTP__LISTN", "x"), ("UNSTALE_INSTANZ", "y")]);
+        assert_eq!(
+            found,
+            [
+                "UNSTALE_HTTP__LISTN: unknown key; did you mean UNSTALE_HTTP__LISTEN?",
+                "UNSTALE_INSTANZ: unknown key; did you mean UNSTALE_INSTANCE?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_watch_in_the_environment_is_told_where_watches_go() {
+        let found = problems(&[("UNSTALE_WATCH__TABLE", "public.users")]);
+        assert!(found[0].contains("[[watch]]"), "{found:?}");
+    }
+
+    #[test]
+    fn a_secret_and_its_file_are_one_too_many() {
+        let found = problems(&[("REDIS_URL", "redis://h"), ("REDIS_URL_FILE", "/x")]);
+        assert_eq!(found, ["REDIS_URL_FILE: REDIS_URL is set too, and only one of them can be meant; unset one"]);
+    }
+}

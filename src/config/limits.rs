@@ -1,0 +1,175 @@
+//! What a value's type cannot say: ranges, one key against another, the shape of names and URLs.
+//!
+//! Finds all problems at once. A secret's value is looked at here, and must not get into a sentence.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use figment::{Figment, Profile};
+use secrecy::{ExposeSecret as _, SecretString};
+use tracing_subscriber::EnvFilter;
+
+use super::error::Problem;
+use super::{Backoff, Config, Heartbeat, Watch};
+
+/// No duration may be longer: all of them are waits, and sums with the clock must not overflow.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is wrong with `config`, which was extracted from `figment`.
+pub(super) fn problems(config: &Config, figment: &Figment) -> Vec<Problem> {
+    let mut limits = Limits { figment, problems: Vec::new() };
+    limits.check(config);
+    limits.problems
+}
+
+struct Limits<'a> {
+    figment: &'a Figment,
+    problems: Vec<Problem>,
+}
+
+impl Limits<'_> {
+    fn check(&mut self, config: &Config) {
+        let millis = Duration::from_millis;
+        // Every wait is at least a millisecond: nought would spin.
+        self.span("redis.timeout", config.redis.timeout, millis(1));
+        self.span("heartbeat.interval", config.heartbeat.interval, millis(50));
+        self.span("heartbeat.timeout", config.heartbeat.timeout, millis(1));
+        self.span("backoff.min", config.backoff.min, millis(1));
+        self.span("backoff.max", config.backoff.max, millis(1));
+        self.span("batch.stall", config.batch.stall, millis(1));
+        self.span("shutdown.timeout", config.shutdown.timeout, millis(1));
+
+        self.number("batch.keys_per_command", config.batch.keys_per_command, 1..=10_000);
+        self.number("batch.in_flight", config.batch.in_flight, 1..=64);
+        // Up to 10 million keys of 100 bytes are a gigabyte; beyond, a sweep is the better memory.
+        self.number("batch.max_pending", config.batch.max_pending, 1_000..=10_000_000);
+        self.number("sweep.page_rows", config.sweep.page_rows, 100..=1_000_000);
+
+        self.relations(config);
+        self.texts(config);
+        self.urls(config);
+        self.watches(&config.watches);
+    }
+
+    fn relations(&mut self, config: &Config) {
+        let Heartbeat { interval, timeout } = config.heartbeat;
+        let twice = interval.saturating_mul(2);
+        if timeout < twice {
+            let interval_place = self.place("heartbeat.interval");
+            self.problem(
+                "heartbeat.timeout",
+                format!(
+                    "{} is less than two intervals, so that one late heartbeat ends the session; \
+                     write at least {} or lower {interval_place} ({})",
+                    written(timeout),
+                    written(twice),
+                    written(interval),
+                ),
+            );
+        }
+        let Backoff { min, max } = config.backoff;
+        if min > max {
+            let max_place = self.place("backoff.max");
+            let fault = format!("{} is more than {max_place} ({})", written(min), written(max));
+            self.problem("backoff.min", fault);
+        }
+    }
+
+    fn texts(&mut self, config: &Config) {
+        let instance = &config.instance;
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if !(1..=63).contains(&instance.len()) || !instance.bytes().all(is_allowed) {
+            let fault = format!("\"{instance}\" is not 1 to 63 of A-Z a-z 0-9 _ . -, as in eu-west-1");
+            self.problem("instance", fault);
+        }
+        let filter = &config.log.filter;
+        if let Err(error) = EnvFilter::builder().parse(filter) {
+            let fault = format!("\"{filter}\" is not a filter ({error}); write it as in info or warn,unstale=debug");
+            self.problem("log.filter", fault);
+        }
+    }
+
+    /// Only the scheme: the libraries know the rest, but what they say when they do not may show the URL.
+    fn urls(&mut self, config: &Config) {
+        if let Some(url) = &config.database.url
+            && !matches!(scheme(url), "postgres" | "postgresql")
+        {
+            let fault = "is not a PostgreSQL URL; write it as in postgres://user:password@host:5432/database";
+            self.problem("database.url", fault);
+        }
+        if let Some(url) = &config.redis.url
+            && !is_redis_scheme(scheme(url))
+        {
+            let fault = "is not a Redis URL; write it as in redis://:password@host:6379/0, rediss:// (TLS), \
+                         redis-cluster://, redis-sentinel:// or redis+unix:///run/redis.sock";
+            self.problem("redis.url", fault);
+        }
+    }
+
+    fn watches(&mut self, watches: &[Watch]) {
+        for (index, watch) in watches.iter().enumerate() {
+            let key = |name| format!("watch.{index}.{name}");
+            if watch.table.is_empty() {
+                self.problem(&key("table"), "is missing; name the table as in public.users");
+            }
+            if watches[..index].iter().any(|earlier| earlier.table == watch.table) {
+                let fault = format!("\"{}\" is listed twice; put its keys in one [[watch]]", watch.table);
+                self.problem(&key("table"), fault);
+            }
+            if watch.keys.is_empty() {
+                self.problem(&key("keys"), "names no key; write at least one, as in [\"user:{id}\"]");
+            }
+            if watch.only_columns.as_ref().is_some_and(Vec::is_empty) {
+                let fault = "is empty, so that no UPDATE would count; leave it out if all columns do";
+                self.problem(&key("only_columns"), fault);
+            }
+        }
+    }
+
+    fn span(&mut self, key: &str, value: Duration, least: Duration) {
+        if !(least..=LONGEST).contains(&value) {
+            let (least, most) = (written(least), written(LONGEST));
+            let fault = format!("{} is out of range; write {least} to {most}", written(value));
+            self.problem(key, fault);
+        }
+    }
+
+    fn number<T: PartialOrd + Display>(&mut self, key: &str, value: T, range: RangeInclusive<T>) {
+        if !range.contains(&value) {
+            let (least, most) = (range.start(), range.end());
+            let fault = format!("{value} is out of range; write {least} to {most}");
+            self.problem(key, fault);
+        }
+    }
+
+    fn problem(&mut self, key: &str, fault: impl Into<String>) {
+        let place = self.place(key);
+        self.problems.push(Problem::new(place, fault));
+    }
+
+    /// The key as whoever set it wrote it; the key itself if it is a default.
+    fn place(&self, key: &str) -> String {
+        // A key that is missing from a [[watch]] has its place by the list.
+        let watches = || self.figment.find_metadata("watch").filter(|_| key.starts_with("watch."));
+        let parts: Vec<&str> = key.split('.').collect();
+        match self.figment.find_metadata(key).or_else(watches) {
+            Some(metadata) => metadata.interpolate(&Profile::Default, &parts),
+            None => key.to_owned(),
+        }
+    }
+}
+
+fn written(span: Duration) -> String {
+    humantime::format_duration(span).to_string()
+}
+
+fn scheme(url: &SecretString) -> &str {
+    url.expose_secret().split_once("://").map_or("", |(scheme, _)| scheme)
+}
+
+/// fred's schemes.
+fn is_redis_scheme(scheme: &str) -> bool {
+    let (name, suffix) = scheme.split_once(['-', '+']).unwrap_or((scheme, ""));
+    matches!(name, "redis" | "rediss" | "valkey" | "valkeys") && matches!(suffix, "" | "cluster" | "sentinel" | "unix")
+}

@@ -1,0 +1,71 @@
+//! How single values are written: durations, addresses, secrets, and the empty text that means "none".
+//!
+//! Each module is one serde `with`. An error shows the text and the fix; [`secret`] cannot fail, so it cannot show one.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+/// Durations as humantime writes them.
+pub(super) mod span {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&humantime::format_duration(*span))
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(from)?;
+        humantime::parse_duration(&text)
+            .map_err(|_| D::Error::custom(format!("\"{text}\" is not a duration; write a unit, as in 30s or 2m")))
+    }
+}
+
+/// Texts that may be shown to nobody; an empty one counts as not written.
+pub(super) mod secret {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(_: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_none() // a secret never leaves
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SecretString>, D::Error> {
+        let text = String::deserialize(from)?;
+        Ok((!text.is_empty()).then(|| SecretString::from(text)))
+    }
+}
+
+/// An address, or `""` for none.
+pub(super) mod address {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(address: &Option<SocketAddr>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&address.map_or(String::new(), |address| address.to_string()))
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| {
+            D::Error::custom(format!("\"{text}\" is not an IP address with a port; write it as in 127.0.0.1:9464 or [::]:9464"))
+        })
+    }
+}
+
+/// A column, or `""` for none.
+pub(super) mod column {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(column: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(column.as_deref().unwrap_or_default())
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+        let text = String::deserialize(from)?;
+        Ok((!text.is_empty()).then_some(text))
+    }
+}

@@ -1,0 +1,37 @@
+//! How an error leaves the process: as one line, and as an exit code.
+//!
+//! The codes are part of the interface: 0 done, 1 failed or unhealthy, 2 usage or configuration, 3 the schema is newer
+//! than this binary. A supervisor may restart after 1; 2 and 3 need a person.
+
+use crate::{config, pg};
+
+/// The exit code for an error: the first cause that has one decides, all others are 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let code = |cause: &(dyn std::error::Error + 'static)| {
+        if cause.is::<config::Error>() {
+            Some(2)
+        } else if matches!(cause.downcast_ref(), Some(pg::Error::SchemaNewer { .. })) {
+            Some(3)
+        } else {
+            None
+        }
+    };
+    error.chain().find_map(code).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_code_under_any_context() {
+        let configuration = anyhow::Error::new(config::Error::NoDatabaseUrl);
+        let newer = pg::Error::SchemaNewer { found: 7, known: 5 };
+        let newer = Err::<(), _>(newer).context("migrate").context("start");
+        assert_eq!(exit_code(&configuration.context("start")), 2);
+        assert_eq!(exit_code(&newer.expect_err("newer")), 3);
+        assert_eq!(exit_code(&anyhow!("the link broke").context("run")), 1);
+    }
+}

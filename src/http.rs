@@ -1,0 +1,253 @@
+//! `/live`, `/ready` and `/metrics`, for probes and for Prometheus.
+//!
+//! Must never be in the listener's way: it reads a watch channel and renders what is counted already. A client must not
+//! be able to exhaust anything, so a connection is good for one request and a few seconds, and their number is bounded;
+//! further ones wait in the kernel's backlog. It takes no input but the path, and refuses everything else with 404.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::observe::Readiness;
+
+/// A probe and a scrape take milliseconds; whoever needs longer is stuck, or means harm.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
+/// At most so many connections at once, each with its lifetime: far more than probes and scrapers need.
+const CONNECTIONS: usize = 256;
+/// How long open connections may hold up the shutdown.
+const GRACE: Duration = Duration::from_secs(1);
+/// After accept(2) failed for want of a resource (files, memory), which takes time to come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Histograms keep every sample until somebody folds them; without a scraper that is for us to do.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("http.listen: cannot listen on {address}")]
+pub struct BindError {
+    /// What `http.listen` says.
+    pub address: SocketAddr,
+    /// What the operating system said.
+    pub source: io::Error,
+}
+
+/// Opens the port of `http.listen`, so that a port in use fails the start and not a probe.
+///
+/// # Errors
+///
+/// If the address is not this host's, is in use, or needs a privilege.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+}
+
+/// Answers on `listener` until `shutdown`, then lets open requests finish for up to a second.
+///
+/// # Errors
+///
+/// None today; the signature leaves room for a listener that cannot go on.
+pub async fn serve(
+    listener: TcpListener,
+    readiness: watch::Receiver<Readiness>,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let upkeep = keep_up(metrics.clone());
+    let router = router(readiness, metrics);
+    let connections = TaskTracker::new();
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        never = accept(listener, router, &connections, &shutdown) => match never {},
+        never = upkeep => match never {},
+    }
+    connections.close();
+    // Whoever is not done in time is cut off by the end of the process.
+    let _ = timeout(GRACE, connections.wait()).await;
+    Ok(())
+}
+
+fn router(readiness: watch::Receiver<Readiness>, metrics: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/live", get(async || "live\n"))
+        .route("/ready", get(ready).with_state(readiness))
+        .route("/metrics", get(render).with_state(metrics))
+}
+
+async fn ready(State(readiness): State<watch::Receiver<Readiness>>) -> (StatusCode, String) {
+    if readiness.has_changed().is_err() {
+        // The sender is gone: whatever it said last, nobody stands for it now.
+        let reason = "the listener has ended\n".to_owned();
+        return (StatusCode::SERVICE_UNAVAILABLE, reason);
+    }
+    match &*readiness.borrow() {
+        Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
+        Readiness::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, metrics.render())
+}
+
+async fn keep_up(metrics: PrometheusHandle) -> Infallible {
+    let mut ticks = interval(UPKEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+async fn accept(listener: TcpListener, router: Router, connections: &TaskTracker, shutdown: &CancellationToken) -> Infallible {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        // Nobody closes the semaphore; without a permit the connection would only be unbounded.
+        let permit = Arc::clone(&permits).acquire_owned().await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a probe's connection was not accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let router = router.clone();
+        let shutdown = shutdown.clone();
+        connections.spawn(async move {
+            let _permit = permit;
+            answer(stream, router, shutdown).await;
+        });
+    }
+}
+
+/// One request; broken ones are the client's business, so errors end here.
+async fn answer(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let served = timeout(CONNECTION_LIFETIME, async {
+        tokio::select! {
+            served = connection.as_mut() => served,
+            () = shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    });
+    let _ = served.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    struct Server {
+        address: SocketAddr,
+        readiness: watch::Sender<Readiness>,
+        shutdown: CancellationToken,
+        served: JoinHandle<io::Result<()>>,
+    }
+
+    async fn server() -> Server {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (readiness, receiver) = watch::channel(Readiness::NotReady("catching up".to_owned()));
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || metrics::counter!("unstale_tests_total").increment(3));
+        let shutdown = CancellationToken::new();
+        let served = serve(listener, receiver, recorder.handle(), shutdown.clone());
+        Server { address, readiness, shutdown, served: tokio::spawn(served) }
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        // Ends because the server closes after one request.
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+
+    #[tokio::test]
+    async fn ready_follows_the_listener_and_says_why_not() {
+        let server = server().await;
+        let answer = get(server.address, "/ready").await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\ncatching up\n"), "{answer}");
+        server.readiness.send_replace(Readiness::Ready);
+        let answer = get(server.address, "/ready").await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nready\n"), "{answer}");
+        drop(server.readiness);
+        let answer = get(server.address, "/ready").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn metrics_are_prometheus_text() {
+        let answer = get(server().await.address, "/metrics").await;
+        assert!(answer.contains("content-type: text/plain; version=0.0.4\r\n"), "{answer}");
+        assert!(answer.contains("\nunstale_tests_total 3\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn live_is_live_and_anything_else_is_not_found() {
+        let address = server().await.address;
+        assert!(get(address, "/live").await.starts_with("HTTP/1.1 200 "));
+        assert!(get(address, "/").await.starts_with("HTTP/1.1 404 "));
+        assert!(get(address, "/metrics/x").await.starts_with("HTTP/1.1 404 "));
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_is_cut_off_and_a_shutdown_does_not_wait_for_it() {
+        let server = server().await;
+        let mut silent = TcpStream::connect(server.address).await.expect("a connection");
+        silent.write_all(b"GET /live HT").await.expect("sent");
+        assert!(get(server.address, "/live").await.starts_with("HTTP/1.1 200 "));
+
+        tokio::time::pause(); // the clock jumps to the next timer
+        assert_eq!(silent.read(&mut [0; 64]).await.expect("the end"), 0);
+
+        let _silent = TcpStream::connect(server.address).await.expect("a connection");
+        server.shutdown.cancel();
+        server.served.await.expect("no panic").expect("served");
+    }
+
+    #[tokio::test]
+    async fn more_idle_clients_than_connections_do_not_shut_others_out_for_good() {
+        let address = server().await.address;
+        let mut idle = Vec::new();
+        for _ in 0..CONNECTIONS + 10 {
+            idle.push(TcpStream::connect(address).await.expect("a connection"));
+        }
+        tokio::time::pause();
+        assert!(get(address, "/live").await.starts_with("HTTP/1.1 200 "));
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named_with_its_key() {
+        let server = server().await;
+        let error = bind(server.address).await.expect_err("in use");
+        assert_eq!(error.to_string(), format!("http.listen: cannot listen on {}", server.address));
+    }
+}

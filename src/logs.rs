@@ -1,0 +1,29 @@
+//! Where log lines go: stderr, so that stdout belongs to what a command prints.
+//!
+//! Installs the process's one subscriber. `RUST_LOG` is not read: a variable meant for another program must not silence
+//! this one.
+
+use std::io::{IsTerminal as _, stderr};
+
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// Starts the log as configured.
+///
+/// # Errors
+///
+/// If the filter does not parse (which [`crate::config::Config`] rules out) or a log was started before.
+pub fn init(log: &Log) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(&log.filter).context("log.filter")?;
+    let is_terminal = stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(is_terminal);
+    let is_json = match log.format {
+        LogFormat::Auto => !is_terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let installed = if is_json { lines.json().flatten_event(true).try_init() } else { lines.try_init() };
+    installed.map_err(|error| anyhow::anyhow!(error).context("the log"))
+}

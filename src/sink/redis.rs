@@ -1,0 +1,194 @@
+//! The sink over fred.
+//!
+//! A client that failed is replaced, not repaired. fred 10.1.0 may hang for ever on a connection that it believes in (its
+//! unresponsiveness check is reset by every write; after its task has ended later commands wait for nobody; a full command
+//! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, KeysInterface};
+use fred::types::config::{Config, ConnectionConfig, PerformanceConfig};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::batch::Work;
+
+/// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
+const SCAN_COUNT: u32 = 1_000;
+
+/// Why Redis did not do it. None holds the URL.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The URL cannot be read.
+    #[error("REDIS_URL is not a Redis URL; write redis://:password@host:6379/0, rediss:// for TLS, or redis+unix:///run/redis.sock")]
+    Url,
+    /// No connection.
+    #[error("cannot connect to Redis: {0}")]
+    Connect(String),
+    /// Connected, and no answer in time. It may have been done all the same.
+    #[error("Redis did not answer within {0:?} (redis.timeout)")]
+    Timeout(Duration),
+    /// The connection ended. It may have been done all the same.
+    #[error("the connection to Redis ended")]
+    Ended,
+    /// Redis said no.
+    #[error("Redis refused: {0}{remedy}", remedy = remedy(.0))]
+    Refused(String),
+}
+
+fn remedy(refusal: &str) -> &'static str {
+    match refusal.split_whitespace().next() {
+        Some("NOPERM") => " (let the user run UNLINK, SCAN, SELECT and PING on the keys of the watches and on unstale:*)",
+        Some("WRONGPASS" | "NOAUTH") => " (correct user and password in REDIS_URL)",
+        Some("READONLY") => " (this is a replica; let REDIS_URL lead to the primary)",
+        _ => "",
+    }
+}
+
+/// See the module.
+pub struct Sink {
+    config: Config,
+    timeout: Duration,
+    connection: Mutex<Option<Connection>>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    client: Client,
+    ended: CancellationToken,
+}
+
+impl Sink {
+    /// Reads the URL; connects when first asked for something. `timeout` bounds each command.
+    ///
+    /// # Errors
+    /// [`Error::Url`].
+    pub fn new(url: &SecretString, timeout: Duration) -> Result<Arc<Self>, Error> {
+        let config = Config::from_url(url.expose_secret()).map_err(|_| Error::Url)?;
+        Ok(Arc::new(Self { config, timeout, connection: Mutex::new(None) }))
+    }
+
+    /// Deletes; returns how many of the keys existed. Twice is as good as once.
+    ///
+    /// # Errors
+    /// Then some of it may have been done, and all of it is to be repeated.
+    pub async fn perform(&self, work: &Work) -> Result<u64, Error> {
+        let connection = self.connection().await?;
+        let result = match work {
+            Work::Keys(keys) => connection.ask(self.timeout, connection.client.unlink(keys.clone())).await,
+            Work::Pattern(pattern) => self.delete_matching(&connection, pattern).await,
+        };
+        if let Err(Error::Timeout(_) | Error::Ended) | Err(Error::Refused(_)) = &result {
+            self.replace(&connection).await;
+        }
+        result
+    }
+
+    /// Bounded steps; a key that is there from the beginning to the end is found (<https://redis.io/commands/scan>).
+    async fn delete_matching(&self, connection: &Connection, pattern: &str) -> Result<u64, Error> {
+        if !pattern.contains(['*']) {
+            return connection.ask(self.timeout, connection.client.unlink(pattern)).await;
+        }
+        let mut existed = 0;
+        let mut cursor = "0".to_owned();
+        loop {
+            let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);
+            let (next, keys): (String, Vec<fred::types::Key>) = connection.ask(self.timeout, step).await?;
+            if !keys.is_empty() {
+                existed += connection.ask::<u64>(self.timeout, connection.client.unlink(keys)).await?;
+            }
+            if next == "0" {
+                return Ok(existed);
+            }
+            cursor = next;
+        }
+    }
+
+    async fn connection(&self) -> Result<Connection, Error> {
+        let mut place = self.connection.lock().await;
+        if let Some(connection) = place.as_ref().filter(|connection| !connection.ended.is_cancelled()) {
+            return Ok(connection.clone());
+        }
+        let connection = self.connect().await?;
+        *place = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn connect(&self) -> Result<Connection, Error> {
+        let performance = PerformanceConfig { default_command_timeout: self.timeout, ..PerformanceConfig::default() };
+        let connection = ConnectionConfig {
+            connection_timeout: self.timeout,
+            internal_command_timeout: self.timeout,
+            max_command_attempts: 1,
+            reconnect_errors: Vec::new(),
+            tcp: fred::types::config::TcpConfig { nodelay: Some(true), ..Default::default() },
+            ..ConnectionConfig::default()
+        };
+        let client = Client::new(self.config.clone(), Some(performance), Some(connection), None);
+        let task = client.connect();
+        let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
+        match connected {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(connect_error(&error)),
+            Err(_) => {
+                task.abort();
+                return Err(Error::Connect(format!("no answer within {:?} (redis.timeout)", self.timeout)));
+            }
+        }
+        let ended = CancellationToken::new();
+        let end = ended.clone().drop_guard();
+        tokio::spawn(async move {
+            let _ = task.await;
+            drop(end);
+        });
+        Ok(Connection { client, ended })
+    }
+
+    /// The next command connects anew, unless somebody has already done so.
+    async fn replace(&self, failed: &Connection) {
+        failed.ended.cancel();
+        let mut place = self.connection.lock().await;
+        if place.as_ref().is_some_and(|current| current.client.id() == failed.client.id()) {
+            *place = None;
+        }
+        drop(place);
+        // Ends its task; nobody waits for a farewell over a connection that does not answer.
+        let client = failed.client.clone();
+        let timeout = self.timeout;
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(timeout, client.quit()).await;
+        });
+    }
+}
+
+impl Connection {
+    async fn ask<T>(&self, timeout: Duration, command: impl Future<Output = Result<T, fred::error::Error>>) -> Result<T, Error> {
+        tokio::select! {
+            answer = tokio::time::timeout(timeout, command) => match answer {
+                Ok(answer) => answer.map_err(|error| command_error(&error, timeout)),
+                Err(_) => Err(Error::Timeout(timeout)),
+            },
+            () = self.ended.cancelled() => Err(Error::Ended),
+        }
+    }
+}
+
+fn connect_error(error: &fred::error::Error) -> Error {
+    match error.kind() {
+        fred::error::ErrorKind::Auth => Error::Refused(error.details().to_owned()),
+        _ => Error::Connect(error.details().to_owned()),
+    }
+}
+
+fn command_error(error: &fred::error::Error, timeout: Duration) -> Error {
+    use fred::error::ErrorKind;
+    match error.kind() {
+        ErrorKind::Timeout => Error::Timeout(timeout),
+        ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing => Error::Ended,
+        // READONLY, LOADING, OOM, NOPERM and the like come as Unknown; their first word tells them apart.
+        _ => Error::Refused(error.details().to_owned()),
+    }
+}
