@@ -45,7 +45,7 @@ pub async fn migrate(postgres: &Postgres) -> Result<Vec<String>, Error> {
     }
     // Other sessions rely on a migration that we report as applied.
     connection
-        .execute("set synchronous_commit = on; create schema if not exists unstale")
+        .execute("set synchronous_commit = on; set client_min_messages = warning; create schema if not exists unstale")
         .await
         .map_err(Error::of("creating the schema"))?;
     let by_hand = before.is_none() && applied_by_hand(&mut connection).await?;

@@ -138,7 +138,9 @@ impl Machine {
             }
         }
         if new != self.rules {
-            self.actions.push(Action::Observe(Observation::WatchesChanged { watches: new.len() }));
+            if !matches!(self.state, State::Connecting { .. }) {
+                self.say(Observation::WatchesChanged { watches: new.len() });
+            }
             self.rules = new;
         }
     }
