@@ -12,10 +12,14 @@ pub mod postgres;
 pub mod redis;
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 pub use guard::{Guard, Process};
@@ -86,7 +90,8 @@ fn doing<T: Into<String>>(what: T) -> impl FnOnce(io::Error) -> Error {
 fn new_directory() -> Result<PathBuf, Error> {
     let shm = Path::new("/dev/shm");
     let free = rustix::fs::statvfs(shm).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-    let create = |base: &Path| tempfile::Builder::new().prefix("unstale-").tempdir_in(base);
+    let private = Permissions::from_mode(0o700);
+    let create = |base: &Path| tempfile::Builder::new().prefix("unstale-").permissions(private.clone()).tempdir_in(base);
     let made = match free {
         SHM_FREE_BYTES.. => create(shm).or_else(|_| create(Path::new("/tmp"))),
         _ => create(Path::new("/tmp")),
@@ -94,19 +99,24 @@ fn new_directory() -> Result<PathBuf, Error> {
     Ok(made.map_err(doing("make a directory in /tmp"))?.keep())
 }
 
-/// A TCP port of 127.0.0.1 that nobody listens on.
+/// A TCP port of 127.0.0.1 that nobody listens on, and that this process has not been given before.
 ///
 /// Not port 0: those lie in the range of outgoing connections, and while a server is down, a client that retries
 /// would in time connect to itself there. Below 22,000, so that a Redis Cluster's bus port (+ 10,000) is out of that
-/// range, too.
+/// range, too. Never the same twice, so that a server that is down finds its port free when it comes back.
 ///
 /// # Errors
-/// When a hundred random ports are all taken.
+/// When a hundred ports in a row are taken.
 pub fn free_port() -> io::Result<u16> {
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 10_000;
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
+        let anywhere = RandomState::new().hash_one(0) % u64::from(COUNT);
+        AtomicU16::new(anywhere.try_into().expect("below COUNT"))
+    });
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..100 {
-        let random = RandomState::new().hash_one(0);
-        let port = 12_000 + u16::try_from(random % 10_000).expect("below 10,000");
+        let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             Ok(_) => return Ok(port),
             Err(error) => last = error,

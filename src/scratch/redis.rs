@@ -4,13 +4,15 @@
 //! Must hold: it forgets everything when it stops, unless asked to keep it; a restart comes back at the same address.
 //! Refuses: clustering, passwords and TLS; a test that wants those passes the options itself.
 
+mod client;
+
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+pub use client::{Client, Reply};
 use rustix::process::Signal;
 
 use super::guard::{Guard, Process};
@@ -90,6 +92,14 @@ impl Redis {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.directory().join("redis.sock")
+    }
+
+    /// A connection of one's own, to look at what is cached.
+    ///
+    /// # Errors
+    /// When the server does not run.
+    pub fn client(&self) -> io::Result<Client> {
+        Client::connect(&self.socket())
     }
 
     /// Its port of 127.0.0.1, if it was asked for one.
@@ -180,15 +190,8 @@ impl Redis {
 
     /// Whether it says PONG; while it loads its file it says -LOADING.
     fn answers(&self) -> bool {
-        let ask = || {
-            let mut stream = UnixStream::connect(self.socket())?;
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            stream.write_all(b"PING\r\n")?;
-            let mut reply = [0; 5];
-            stream.read_exact(&mut reply)?;
-            std::io::Result::Ok(reply)
-        };
-        ask().is_ok_and(|reply| &reply == b"+PONG")
+        let pong = Reply::Status("PONG".to_owned());
+        self.client().and_then(|mut client| client.ask(&["ping"])).is_ok_and(|reply| reply == pong)
     }
 }
 
