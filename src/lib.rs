@@ -13,6 +13,7 @@ pub mod logs;
 pub mod observe;
 pub mod pg;
 pub mod rule;
+pub mod scratch;
 pub mod shutdown;
 pub mod sink;
 pub mod systemd;

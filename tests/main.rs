@@ -2,4 +2,6 @@
 
 mod cli;
 mod config;
+mod scratch;
 mod simulation;
+mod support;

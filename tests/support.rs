@@ -1,0 +1,11 @@
+//! What the tests stand on: real servers, a link that fails on demand, the real binary, and patience.
+//!
+//! A test that cannot have its servers fails and says what to install; it never passes by not running.
+
+#![expect(dead_code, reason = "a toolbox: not every tool is in use at every time")]
+
+pub(crate) mod daemon;
+pub(crate) mod link;
+pub(crate) mod servers;
+pub(crate) mod wait;
+pub(crate) mod world;
