@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod demo;
 mod scratch;
 mod simulation;
 mod support;
