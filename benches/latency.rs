@@ -26,8 +26,7 @@ async fn main() -> anyhow::Result<()> {
     let redis = Redis::start(&redis::Options { tcp: true, ..Default::default() })?;
     let mut sql = PgConnection::connect(&postgres.url("postgres")).await?;
     let mut cache = redis.client()?;
-    let environment =
-        [("DATABASE_URL", postgres.url("postgres")), ("REDIS_URL", redis.url()), ("UNSTALE_LOG__FILTER", "warn".to_owned())];
+    let environment = [("DATABASE_URL", postgres.url("postgres")), ("REDIS_URL", redis.url()), ("UNSTALE_LOG__FILTER", "warn".to_owned())];
     let port = free_port()?;
     let guard = Guard::new()?;
     let mut migrate = std::process::Command::new(env!("CARGO_BIN_EXE_unstale"));
@@ -57,7 +56,10 @@ async fn main() -> anyhow::Result<()> {
     let took = bulk(&mut sql, &mut cache, "plain").await?;
     println!("  unwatched          {:>9.3?}", took.0);
     let (statement, drained) = bulk(&mut sql, &mut cache, "users").await?;
-    println!("  row                {statement:>9.3?}   ({:.2}x), then {drained:.3?} until the last key is gone", statement.as_secs_f64() / took.0.as_secs_f64());
+    println!(
+        "  row                {statement:>9.3?}   ({:.2}x), then {drained:.3?} until the last key is gone",
+        statement.as_secs_f64() / took.0.as_secs_f64()
+    );
     let status = std::fs::read_to_string(format!("/proc/{}/status", listener.pid()))?;
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
     println!("  listener's peak    {}", peak.trim_start_matches("VmHWM:").trim());
