@@ -6,3 +6,4 @@ mod demo;
 mod scratch;
 mod simulation;
 mod support;
+mod tidy;

@@ -255,7 +255,10 @@ impl Driver {
         if self.told.as_ref() == Some(&readiness) {
             return;
         }
-        observe(&Observation::Readiness(readiness.clone()));
+        let was_ready = self.told == Some(Readiness::Ready);
+        if self.told.is_none() || was_ready || readiness == Readiness::Ready {
+            observe(&Observation::Readiness(readiness.clone())); // further reasons are for the probes alone
+        }
         match &readiness {
             Readiness::Ready => {
                 systemd::status("ready");
