@@ -56,6 +56,25 @@ pub enum Observation {
     },
     /// Redis answers again.
     RedisRecovered,
+    /// Another Redis answers, or the same one after a restart: it may have undone what the last one had done.
+    RedisChanged,
+    /// PostgreSQL was restarted or failed over: it may have undone commits whose keys were deleted and cached again.
+    PostgresChanged {
+        /// What is done about it, and what is not known.
+        reason: &'static str,
+        /// Keys that are deleted once more.
+        again: usize,
+    },
+    /// All keys of all watched tables are deleted, because what was missed cannot be found otherwise.
+    Flushed {
+        /// Why.
+        reason: &'static str,
+    },
+    /// The log is no longer kept for an instance that is away.
+    InstanceForgotten {
+        /// Its name.
+        instance: String,
+    },
     /// Payloads that are not an announcement of a watched table were skipped.
     PayloadsSkipped {
         /// How many.
@@ -119,6 +138,8 @@ pub enum Cause {
     Heartbeat,
     /// Redis was away for too long.
     Overflow,
+    /// Another Redis answers.
+    Redis,
 }
 
 impl Cause {
@@ -130,6 +151,7 @@ impl Cause {
             Self::Session => "session",
             Self::Heartbeat => "heartbeat",
             Self::Overflow => "overflow",
+            Self::Redis => "redis",
         }
     }
 }

@@ -75,3 +75,8 @@ fn a_watermark_that_passes_open_transactions_is_noticed() {
 fn a_sweep_that_reads_before_listen_is_noticed() {
     is_found(Flaw::SweepBeforeListen);
 }
+
+#[test]
+fn a_redis_that_fails_over_unnoticed_is_noticed() {
+    is_found(Flaw::FailOverUnnoticed);
+}

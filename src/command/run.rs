@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::listener::driver::{self, Parts};
 use crate::listener::machine::Settings;
 use crate::observe::{Readiness, metrics};
+use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
 use crate::sink::Sink;
 use crate::{http, shutdown};
@@ -33,9 +34,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     };
     refuse_wrong_schema(&postgres).await?;
 
-    let instance = config.instance.clone();
-    driver::run(Parts { postgres, sink, instance, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown)
-        .await;
+    let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
+    driver::run(Parts { postgres, sink, name, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown).await;
     if let Some(probes) = probes {
         probes.await??;
     }
@@ -65,6 +65,7 @@ fn settings(config: &Config) -> Settings {
             max_pending: config.batch.max_pending,
         },
         stall: config.batch.stall,
+        window: config.replay.window,
         shutdown: config.shutdown.timeout,
     }
 }

@@ -28,6 +28,12 @@ pub fn write(observation: &Observation) {
         }
         Observation::Overflowed { waiting } => warn!(keys = waiting, "Redis is away for too long: what waits is left to a sweep"),
         Observation::RedisFailed { reason } => error!(reason, "Redis does not delete; trying again until it does"),
+        Observation::RedisChanged => warn!("another Redis answers, or a restarted one: the last replay.window is deleted again"),
+        Observation::PostgresChanged { reason, again } => warn!(reason, keys = again, "PostgreSQL was restarted or failed over"),
+        Observation::Flushed { reason } => warn!(reason, "all keys of all watched tables are deleted"),
+        Observation::InstanceForgotten { instance } => {
+            warn!(instance, "this instance is away for longer than its checkpoint.forget_after: the log is no longer kept for it");
+        }
         Observation::RedisRecovered => info!("Redis deletes again"),
         Observation::PayloadsSkipped { count, reason } => warn!(count, reason, "skipped payloads that are not ours"),
         Observation::WatchesChanged { watches } => info!(watches, "the watches changed"),

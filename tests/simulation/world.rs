@@ -4,13 +4,13 @@ mod application;
 mod surroundings;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use unstale::batch::{Command, Limits};
 use unstale::listener::machine::{Input, Machine, Settings, State};
 use unstale::observe::Readiness;
-use unstale::watermark::{Checkpoint, MARGIN};
+use unstale::watermark::{MARGIN, Progress};
 
 /// A way to break the design on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,12 +22,15 @@ pub(super) enum Flaw {
     OpenTransactionsIgnored,
     /// What a sweep brings was read before LISTEN.
     SweepBeforeListen,
+    /// Redis does not tell that it is another one.
+    FailOverUnnoticed,
 }
 
 const IDS: u64 = 8;
 const EMAILS: u64 = 8;
 const STEPS: usize = 300;
 const MAX_PENDING: usize = 12;
+const WINDOW: Duration = Duration::from_secs(20);
 const MICROS: i64 = 1_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +64,7 @@ enum Event {
     SweepLogged { sweep: u64, change: String },
     SweepEnd { sweep: u64 },
     RedisAttempt { listener: u64, command: Command },
-    RedisReply { listener: u64, id: u64 },
+    RedisReply { listener: u64, id: u64, redis: u64 },
     PostgresBack,
     RedisBack,
 }
@@ -107,7 +110,7 @@ pub(super) struct World {
     before_listen: Option<Rows>,
     open: Vec<Transaction>,
     log: Vec<(u64, String)>,
-    checkpoint: Option<Checkpoint>,
+    progress: Option<Progress>,
     // the session; each has a number
     session: u64,
     listening: bool,
@@ -119,6 +122,9 @@ pub(super) struct World {
     redis_up: bool,
     redis_silent: bool,
     cache: HashMap<String, String>,
+    redis_id: u64,
+    redis_heard: u64,                                        // the one whose answer the listener heard last
+    replicas: VecDeque<(Duration, HashMap<String, String>)>, // the cache as it was
     // the listener
     listener: u64,
     machine: Machine,
@@ -134,6 +140,7 @@ fn settings(seed: u64) -> Settings {
         seed,
         limits: Limits { keys_per_command: 3, in_flight: 3, max_pending: MAX_PENDING },
         stall: Duration::from_secs(2),
+        window: WINDOW,
         shutdown: Duration::from_secs(10),
     }
 }
@@ -158,7 +165,7 @@ impl World {
             before_listen: None,
             open: Vec::new(),
             log: Vec::new(),
-            checkpoint: None,
+            progress: None,
             session: 0,
             listening: false,
             black_holed: false,
@@ -168,6 +175,9 @@ impl World {
             redis_up: true,
             redis_silent: false,
             cache: HashMap::new(),
+            redis_id: 1,
+            redis_heard: 0,
+            replicas: VecDeque::new(),
             listener: 0,
             machine: Machine::new(settings(seed), base + Duration::from_secs(1)),
         }
@@ -180,7 +190,13 @@ impl World {
             let pause = if self.one_in(20) { 5_000 } else { 200 };
             let pause = Duration::from_millis(self.below(pause));
             self.pass(pause)?;
-            if self.one_in(12) { self.fault() } else { self.work() }
+            if self.one_in(12) {
+                self.fault()
+            } else {
+                self.work()
+            }
+            self.replicas.push_back((self.now, self.cache.clone()));
+            self.replicas.retain(|(at, _)| *at + WINDOW > self.now);
         }
         self.heal();
         let mut patience = 600;
@@ -281,7 +297,7 @@ impl World {
     // ----- faults
 
     fn fault(&mut self) {
-        match self.below(9) {
+        match self.below(10) {
             0 => self.cut("cut"),
             1 if self.listening => {
                 self.say(|| "black hole".into());
@@ -318,7 +334,18 @@ impl World {
                 }
             }
             7 => self.restart(),
+            8 => self.fail_over(),
             _ => self.handle(Input::Shutdown),
+        }
+    }
+
+    /// A replica becomes Redis. It is behind by less than the window, and was never told of the last deletes.
+    fn fail_over(&mut self) {
+        let behind = self.below(self.replicas.len() as u64 + 1) as usize;
+        if let Some((at, cache)) = self.replicas.get(behind) {
+            self.say(|| format!("redis fails over, back to {:.3}", at.as_secs_f64()));
+            self.cache = cache.clone();
+            self.redis_id += 1;
         }
     }
 
@@ -371,6 +398,7 @@ impl World {
     fn is_quiet(&self) -> bool {
         self.machine.readiness(self.instant()) == Readiness::Ready
             && !self.black_holed // it is not quiet before that is noticed
+            && self.redis_heard == self.redis_id
             && self.machine.pending() == 0
             && !self.schedule.iter().any(|Reverse(scheduled)| matches!(scheduled.event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. }))
     }

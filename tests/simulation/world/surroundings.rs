@@ -6,7 +6,7 @@ use std::time::Duration;
 use unstale::batch::{Command, Lane, Work};
 use unstale::listener::machine::{Action, Input, Opening, State};
 use unstale::rule::Rule;
-use unstale::watermark::{Beat, Checkpoint, PgTime};
+use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Stored};
 
 use super::{Event, Flaw, World};
 
@@ -37,11 +37,11 @@ impl World {
                 self.end_session();
                 self.sweep += 1;
             }
-            Action::Beat { n, checkpoint } => self.beat(n, checkpoint),
+            Action::Beat { n, progress } => self.beat(n, progress),
             Action::Sweep(from) => self.start_sweep(from),
             Action::StopSweep => self.sweep += 1,
             Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
-            Action::Stop(Some(checkpoint)) if self.up && self.listening && !self.black_holed => self.save(checkpoint),
+            Action::Stop(Some(progress)) if self.up && self.listening && !self.black_holed => self.save(progress),
             Action::ReadWatches => {
                 let input = Input::Watches(vec![rule()]);
                 if self.listening && !self.black_holed {
@@ -54,17 +54,18 @@ impl World {
         }
     }
 
-    fn save(&mut self, checkpoint: Checkpoint) {
-        self.checkpoint = Some(checkpoint);
-        self.log.retain(|(xid, _)| *xid >= checkpoint.log_xmin); // pruned
+    fn save(&mut self, progress: Progress) {
+        let kept_from = progress.proven.replay.map_or(0, |replay| replay.log_xmin);
+        self.log.retain(|(xid, _)| *xid >= kept_from); // pruned
+        self.progress = progress.proven.checkpoint.is_some().then_some(progress);
     }
 
-    fn beat(&mut self, n: u64, checkpoint: Option<Checkpoint>) {
+    fn beat(&mut self, n: u64, progress: Option<Progress>) {
         if self.black_holed || !self.listening {
             return;
         }
-        if let Some(checkpoint) = checkpoint {
-            self.save(checkpoint);
+        if let Some(progress) = progress {
+            self.save(progress);
         }
         let xmax = self.next_xid;
         let oldest = self.open.iter().map(|transaction| transaction.xid).min().unwrap_or(xmax);
@@ -98,7 +99,14 @@ impl World {
             Event::ListenActive { session } if session == self.session && self.up => {
                 self.listening = true;
                 self.last_delivery = self.now;
-                let opening = Opening { backend: session as u32, rules: vec![rule()], checkpoint: self.checkpoint };
+                let server = Server { history: "7/1".into(), started: PgTime(0) };
+                let stored = self.progress.clone().map(|Progress { proven, redis }| Stored {
+                    proven,
+                    redis,
+                    history: "7/1".into(),
+                    forgotten: false,
+                });
+                let opening = Opening { backend: session as u32, rules: vec![rule()], server, stored };
                 self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
             }
             Event::Input { session, input } if session == self.session && !self.black_holed => self.handle(input),
@@ -143,7 +151,12 @@ impl World {
                 }
             }
             Event::RedisAttempt { listener, command } => self.redis(listener, command),
-            Event::RedisReply { listener, id } if listener == self.listener => self.handle(Input::Acknowledged(id)),
+            Event::RedisReply { listener, id, redis } if listener == self.listener => {
+                self.redis_heard = redis;
+                let told = if self.flaw == Flaw::FailOverUnnoticed { 1 } else { redis };
+                let server = Some(told.to_string().into());
+                self.handle(Input::Acknowledged { id, server });
+            }
             Event::PostgresBack => self.up = true,
             Event::RedisBack => {
                 self.redis_up = true;
@@ -195,7 +208,7 @@ impl World {
             self.handle(Input::RedisFailed("no answer".into()));
             self.later(1_000, Event::RedisAttempt { listener, command });
         } else {
-            self.later(2, Event::RedisReply { listener, id: command.id });
+            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id });
         }
     }
 }
