@@ -77,6 +77,6 @@ fn a_sweep_that_reads_before_listen_is_noticed() {
 }
 
 #[test]
-fn a_redis_that_fails_over_unnoticed_is_noticed() {
+fn a_fail_over_of_redis_that_is_not_told_is_noticed() {
     is_found(Flaw::FailOverUnnoticed);
 }
