@@ -245,7 +245,7 @@ begin
     elsif class.relkind not in ('r', 'p') then
         perform unstale.refuse(
             format('%s is a %s, which has no row triggers', relation,
-                   case class.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table' else 'relation of kind ' || class.relkind end),
+                   case class.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table' else 'relation of kind ' || class.relkind::text end),
             'Watch the tables that it is made of.');
     elsif class.relpersistence = 't' then
         perform unstale.refuse(format('%s is a temporary table', relation), 'Watch a permanent table.');
