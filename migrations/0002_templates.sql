@@ -24,7 +24,7 @@ begin
             raise exception 'key template %: a } closes nothing', quote_literal(template)
                 using errcode = 'invalid_parameter_value', hint = 'Write }} for a literal brace.';
         elsif starts_with(rest, '{') then
-            column_name := substring(rest from '^\{([^{}]*)\}');
+            column_name := substring(rest from '^[{]([^{}]*)[}]');
             if column_name is null or column_name = '' then
                 raise exception 'key template %: a { opens no column', quote_literal(template)
                     using errcode = 'invalid_parameter_value', hint = 'Write {column}, or {{ for a literal brace.';
@@ -67,7 +67,7 @@ begin
         union all
         select t.typbasetype from unwrapped u join pg_type t on t.oid = u.oid where t.typtype = 'd'
     )
-    select t.oid, t.typname, t.typtype, t.typelem, t.typcategory, n.nspname, o.provolatile into strict base
+    select t.oid, t.typname, t.typtype, t.typelem, t.typcategory, t.typoutput, n.nspname, o.provolatile into strict base
       from unwrapped u
       join pg_type t on t.oid = u.oid
       join pg_namespace n on n.oid = t.typnamespace
@@ -93,12 +93,13 @@ begin
                           'time'::regtype, 'timetz'::regtype, 'inet'::regtype, 'cidr'::regtype, 'macaddr'::regtype, 'macaddr8'::regtype,
                           'bit'::regtype, 'varbit'::regtype, 'pg_lsn'::regtype)
             then format('coalesce(to_json(%s)::text, ''null'')', value)
-        when base.typtype = 'e'
-            or base.typcategory = 'A' and base.typelem in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype,
+        when base.typcategory = 'A' and base.typelem in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype,
                                                            'uuid'::regtype, 'text'::regtype, 'varchar'::regtype, 'name'::regtype)
-            -- A type of an extension or of the user, such as citext: by its own word independent of settings.
-            or base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and base.provolatile = 'i'
             then format('coalesce(to_json(%s::text)::text, ''null'')', value)
+        -- An enum, or a type of an extension or of the user, such as citext, that is by its own word independent of
+        -- settings: through its output function, because a cast to text or json may be anybody's.
+        when base.typtype = 'e' or base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and base.provolatile = 'i'
+            then format('coalesce(to_json(textin(%s(%s)))::text, ''null'')', base.typoutput, value)
         else unstale.refuse(
             format('column %I of %s has type %s, whose text is not the same under all settings', attribute.attname, relation, attribute.shown),
             format('Use another column in the key, or add a generated column: alter table %s add column %I text generated always as (...) stored.',

@@ -1,11 +1,14 @@
 -- What is generated for each watch: three small SQL functions over the table's row, four trigger functions, and their
--- triggers. This is all that ever runs in a writer's transaction.
+-- triggers. With the functions just below, this is all that ever runs in a writer's transaction.
 --
--- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this makes it 2-3.
+-- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this about 2.
 -- Why SQL functions with a BEGIN ATOMIC body: they are stored by column number, so RENAME COLUMN keeps working, and
 -- PostgreSQL inlines them. Why each trigger's WHEN names every column that is used, behind a `true or` that costs nothing:
 -- DROP COLUMN and ALTER COLUMN TYPE are then refused with the trigger's name, and DROP ... CASCADE takes the trigger along,
 -- instead of leaving one behind that fails the next write.
+-- Why the trigger functions have no SET search_path, as everything else here has: it cost a sixth. They are the one thing
+-- that is parsed under the writer's search_path, so they hold nothing that it could turn: no operator, no cast, and no name
+-- without its schema.
 -- Safe while an older listener runs: nothing existed before.
 
 -- A change that is not found again by `updated_at >= clock - margin` goes to the log. Sweeps read back twice as far, so
@@ -13,6 +16,42 @@
 create function unstale.margin() returns interval
     language sql immutable
     return interval '5 seconds';
+
+-- What a change of one row says.
+create function unstale.one_row(head text, one text) returns text
+    language sql immutable
+    return head || one || '}';
+
+-- What an UPDATE says; `before` is null if no key changed.
+create function unstale.two_rows(head text, after text, before text) returns text
+    language sql immutable
+    return head || after || coalesce(',"old":' || before, '') || '}';
+
+-- Sends a change; false: it says only in which transaction's log the change is. A payload may have 7,999 bytes, and
+-- NOTIFY would fail the write for a longer one.
+create function unstale.announce(watch_id integer, change text) returns boolean
+    language sql
+    return case when octet_length(change) < 8000
+                then pg_notify('unstale', change) is not null
+                else pg_notify('unstale', '{"watch":' || watch_id::text || ',"log":"' || pg_current_xact_id()::text || '"}') is null
+           end;
+
+-- What a column is called now.
+create function unstale.column_now(relation regclass, attnum smallint) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select a.attname::text from pg_attribute a where a.attrelid = column_now.relation and a.attnum = column_now.attnum and not a.attisdropped
+$$;
+
+-- The sweep's column as a timestamptz, with the same meaning in trigger and sweep whatever the session's TimeZone.
+create function unstale.sweep_expression(relation regclass, attnum smallint, variable text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format(case when a.atttypid = 'timestamp'::regtype then 'timezone(''UTC'', (%s).%I)' else '(%s).%I' end, variable, a.attname)
+      from pg_attribute a where a.attrelid = sweep_expression.relation and a.attnum = sweep_expression.attnum
+$$;
 
 -- CREATE FUNCTION statements of a watch, as they should be.
 create function unstale.function_definitions(w unstale.watch) returns text[]
@@ -25,8 +64,7 @@ declare
     members text := '''{''';
     old_image text := '';
     new_image text := '';
-    sweep_value text;
-    safe_without_log text; -- SQL, per operation: may this change be left to the sweep?
+    fresh text; -- SQL: will a sweep find the row `new`?
     definitions text[];
 begin
     for i in 1 .. cardinality(w.columns) loop
@@ -50,51 +88,55 @@ begin
 
     -- Will a sweep find this row by its stamp? A `timestamp` without a zone is read as UTC, here as in the sweep.
     if w.sweep_attnum is not null then
-        sweep_value := unstale.sweep_expression(w.relation, w.sweep_attnum, 't');
+        fresh := format('unstale.fresh_%s(new)', w.id);
         definitions := definitions || format(
             $f$create or replace function unstale.fresh_%s(t %s) returns boolean language sql begin atomic select coalesce(%s >= clock_timestamp() - unstale.margin(), false); end$f$,
-            w.id, watched, sweep_value);
+            w.id, watched, unstale.sweep_expression(w.relation, w.sweep_attnum, 't'));
     end if;
 
-    safe_without_log := case when w.sweep_attnum is null then 'false' else format('unstale.fresh_%s(new)', w.id) end;
     return definitions || array[
-        unstale.trigger_function(w.id, 'insert', safe_without_log,
-            format('%L || unstale.row_%s(new) || ''}''', head || '"new":', w.id)),
-        unstale.trigger_function(w.id, 'update', safe_without_log || format(' and unstale.same_%s(old, new)', w.id),
-            format('%L || unstale.row_%2$s(new) || case when unstale.same_%2$s(old, new) then ''}'' else '',"old":'' || unstale.row_%2$s(old) || ''}'' end',
-                   head || '"new":', w.id)),
-        unstale.trigger_function(w.id, 'delete', 'false',
-            format('%L || unstale.row_%s(old) || ''}''', head || '"old":', w.id)),
-        unstale.trigger_function(w.id, 'truncate', 'false', quote_literal(head || '"all":true}'))];
+        unstale.trigger_function(w.id, 'insert', fresh,
+            format('unstale.one_row(%L, unstale.row_%s(new))', head || '"new":', w.id)),
+        unstale.trigger_function(w.id, 'update', 'same and ' || fresh,
+            format('unstale.two_rows(%L, unstale.row_%2$s(new), case when same then null else unstale.row_%2$s(old) end)', head || '"new":', w.id)),
+        unstale.trigger_function(w.id, 'delete', null,
+            format('unstale.one_row(%L, unstale.row_%s(old))', head || '"old":', w.id)),
+        unstale.trigger_function(w.id, 'truncate', null, quote_literal(head || '"all":true}'))];
 end
 $$;
 
--- One trigger function: announce the change, and log it too unless a sweep would find it. A payload may have 7,999 bytes;
--- a longer one only says in which transaction's log the change is, because NOTIFY would fail the write.
-create function unstale.trigger_function(watch_id integer, operation text, safe_without_log text, change text) returns text
+-- One trigger function: announce the change, and log it too unless it was announced in full and a sweep would find it.
+-- `change` and `sweepable` (null: never) are expressions. IF, not PERFORM or SELECT: plpgsql evaluates it by itself.
+create function unstale.trigger_function(watch_id integer, operation text, sweepable text, change text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
     select format($f$create or replace function unstale.%2$s_%1$s() returns trigger
     language plpgsql security definer
-    set search_path = pg_catalog, pg_temp
 as $body$
 declare
-    change constant text := %4$s;
-    short constant boolean := octet_length(change) < 8000;
+    %3$schange constant pg_catalog.text := %4$s;
+    announced constant pg_catalog.bool := unstale.announce(%1$s, change);
 begin
-    if short then
-        perform pg_notify('unstale', change);
-    else
-        perform pg_notify('unstale', '{"watch":%1$s,"log":"' || pg_current_xact_id()::text || '"}');
+    if announced and %5$s then
+        return null;
     end if;
-    if not (short and %3$s) then
-        insert into unstale.change_log (watch, change) values (%1$s, change);
-    end if;
+    insert into unstale.change_log (watch, change) values (%1$s, change);
     return null;
 end
 $body$
-$f$, watch_id, operation, safe_without_log, change)
+$f$, watch_id, operation,
+     case operation when 'update' then format(E'same constant pg_catalog.bool := unstale.same_%s(old, new);\n    ', watch_id) end,
+     change, coalesce(sweepable, 'false'))
+$$;
+
+-- A condition on `new` or `old` that names every used column.
+create function unstale.uses(w unstale.watch, variable text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(string_agg(format('%s.%I is null', variable, unstale.column_now(w.relation, n)), ' or ' order by n), 'true')
+      from unnest(w.attnums || w.sweep_attnum) n where n is not null
 $$;
 
 -- The triggers of a watch: name, event with its WHEN, and the function.
@@ -103,12 +145,10 @@ create function unstale.trigger_definitions(w unstale.watch) returns table (name
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    uses text; -- a condition that is always true and depends on every used column
+    uses constant text := unstale.uses(w, 'new'); -- depends on every used column
     counts text; -- only_columns as a condition on an UPDATE
     image text[];
 begin
-    select coalesce(string_agg(format('(new.%I is null)', unstale.column_now(w.relation, n)), ' or ' order by n), 'true') into uses
-      from unnest(w.attnums || w.sweep_attnum) n where n is not null;
     if w.only_columns is not null then
         select array_agg(unstale.column_now(w.relation, n) order by n) into image
           from (select unstale.column_number(w.relation, c, 'only_columns') from unnest(w.only_columns) c union select unnest(w.attnums)) used(n);
@@ -125,7 +165,7 @@ begin
       from (values
         ('insert', 'after insert', 'for each row when (true or ' || uses || ')'),
         ('update', 'after update', 'for each row when (' || coalesce(counts, 'true') || ' or (false and (' || uses || ')))'),
-        ('delete', 'after delete', 'for each row when (true or ' || replace(uses, '(new.', '(old.') || ')'),
+        ('delete', 'after delete', 'for each row when (true or ' || unstale.uses(w, 'old') || ')'),
         ('truncate', 'after truncate', 'for each statement')
       ) as o(operation, event, when_clause);
 end
@@ -141,7 +181,7 @@ as $$
     select t.relid from pg_partition_tree(relation) t
 $$;
 
--- Are all triggers of the watch there, everywhere, firing ALWAYS?
+-- Are all triggers of the watch there, everywhere, firing ALWAYS, and all functions?
 create function unstale.installed(w unstale.watch) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -150,6 +190,11 @@ as $$
         select from unstale.tree(w.relation) r(relation), unnest(array['insert', 'update', 'delete', 'truncate']) o(operation)
          where not exists (select from pg_trigger t
                             where t.tgrelid = r.relation and t.tgname = format('unstale_%s_%s', w.id, o.operation) and t.tgenabled = 'A'))
+       and not exists (
+        select from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate']) f(name)
+         where (f.name <> 'fresh' or w.sweep_attnum is not null)
+           and not exists (select from pg_proc p
+                            where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', f.name, w.id)))
 $$;
 
 -- Creates what is missing, and everything if `replace_all`. The caller holds the locks.
@@ -179,19 +224,14 @@ begin
 end
 $$;
 
--- What a column is called now.
-create function unstale.column_now(relation regclass, attnum smallint) returns text
+-- The number of the column that a sweep may trust, null for none. Not unstale.watch.sweep_attnum: pg_restore numbers the
+-- columns anew where some were dropped, but what unstale.fresh_N() reads is always what the triggers decided by.
+create function unstale.sweep_column(w unstale.watch) returns smallint
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select a.attname::text from pg_attribute a where a.attrelid = column_now.relation and a.attnum = column_now.attnum and not a.attisdropped
-$$;
-
--- The sweep's column as a timestamptz, with the same meaning in trigger and sweep whatever the session's TimeZone.
-create function unstale.sweep_expression(relation regclass, attnum smallint, variable text) returns text
-    language sql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select format(case when a.atttypid = 'timestamp'::regtype then 'timezone(''UTC'', (%s).%I)' else '(%s).%I' end, variable, a.attname)
-      from pg_attribute a where a.attrelid = sweep_expression.relation and a.attnum = sweep_expression.attnum
+    select d.refobjsubid::smallint
+      from pg_proc p join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid
+     where p.pronamespace = 'unstale'::regnamespace and p.proname = format('fresh_%s', w.id)
+       and d.refclassid = 'pg_class'::regclass and d.refobjid = w.relation and d.refobjsubid > 0
 $$;

@@ -13,12 +13,14 @@ create function unstale.watch(
 ) returns text -- 'added', 'changed' or 'unchanged'
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set quote_all_identifiers = off -- the digests must not depend on the caller's settings
+    set standard_conforming_strings = on
 as $$
 #variable_conflict use_column
 declare
     wanted unstale.watch;
     known unstale.watch;
-    new_triggers boolean;
+    complete boolean; -- has every change been announced since `known.since`?
     caller_timeout constant text := current_setting('lock_timeout');
 begin
     wanted := unstale.wanted(watch.relation, watch.keys, watch.delivery, watch.updated_at, watch.only_columns);
@@ -28,56 +30,117 @@ begin
         return 'unchanged';
     end if;
 
-    if caller_timeout = '0' then
-        perform set_config('lock_timeout', '1s', true);
+    perform unstale.refuse_caller();
+    -- Two calls at once: one waits, which keeps nobody from writing, and then finds its work done.
+    perform unstale.lock('unstale.watch', 'share row exclusive', caller_timeout, '10s');
+    complete := not unstale.forget_dropped(watch.relation::text); -- a table of the same name had keys, too
+    select * into known from unstale.watch w where w.relation = watch.relation;
+    if not found then
+        insert into unstale.watch (relation, table_name, keys, columns, attnums, delivery, functions, triggers)
+            values (watch.relation, watch.relation::text, '{}', '{}', '{}', watch.delivery, '', '')
+            returning * into known;
+    elsif unstale.digests(wanted, known) = known and unstale.installed(known) then
+        perform set_config('lock_timeout', caller_timeout, true);
+        return 'unchanged';
+    else
+        -- What was left to a sweep by the column of before is found by no sweep from now on.
+        complete := unstale.installed(known) and known.sweep_attnum is not distinct from wanted.sweep_attnum;
     end if;
-    begin
-        lock table unstale.watch in share row exclusive mode; -- two calls at once: one waits, then finds its work done
-        perform unstale.forget_dropped();
-        select * into known from unstale.watch w where w.relation = watch.relation;
-        if not found then
-            insert into unstale.watch (relation, table_name, keys, columns, attnums, delivery, functions, triggers)
-                values (watch.relation, watch.relation::text, '{}', '{}', '{}', watch.delivery, '', '')
-                returning * into known;
-        elsif unstale.digests(wanted, known) = known and unstale.installed(known) then
-            perform set_config('lock_timeout', caller_timeout, true);
-            return 'unchanged';
-        end if;
 
-        wanted := unstale.digests(wanted, known);
-        if (wanted.keys, wanted.columns, wanted.attnums) is distinct from (known.keys, known.columns, known.attnums) and known.functions <> '' then
-            known.rev := known.rev + 1;
-            wanted := unstale.digests(wanted, known);
+    if (wanted.keys, wanted.columns, wanted.attnums) is distinct from (known.keys, known.columns, known.attnums) and known.functions <> '' then
+        known.rev := known.rev + 1;
+    end if;
+    wanted := unstale.digests(wanted, known);
+    if wanted.triggers <> known.triggers or not unstale.installed(wanted) then
+        -- While this waits, everybody else who wants the table waits behind it.
+        perform unstale.lock(watch.relation, 'share row exclusive', caller_timeout, '1s');
+        if known.functions = '' then
+            wanted.since := clock_timestamp(); -- every writer that the triggers have missed has ended
         end if;
-        new_triggers := wanted.triggers <> known.triggers;
-        if new_triggers or not unstale.installed(wanted) then
-            execute format('lock table %s in share row exclusive mode', watch.relation);
-        end if;
-        if wanted.functions <> known.functions then
-            perform unstale.execute_all(unstale.function_definitions(wanted));
-        end if;
-        perform unstale.install(wanted, new_triggers);
-    exception when lock_not_available then
-        raise exception 'could not lock % within %: other sessions are writing to it (%)', watch.relation, current_setting('lock_timeout'),
-            (select string_agg(distinct 'pid ' || l.pid, ', ') from pg_locks l
-              where l.relation in (watch.relation, 'unstale.watch'::regclass) and l.granted and l.pid <> pg_backend_pid()
-                and l.mode not in ('AccessShareLock', 'RowShareLock')
-                and l.database = (select d.oid from pg_database d where d.datname = current_database()))
-            using errcode = 'lock_not_available', hint = 'Nothing was changed. Try again, or set a longer lock_timeout.';
-    end;
+    end if;
+    perform unstale.execute_all(unstale.function_definitions(wanted)); -- all: a DROP ... CASCADE may have taken some
+    perform unstale.install(wanted, wanted.triggers <> known.triggers);
     perform set_config('lock_timeout', caller_timeout, true);
 
     update unstale.watch w
        set table_name = wanted.table_name, keys = wanted.keys, columns = wanted.columns, attnums = wanted.attnums, delivery = wanted.delivery,
            updated_at = wanted.updated_at, sweep_attnum = wanted.sweep_attnum, only_columns = wanted.only_columns, rev = wanted.rev,
-           functions = wanted.functions, triggers = wanted.triggers
+           functions = wanted.functions, triggers = wanted.triggers, since = wanted.since
      where w.id = known.id;
     perform pg_notify('unstale', '{"watches":true}');
+    if not complete then
+        perform unstale.announce_all(wanted);
+    end if;
     return case when known.functions = '' then 'added' else 'changed' end;
 end
 $$;
 
 comment on function unstale.watch is 'Announces every change of a table, so that its keys in Redis are deleted';
+
+-- Locks a table, or says who keeps us from it. The caller of watch() decides how long that may take, or else we do; it
+-- gets its setting back at the end, and an error gives it back, too.
+create function unstale.lock(relation regclass, mode text, caller_timeout text, patience text) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    patience_used constant text := case when caller_timeout = '0' then patience else caller_timeout end;
+begin
+    perform set_config('lock_timeout', patience_used, true);
+    execute format('lock table %s in %s mode', relation, mode);
+exception when lock_not_available then
+    raise exception 'could not lock % within %: %', relation, patience_used, unstale.blockers(relation)
+        using errcode = 'lock_not_available', hint = 'Nothing was changed. Try again, or set a longer lock_timeout.';
+end
+$$;
+
+-- Who holds a lock that keeps us from one on the table and its partitions.
+create function unstale.blockers(relation regclass) returns text
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce('in use by ' || string_agg(distinct coalesce('pid ' || l.pid, 'a prepared transaction'), ', '), 'its users have just ended')
+      from pg_locks l
+     where l.relation in (select unstale.tree(blockers.relation)) and l.granted and l.pid is distinct from pg_backend_pid()
+       and l.mode not in ('AccessShareLock', 'RowShareLock')
+       and l.database = (select d.oid from pg_database d where d.datname = current_database())
+$$;
+
+-- The trigger functions run as their owner, so that writers need no grant; the owner needs these.
+create function unstale.refuse_caller() returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing text;
+begin
+    select string_agg(n.needed, ', ') into missing
+      from (select 'usage on schema unstale' where not has_schema_privilege('unstale', 'usage')
+            union all
+            select 'insert on unstale.change_log' where not has_table_privilege('unstale.change_log', 'insert')
+            union all
+            select format('execute on function %s', p.oid::regprocedure) from pg_proc p
+             where p.pronamespace = 'unstale'::regnamespace and p.proname in ('announce', 'one_row', 'two_rows', 'margin')
+               and not has_function_privilege(p.oid, 'execute')) n(needed);
+    if missing is not null then
+        raise exception 'the triggers that % would make could not run: it has no %', current_user, missing
+            using errcode = 'insufficient_privilege', hint = 'Grant it, or call unstale.watch() as the owner of the schema unstale.';
+    end if;
+end
+$$;
+
+-- Every key of the watch may be stale.
+create function unstale.announce_all(w unstale.watch) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    change constant text := format('{"watch":%s,"rev":%s,"all":true}', w.id, w.rev);
+begin
+    perform unstale.announce(w.id, change);
+    insert into unstale.change_log (watch, change) values (w.id, change);
+end
+$$;
 
 -- The row of unstale.watch that the arguments ask for, or a sentence that says why they cannot be had.
 create function unstale.wanted(relation regclass, keys text[], delivery text, updated_at text, only_columns text[]) returns unstale.watch
@@ -125,7 +188,8 @@ begin
         perform unstale.column_number(relation, updated_at, 'updated_at');
     end if;
     select a.attnum, a.atttypid into sweep from pg_attribute a
-     where a.attrelid = wanted.relation and a.attname = wanted.updated_at and a.attnum > 0 and not a.attisdropped;
+     where a.attrelid = wanted.relation and a.attname = wanted.updated_at and a.attnum > 0 and not a.attisdropped
+       and a.attgenerated <> 'v'; -- a trigger cannot read it
     -- Other types have no time of day, or no agreed meaning; row-level security would hide rows from the sweep.
     if found and sweep.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)
        and not (select c.relrowsecurity from pg_class c where c.oid = wanted.relation) then
@@ -181,7 +245,7 @@ begin
     elsif class.relkind not in ('r', 'p') then
         perform unstale.refuse(
             format('%s is a %s, which has no row triggers', relation,
-                   case class.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table' else 'relation of kind ' || class.relkind end),
+                   case class.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table' else 'relation of kind ' || class.relkind::text end),
             'Watch the tables that it is made of.');
     elsif class.relpersistence = 't' then
         perform unstale.refuse(format('%s is a temporary table', relation), 'Watch a permanent table.');
@@ -212,6 +276,8 @@ $$;
 create function unstale.unwatch(relation regclass) returns boolean -- false: it was not watched
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set quote_all_identifiers = off
+    set standard_conforming_strings = on
 as $$
 #variable_conflict use_column
 declare
@@ -220,16 +286,14 @@ declare
     operation text;
     caller_timeout constant text := current_setting('lock_timeout');
 begin
-    if caller_timeout = '0' then
-        perform set_config('lock_timeout', '1s', true);
-    end if;
-    lock table unstale.watch in share row exclusive mode;
+    perform unstale.lock('unstale.watch', 'share row exclusive', caller_timeout, '10s');
     perform unstale.forget_dropped();
     delete from unstale.watch w where w.relation = unwatch.relation returning * into known;
     if not found then
         perform set_config('lock_timeout', caller_timeout, true);
         return false;
     end if;
+    perform unstale.lock(known.relation, 'access exclusive', caller_timeout, '1s');
     foreach operation in array array['insert', 'update', 'delete', 'truncate'] loop
         execute format('drop trigger if exists unstale_%s_%s on %s', known.id, operation, known.relation);
     end loop;
@@ -260,17 +324,22 @@ begin
 end
 $$;
 
--- DROP TABLE ... CASCADE takes the triggers along; this takes the rest.
-create function unstale.forget_dropped() returns void
+-- DROP TABLE ... CASCADE takes the triggers along; this takes the rest. Its keys are stale, as after a TRUNCATE.
+-- Returns whether one of them was called `table_name`.
+create function unstale.forget_dropped(table_name text default null) returns boolean
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    gone integer;
+    gone unstale.watch;
+    found_name boolean := false;
 begin
-    for gone in delete from unstale.watch w where not exists (select from pg_class c where c.oid = w.relation) returning w.id loop
-        perform unstale.drop_functions(gone);
+    for gone in delete from unstale.watch w where not exists (select from pg_class c where c.oid = w.relation) returning * loop
+        found_name := found_name or gone.table_name is not distinct from forget_dropped.table_name;
+        perform unstale.drop_functions(gone.id);
+        perform unstale.announce_all(gone);
     end loop;
+    return found_name;
 end
 $$;
 
