@@ -30,6 +30,24 @@ pub enum Observation {
     },
     /// What was missed has been deleted from Redis.
     GapClosed(GapSummary),
+    /// Catching up takes a while.
+    CatchingUp {
+        /// Rows read from the tables so far.
+        swept: u64,
+        /// Rows read from the log so far.
+        logged: u64,
+        /// Keys and patterns found so far.
+        keys: u64,
+        /// Everything stamped before this is done, in microseconds since 1970 UTC.
+        through: Option<i64>,
+    },
+    /// A large table is swept without an index, which is said once.
+    SweepWithoutIndex {
+        /// Schema and name.
+        table: String,
+        /// The statement that mends it.
+        remedy: String,
+    },
     /// A sweep ended early, and will be started again.
     SweepFailed {
         /// Why, for people.

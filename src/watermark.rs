@@ -162,13 +162,25 @@ impl Watermark {
         if self.past.len() < LEDGER / 4 {
             self.doublings = 0;
         }
-        let proven = self.past.front().filter(|beat| beat.xmax <= xmin).map(|beat| beat.at.earlier(2 * MARGIN));
+        let proven = self.through(xmin);
         // Not the maximum with what was known: where the clock was set back, new rows are stamped by the new clock.
         let known = self.proven.checkpoint.and_then(|known| known.watermark);
         let checkpoint = Checkpoint { watermark: proven.or(known), log_xmin: xmin };
         self.proven.checkpoint = Some(checkpoint);
         self.remember(at, checkpoint);
         Some(checkpoint)
+    }
+
+    /// What heartbeat `n` would prove if no gap were open before it: rows with an older stamp were received, or committed before
+    /// this session.
+    #[must_use]
+    pub fn would_prove(&self, n: u64) -> Option<PgTime> {
+        self.sent.iter().rfind(|beat| beat.n <= n).and_then(|beat| self.through(beat.xmin))
+    }
+
+    /// t(j) less two margins, j being the latest heartbeat with `xmax(j) <= xmin`.
+    fn through(&self, xmin: u64) -> Option<PgTime> {
+        self.past.iter().take_while(|beat| beat.xmax <= xmin).last().map(|beat| beat.at.earlier(2 * MARGIN))
     }
 
     fn remember(&mut self, at: PgTime, checkpoint: Checkpoint) {

@@ -147,7 +147,7 @@ pub struct Sweep {
 
 impl Default for Sweep {
     fn default() -> Self {
-        Self { page_rows: 20_000 }
+        Self { page_rows: 100_000 }
     }
 }
 

@@ -3,7 +3,7 @@
 //! One task owns the machine. Sessions, sweeps and commands to Redis run in tasks of their own and talk to it through bounded
 //! channels; it stops taking from a channel when the machine does not accept more.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) {
         commands: JoinSet::new(),
         report,
         told: None,
+        told_of: HashSet::new(),
         watchdog: systemd::watchdog_interval(),
         watchdog_due: Instant::now(),
         saving: false,
@@ -80,6 +81,7 @@ struct Driver {
     commands: JoinSet<()>,
     report: mpsc::Sender<Report>,
     told: Option<Readiness>,
+    told_of: HashSet<String>,   // tables without an index
     watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
     watchdog_due: Instant,
     saving: bool, // the last checkpoint, on the way out
@@ -180,6 +182,12 @@ impl Driver {
     fn swept(&mut self, swept: Option<Swept>) {
         match swept {
             Some(Swept::Rows(watch, rows)) => rows.iter().for_each(|row| self.machine.swept(watch, row)),
+            Some(Swept::Page(watch, through)) => self.machine.swept_page(watch, through),
+            Some(Swept::NoIndex { table, remedy }) => {
+                if self.told_of.insert(table.clone()) {
+                    observe(&Observation::SweepWithoutIndex { table, remedy });
+                }
+            }
             Some(Swept::Log(changes)) => changes.iter().for_each(|change| self.machine.swept_log(change)),
             Some(Swept::Unreadable { watch, table, reason }) => {
                 observe(&Observation::SweptByPattern { table, reason });
@@ -221,7 +229,8 @@ impl Driver {
             Action::ReadLog { watch, xid } => self.ask(Request::Log { watch, xid }),
             Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
             Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
-            Action::Sweep(from) => {
+            Action::Sweep { checkpoint, done } => {
+                let from = sweep::From { checkpoint, done };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
                 task.spawn(sweep::run(self.parts.postgres.clone(), from, self.parts.page_rows, out));

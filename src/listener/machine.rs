@@ -26,7 +26,7 @@ use crate::backoff::Backoff;
 use crate::batch::{Batch, Command, Lane, Limits, Mark};
 use crate::observe::{Cause, GapSummary, Observation, Readiness};
 use crate::rule::{Rule, Rules, Target};
-use crate::watermark::{Beat, Checkpoint, Progress, Proven, Server, Stored, Watermark};
+use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored, Watermark};
 
 use gap::{Gap, Recent};
 use heart::Heart;
@@ -173,7 +173,12 @@ pub enum Action {
         xid: u64,
     },
     /// Read everything since the checkpoint from the tables and the log.
-    Sweep(Option<Checkpoint>),
+    Sweep {
+        /// What is proven; `None`: nothing.
+        checkpoint: Option<Checkpoint>,
+        /// Watches that an unfinished sweep in the same gap has brought up to this stamp.
+        done: HashMap<i32, PgTime>,
+    },
     /// Abandon a running sweep.
     StopSweep,
     /// Ask Redis.
@@ -437,6 +442,7 @@ impl Machine {
         }
         self.actions.push(Action::CloseSession);
         self.reading = false;
+        self.keep_pages();
         self.watermark.forget_session();
         self.heart.forget();
         self.batch.clear(Lane::CatchUp); // a new sweep brings it again
@@ -469,6 +475,7 @@ impl Machine {
             return; // the gap is open, and the sweep still to come
         }
         self.open_gap(now, Cause::Overflow);
+        self.forget_pages();
         self.actions.push(Action::StopSweep);
         self.catch_up();
     }
@@ -500,6 +507,7 @@ impl Machine {
         while let Some(asked) = self.heart.settle(now, |mark| self.batch.is_settled(mark)) {
             self.say(Observation::Fresh { took: now - asked });
         }
+        self.settle_pages();
         if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
             && self.batch.is_settled(mark)
             && let Some(gap) = self.gap.take()
@@ -585,6 +593,7 @@ impl Machine {
             self.actions.push(Action::ReadWatches);
         }
         self.tell_skipped(now);
+        self.tell_progress(now);
         if self.batch.is_full(Lane::Live) && now >= self.redis_answered + self.settings.stall {
             self.overflow(now);
         }

@@ -1,5 +1,7 @@
 //! Observations as lines of the log. `error` means that somebody must act.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use tracing::{debug, error, info, warn};
 
 use super::{Observation, Readiness};
@@ -20,6 +22,14 @@ pub fn write(observation: &Observation) {
             keys = gap.keys,
             "caught up"
         ),
+        Observation::CatchingUp { swept, logged, keys, through } => {
+            let through = through.and_then(|micros| u64::try_from(micros).ok()).map(Duration::from_micros);
+            let through = through.map(|since| humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string());
+            info!(rows = swept, logged, keys, through, "catching up");
+        }
+        Observation::SweepWithoutIndex { table, remedy } => {
+            warn!(table, remedy, "a large table has no index for catching up: each page reads all of it");
+        }
         Observation::SweepFailed { reason, retry_in } => {
             warn!(reason, retry_in_seconds = retry_in.as_secs_f64(), "the sweep ended early and will be repeated");
         }

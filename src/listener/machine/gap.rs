@@ -2,15 +2,18 @@
 //!
 //! Must hold: what a gap demands only ever grows until it is closed. A gap in a gap is one gap.
 
-use std::collections::VecDeque;
-use std::time::Instant;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
-use crate::batch::{Lane, Work};
+use crate::batch::{Lane, Mark, Work};
 use crate::observe::{Cause, GapSummary, Observation};
 use crate::rule::Target;
-use crate::watermark::{Checkpoint, Progress, Server, Stored};
+use crate::watermark::{Checkpoint, PgTime, Progress, Server, Stored};
 
 use super::{Action, CatchUp, Machine, State};
+
+/// How often a long sweep says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where catching up begins, from the cheapest to the surest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,11 +39,37 @@ pub(super) struct Gap {
     pub(super) swept: u64,
     pub(super) logged: u64,
     pub(super) keys: u64,
+    pages: VecDeque<(i32, PgTime, Mark)>, // brought by this session's sweep, not acknowledged yet
+    swept_through: HashMap<i32, PgTime>,  // acknowledged pages of this session's sweep
+    done: HashMap<i32, PgTime>,           // what need not be swept again if the session is lost
+    told: Instant,
 }
 
 impl Gap {
     pub(super) fn new(cause: Cause, since: Instant) -> Self {
-        Self { cause, since, resume: Resume::Checkpoint, again: false, swept: 0, logged: 0, keys: 0 }
+        Self {
+            cause,
+            since,
+            resume: Resume::Checkpoint,
+            again: false,
+            swept: 0,
+            logged: 0,
+            keys: 0,
+            pages: VecDeque::new(),
+            swept_through: HashMap::new(),
+            done: HashMap::new(),
+            told: since,
+        }
+    }
+
+    /// What a sweep in this session need not read again. What came after a page of it was received.
+    fn done_now(&self) -> HashMap<i32, PgTime> {
+        let mut done = self.done.clone();
+        for (&watch, &through) in &self.swept_through {
+            let done = done.entry(watch).or_insert(through);
+            *done = (*done).max(through);
+        }
+        done
     }
 
     pub(super) fn summary(&self, now: Instant) -> GapSummary {
@@ -95,10 +124,67 @@ impl Machine {
         }
     }
 
+    /// The gap is more than it seemed.
     fn demand(&mut self, resume: Resume, again: bool) {
         if let Some(gap) = &mut self.gap {
             gap.resume = gap.resume.max(resume);
             gap.again |= again;
+        }
+        self.forget_pages();
+    }
+
+    /// The sweep has brought all rows of a watch up to this stamp.
+    pub fn swept_page(&mut self, watch: i32, through: PgTime) {
+        let mark = self.batch.mark(Lane::CatchUp);
+        if let Some(gap) = &mut self.gap {
+            gap.pages.push_back((watch, through, mark));
+        }
+    }
+
+    pub(super) fn settle_pages(&mut self) {
+        let Some(gap) = &mut self.gap else { return };
+        while let Some((watch, through, _)) = gap.pages.pop_front_if(|(.., mark)| self.batch.is_settled(*mark)) {
+            gap.swept_through.insert(watch, through);
+        }
+    }
+
+    /// The session is lost in the middle of a sweep: what of it need not be done again?
+    ///
+    /// Rows stamped before `through` were in an acknowledged page, unless their transaction ended after the page was read. Then
+    /// this session received it, or its xid is not below that of the last settled heartbeat, and its stamp not before what
+    /// that heartbeat would prove. So the earlier of both is done.
+    pub(super) fn keep_pages(&mut self) {
+        let proven = self.heart.take_settled().and_then(|n| self.watermark.would_prove(n));
+        let Some(gap) = &mut self.gap else { return };
+        gap.pages.clear();
+        for (watch, through) in gap.swept_through.drain() {
+            if let Some(proven) = proven {
+                let done = gap.done.entry(watch).or_insert(PgTime(i64::MIN));
+                *done = (*done).max(through.min(proven));
+            }
+        }
+    }
+
+    /// What the sweep has done so far proves nothing: changes that were received meanwhile were dropped, or undone.
+    pub(super) fn forget_pages(&mut self) {
+        if let Some(gap) = &mut self.gap {
+            gap.pages.clear();
+            gap.swept_through.clear();
+            gap.done.clear();
+        }
+    }
+
+    pub(super) fn tell_progress(&mut self, now: Instant) {
+        if !matches!(self.state, State::CatchingUp(_)) {
+            return;
+        }
+        if let Some(gap) = &mut self.gap
+            && now >= gap.told + PROGRESS_INTERVAL
+        {
+            gap.told = now;
+            let through = gap.swept_through.values().max().map(|through| through.0);
+            let observation = Observation::CatchingUp { swept: gap.swept, logged: gap.logged, keys: gap.keys, through };
+            self.say(observation);
         }
     }
 
@@ -170,7 +256,8 @@ impl Machine {
             Resume::Replay => proven.replay,
             Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log_xmin: 0, ..replay }),
         };
-        self.actions.push(Action::Sweep(from));
+        let done = self.gap.as_ref().map(Gap::done_now).unwrap_or_default();
+        self.actions.push(Action::Sweep { checkpoint: from, done });
         self.enter(State::CatchingUp(CatchUp::Sweeping));
     }
 }

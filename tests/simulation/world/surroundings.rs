@@ -38,7 +38,7 @@ impl World {
                 self.sweep += 1;
             }
             Action::Beat { n, progress } => self.beat(n, progress),
-            Action::Sweep(from) => self.start_sweep(from),
+            Action::Sweep { checkpoint, done } => self.start_sweep(checkpoint, done.get(&1).copied()),
             Action::StopSweep => self.sweep += 1,
             Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
             Action::Stop(Some(progress)) if self.up && self.listening && !self.black_holed => self.save(progress),
@@ -77,17 +77,20 @@ impl World {
     }
 
     /// Rows in the order of their stamps, each read when its turn comes; then the log.
-    fn start_sweep(&mut self, from: Option<Checkpoint>) {
+    fn start_sweep(&mut self, from: Option<Checkpoint>, done: Option<PgTime>) {
         self.sweep += 1;
         let sweep = self.sweep;
-        let watermark = from.and_then(|from| from.watermark).map_or(i64::MIN, |watermark| watermark.0);
+        let watermark = from.and_then(|from| from.watermark).max(done).map_or(i64::MIN, |watermark| watermark.0);
         let rows = match (self.flaw, &self.before_listen) {
             (Flaw::SweepBeforeListen, Some(rows)) => rows.clone(),
             _ => self.rows.clone(),
         };
         let mut at = self.now;
-        for (id, row) in rows.into_iter().filter(|(_, row)| row.stamp >= watermark) {
-            at += Duration::from_micros(self.below(20_000));
+        let pace = if self.one_in(3) { 500_000 } else { 20_000 };
+        let mut found: Vec<_> = rows.into_iter().filter(|(_, row)| row.stamp >= watermark).collect();
+        found.sort_by_key(|(_, row)| row.stamp);
+        for (id, row) in found {
+            at += Duration::from_micros(self.below(pace));
             self.at(at, Event::SweepRow { sweep, id, row });
         }
         at += Duration::from_micros(self.below(20_000));
@@ -123,6 +126,7 @@ impl World {
             Event::SweepRow { sweep, id, row } if sweep == self.sweep => {
                 if self.machine.accepts(Lane::CatchUp) {
                     self.machine.swept(1, &format!(r#"{{"id":"{id}","email":"{}"}}"#, row.email));
+                    self.machine.swept_page(1, PgTime(row.stamp));
                     self.handle(Input::Tick);
                 } else {
                     self.wait_in_line(Event::SweepRow { sweep, id, row });
