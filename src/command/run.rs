@@ -31,7 +31,11 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         }
         None => None,
     };
-    refuse_wrong_schema(&postgres).await?;
+    tokio::select! {
+        // A server that does not answer is waited for by the driver, which knows how.
+        checked = tokio::time::timeout(config.heartbeat.timeout, refuse_wrong_schema(&postgres)) => checked.unwrap_or(Ok(()))?,
+        () = shutdown.cancelled() => {}
+    }
 
     let instance = config.instance.clone();
     driver::run(Parts { postgres, sink, instance, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown)
