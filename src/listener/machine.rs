@@ -326,7 +326,13 @@ impl Machine {
             State::CatchingUp(CatchUp::AwaitingRedis) => {
                 format!("catching up waits for Redis: {}", self.redis_failure.as_deref().unwrap_or("no answer"))
             }
-            State::CatchingUp(_) => format!("catching up after a gap ({})", self.gap.as_ref().map_or("none", |gap| gap.cause.label())),
+            State::CatchingUp(_) => {
+                let cause = self.gap.as_ref().map_or("none", |gap| gap.cause.label());
+                match &self.redis_failure {
+                    Some(failure) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
+                    None => format!("catching up after a gap ({cause})"),
+                }
+            }
             State::Draining { .. } | State::Stopped => "shutting down".into(),
             State::Listening => match (&self.redis_failure, self.heart.settled_at) {
                 (Some(failure), _) => format!("Redis: {failure}"),
@@ -456,7 +462,10 @@ impl Machine {
         if self.state == State::Subscribing {
             return; // the gap is open, and the sweep still to come
         }
-        self.open_gap(now, Cause::Overflow);
+        if self.gap.is_none() {
+            self.open_gap(now, Cause::Overflow);
+            self.actions.push(Action::OpenGap(Cause::Overflow, Duration::ZERO));
+        }
         self.actions.push(Action::StopSweep);
         self.catch_up();
     }
