@@ -2,6 +2,10 @@
 
 mod cli;
 mod config;
+mod daemon;
+mod hostile;
 mod scratch;
+mod session;
 mod simulation;
+mod sink;
 mod support;
