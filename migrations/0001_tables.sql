@@ -64,6 +64,7 @@ create table unstale.gap (
 create index gap_instance_opened_at_idx on unstale.gap (instance, opened_at);
 
 create view unstale.watches as
+    -- Not coalesce(format(...), ...): %I refuses the nulls of a table that was dropped.
     select case when c.oid is null then w.table_name else format('%I.%I', n.nspname, c.relname) end as table_name, w.keys, w.delivery, w.updated_at, w.only_columns,
            w.sweep_attnum is null as logs_everything, w.since, w.id, w.rev
       from unstale.watch w

@@ -2,8 +2,12 @@
 
 mod cli;
 mod config;
+mod daemon;
 mod demo;
+mod hostile;
 mod scratch;
+mod session;
 mod simulation;
+mod sink;
 mod support;
 mod tidy;

@@ -32,7 +32,11 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         }
         None => None,
     };
-    refuse_wrong_schema(&postgres).await?;
+    tokio::select! {
+        // A server that does not answer is waited for by the driver, which knows how.
+        checked = tokio::time::timeout(config.heartbeat.timeout, refuse_wrong_schema(&postgres)) => checked.unwrap_or(Ok(()))?,
+        () = shutdown.cancelled() => {}
+    }
 
     let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
     driver::run(Parts { postgres, sink, name, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown).await;

@@ -339,7 +339,13 @@ impl Machine {
             State::CatchingUp(CatchUp::AwaitingRedis) => {
                 format!("catching up waits for Redis: {}", self.redis_failure.as_deref().unwrap_or("no answer"))
             }
-            State::CatchingUp(_) => format!("catching up after a gap ({})", self.gap.as_ref().map_or("none", |gap| gap.cause.label())),
+            State::CatchingUp(_) => {
+                let cause = self.gap.as_ref().map_or("none", |gap| gap.cause.label());
+                match &self.redis_failure {
+                    Some(failure) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
+                    None => format!("catching up after a gap ({cause})"),
+                }
+            }
             State::Draining { .. } | State::Stopped => "shutting down".into(),
             State::Listening => match (&self.redis_failure, self.heart.settled_at) {
                 (Some(failure), _) => format!("Redis: {failure}"),
@@ -464,6 +470,14 @@ impl Machine {
         }
     }
 
+    /// A gap that opens while the session goes on is noted at once.
+    fn open_gap_in_session(&mut self, now: Instant, cause: Cause) {
+        if self.gap.is_none() {
+            self.open_gap(now, cause);
+            self.actions.push(Action::OpenGap(cause, Duration::ZERO));
+        }
+    }
+
     /// Redis was away for so long that the batch is full: from here on a sweep is cheaper.
     fn overflow(&mut self, now: Instant) {
         self.say(Observation::Overflowed { waiting: self.batch.waiting(Lane::Live) });
@@ -474,7 +488,7 @@ impl Machine {
         if self.state == State::Subscribing {
             return; // the gap is open, and the sweep still to come
         }
-        self.open_gap(now, Cause::Overflow);
+        self.open_gap_in_session(now, Cause::Overflow);
         self.forget_pages();
         self.actions.push(Action::StopSweep);
         self.catch_up();

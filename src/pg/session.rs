@@ -317,9 +317,16 @@ impl Control {
     }
 
     async fn open_gap(&mut self, cause: Cause, ago: Duration) -> Result<(), Error> {
+        // What an earlier session, or process, did not catch up with is still the same gap.
         let row = sqlx::query(
-            "insert into unstale.gap (instance, cause, opened_at)
-             values ($1, $2, clock_timestamp() - $3::double precision * interval '1 second') returning id",
+            "with known as (
+                 select id from unstale.gap where instance = $1 and not complete order by opened_at desc limit 1
+             ), opened as (
+                 insert into unstale.gap (instance, cause, opened_at)
+                 select $1, $2, clock_timestamp() - $3::double precision * interval '1 second' where not exists (select from known)
+                 returning id
+             )
+             select id from known union all select id from opened",
         )
         .bind(&self.name.instance)
         .bind(cause.label())

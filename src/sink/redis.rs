@@ -142,10 +142,10 @@ impl Sink {
         let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
         match connected {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(connect_error(&error)),
+            Ok(Err(error)) => return Err(connect_error(&error, self.timeout)),
             Err(_) => {
                 task.abort();
-                return Err(Error::Connect(format!("no answer within {:?} (redis.timeout)", self.timeout)));
+                return Err(no_answer(self.timeout));
             }
         }
         let server = self.run_id(&client).await;
@@ -194,8 +194,13 @@ impl Connection {
     }
 }
 
-fn connect_error(error: &fred::error::Error) -> Error {
+fn no_answer(timeout: Duration) -> Error {
+    Error::Connect(format!("no answer within {timeout:?} (redis.timeout)"))
+}
+
+fn connect_error(error: &fred::error::Error, timeout: Duration) -> Error {
     match error.kind() {
+        fred::error::ErrorKind::Timeout => no_answer(timeout), // whichever clock was first
         fred::error::ErrorKind::Auth => Error::Refused(error.details().to_owned()),
         _ => Error::Connect(error.details().to_owned()),
     }

@@ -115,9 +115,14 @@ impl Machine {
     /// Another Redis, or the same after a restart: what the last one acknowledged lately may be undone.
     pub(super) fn redis_changed(&mut self, now: Instant) {
         self.say(Observation::RedisChanged);
-        self.open_gap(now, crate::observe::Cause::Redis);
+        let in_session = matches!(self.state, State::CatchingUp(_) | State::Listening);
+        if in_session {
+            self.open_gap_in_session(now, Cause::Redis)
+        } else {
+            self.open_gap(now, Cause::Redis)
+        }
         self.demand(Resume::Replay, false);
-        if matches!(self.state, State::CatchingUp(_) | State::Listening) {
+        if in_session {
             self.actions.push(Action::StopSweep);
             self.batch.clear(Lane::CatchUp);
             self.catch_up();
