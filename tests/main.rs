@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod demo;
+mod log;
 mod scratch;
 mod simulation;
 mod support;
