@@ -5,6 +5,7 @@ mod config;
 mod daemon;
 mod demo;
 mod hostile;
+mod log;
 mod scratch;
 mod session;
 mod simulation;

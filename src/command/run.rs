@@ -32,10 +32,10 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         }
         None => None,
     };
-    tokio::select! {
-        // A server that does not answer is waited for by the driver, which knows how.
-        checked = tokio::time::timeout(config.heartbeat.timeout, refuse_wrong_schema(&postgres)) => checked.unwrap_or(Ok(()))?,
-        () = shutdown.cancelled() => {}
+    // A server that does not even refuse must hold up neither the listener nor a SIGTERM.
+    let checked = tokio::time::timeout(config.heartbeat.timeout, refuse_wrong_schema(&postgres));
+    if let Some(Ok(result)) = shutdown.run_until_cancelled(checked).await {
+        result?;
     }
 
     let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
@@ -46,7 +46,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A schema that is missing or newer needs a person, now. A server that is not there yet is waited for.
+/// A schema that is missing or newer needs a person, now. A server that is not there yet, or is silent, is waited for later.
 async fn refuse_wrong_schema(postgres: &Postgres) -> Result<(), pg::Error> {
     let Ok(mut connection) = postgres.connect().await else { return Ok(()) };
     match pg::migrate::check(&mut connection).await {

@@ -22,8 +22,9 @@ pub async fn page(
 ) -> Result<(Vec<String>, Option<(String, i64)>), Error> {
     let (xid, id) = after.unwrap_or_else(|| (xmin.to_string(), i64::MIN));
     let mut stream = sqlx::query(
-        "select change, xid::text, id from unstale.change_log
-          where (xid, id) > ($1::text::xid8, $2) order by xid, id limit $3",
+        // ORDER BY of a bare name would be by the text in the select list, where 1000 comes before 999.
+        "select l.change, l.xid::text, l.id from unstale.change_log l
+          where (l.xid, l.id) > ($1::text::xid8, $2) order by l.xid, l.id limit $3",
     )
     .bind(xid)
     .bind(id)
