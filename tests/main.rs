@@ -2,5 +2,7 @@
 
 mod cli;
 mod config;
+mod schema;
 mod scratch;
 mod support;
+mod trigger;

@@ -167,6 +167,11 @@ struct Control {
 
 impl Control {
     async fn opening(&mut self) -> Result<Event, Error> {
+        // A checkpoint of another cluster, restored from a dump: its transaction numbers would skip, and prune, our own.
+        sqlx::query("delete from unstale.checkpoint where log_xmin > pg_snapshot_xmax(pg_current_snapshot())")
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::of("looking at the checkpoints"))?;
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
