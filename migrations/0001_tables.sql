@@ -37,10 +37,15 @@ create table unstale.change_log (
 
 -- How far each listener has come. Everything before it was deleted from that listener's Redis.
 create table unstale.checkpoint (
-    instance  text        constraint checkpoint_pkey primary key,
-    watermark timestamptz,          -- rows stamped before it are done; null until the first heartbeats have passed
-    log_xmin  xid8        not null, -- logged transactions before it are done
-    saved_at  timestamptz not null default clock_timestamp()
+    instance         text        constraint checkpoint_pkey primary key,
+    watermark        timestamptz,          -- rows stamped before it are done; null until the first heartbeats have passed
+    log_xmin         xid8        not null, -- logged transactions before it are done
+    replay_watermark timestamptz,          -- the same as of replay.window ago: where a sweep begins
+    replay_log_xmin  xid8,                 -- when Redis may have undone what it had acknowledged
+    redis            text,                 -- run id of the Redis that acknowledged it
+    history          text        not null, -- system identifier and timeline of the PostgreSQL that it is about
+    forget_after     interval    not null, -- without a sign of life for so long, the log is no longer kept for it
+    saved_at         timestamptz not null default clock_timestamp()
 );
 
 -- The ledger of the times in which an instance heard nothing, and of what catching up took.
@@ -59,6 +64,7 @@ create table unstale.gap (
 create index gap_instance_opened_at_idx on unstale.gap (instance, opened_at);
 
 create view unstale.watches as
+    -- Not coalesce(format(...), ...): %I refuses the nulls of a table that was dropped.
     select case when c.oid is null then w.table_name else format('%I.%I', n.nspname, c.relname) end as table_name, w.keys, w.delivery, w.updated_at, w.only_columns,
            w.sweep_attnum is null as logs_everything, w.since, w.id, w.rev
       from unstale.watch w

@@ -6,6 +6,7 @@
 //! every wave up to it is acknowledged. Bounded: the caller asks [`Batch::is_full`] before it adds. Pure.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use crate::rule::Target;
 
@@ -31,7 +32,7 @@ pub struct Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
     /// UNLINK of these keys.
-    Keys(Vec<String>),
+    Keys(Arc<Vec<String>>),
     /// SCAN and UNLINK of all that matches the glob.
     Pattern(String),
 }
@@ -60,7 +61,7 @@ pub struct Batch {
     limits: Limits,
     live: Queue,
     catch_up: Queue,
-    in_flight: HashMap<u64, (Lane, u64, bool)>, // command -> its lane, its wave, whether it is a pattern
+    in_flight: HashMap<u64, (Lane, u64, Work)>, // command -> its lane, its wave, what it does
     last_id: u64,
 }
 
@@ -126,7 +127,7 @@ impl Batch {
             return None;
         }
         let catching_up = self.in_flight.values().filter(|(lane, ..)| *lane == Lane::CatchUp).count();
-        let scanning = self.in_flight.values().any(|(.., pattern)| *pattern);
+        let scanning = self.in_flight.values().any(|(.., work)| matches!(work, Work::Pattern(_)));
         for lane in [Lane::Live, Lane::CatchUp] {
             if lane == Lane::CatchUp && catching_up >= self.limits.in_flight.div_ceil(2) {
                 continue;
@@ -134,16 +135,16 @@ impl Batch {
             let keys_per_command = self.limits.keys_per_command;
             if let Some((wave, work)) = self.queue(lane).next(keys_per_command, scanning) {
                 self.last_id += 1;
-                self.in_flight.insert(self.last_id, (lane, wave, matches!(work, Work::Pattern(_))));
+                self.in_flight.insert(self.last_id, (lane, wave, work.clone()));
                 return Some(Command { id: self.last_id, work });
             }
         }
         None
     }
 
-    /// Redis has done the command.
-    pub fn acknowledge(&mut self, id: u64) {
-        let Some((lane, wave, _)) = self.in_flight.remove(&id) else { return };
+    /// Redis has done the command, which is returned.
+    pub fn acknowledge(&mut self, id: u64) -> Option<Work> {
+        let (lane, wave, work) = self.in_flight.remove(&id)?;
         let queue = self.queue(lane);
         if let Some(left) = queue.unacknowledged.get_mut(&wave) {
             *left -= 1;
@@ -151,6 +152,7 @@ impl Batch {
                 queue.unacknowledged.remove(&wave);
             }
         }
+        Some(work)
     }
 
     /// Forgets what waits in a lane. Its marks mean nothing any more; the caller reopens the gap instead.
@@ -194,7 +196,7 @@ impl Queue {
         }
         let (wave, keys) = self.keys.pop_front()?;
         self.cut -= keys.len();
-        Some((wave, Work::Keys(keys)))
+        Some((wave, Work::Keys(Arc::new(keys))))
     }
 
     fn cut_wave(&mut self, keys_per_command: usize) {
@@ -241,7 +243,8 @@ mod tests {
 
     fn keys(command: Option<Command>) -> (u64, Vec<String>) {
         match command {
-            Some(Command { id, work: Work::Keys(mut keys) }) => {
+            Some(Command { id, work: Work::Keys(keys) }) => {
+                let mut keys = keys.to_vec();
                 keys.sort();
                 (id, keys)
             }

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod completions;
+pub mod demo;
 pub mod explain;
 pub mod man;
 pub mod migrate;

@@ -26,7 +26,7 @@ use section::File;
 
 pub use error::{Error, Problem};
 pub use file::{Key, keys};
-pub use section::{Backoff, Batch, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Shutdown, Sweep, Watch};
+pub use section::{Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Watch};
 
 /// Read if no file is named, and if it is there.
 pub const DEFAULT_FILE: &str = "/etc/unstale/unstale.toml";
@@ -52,6 +52,10 @@ pub struct Config {
     pub batch: Batch,
     /// Reading back what changed during a gap.
     pub sweep: Sweep,
+    /// What Redis may undo.
+    pub replay: Replay,
+    /// The progress that is kept in the database.
+    pub checkpoint: Checkpoint,
     /// Leaving.
     pub shutdown: Shutdown,
     /// The `[[watch]]` list of the file, each table once; only `apply` and `explain` read it.
@@ -76,6 +80,8 @@ impl From<File> for Config {
             backoff: file.backoff,
             batch: file.batch,
             sweep: file.sweep,
+            replay: file.replay,
+            checkpoint: file.checkpoint,
             shutdown: file.shutdown,
             watches: file.watch,
         }

@@ -1,5 +1,44 @@
-//! The map of unstale.
-#![allow(missing_docs)]
+//! Keeps Redis in step with PostgreSQL: every committed change of a watched table deletes its cache keys, and whatever fails in
+//! between, nothing is forgotten.
+//!
+//! ```text
+//! table --trigger--> NOTIFY --> pg::session --> change --> rule --keys--> batch --> sink --UNLINK--> Redis
+//!   |                              |                                                  |
+//!   +--what a sweep could not find--> unstale.change_log --after a gap--+        acknowledged
+//!   +--rows stamped since the watermark------------pg::sweep------------+             |
+//!                                                                                     v
+//!        heartbeat: time, snapshot, NOTIFY --> comes back in order --> watermark moves on
+//! ```
+//!
+//! # What it promises, and which tests hold it
+//!
+//! | | promise | tests |
+//! |---|---|---|
+//! | P1 | After things go quiet, no value cached before its row's last commit survives, whatever failed in between | `simulation::nothing_is_forgotten_in_any_history`, `crash`, `daemon`, `session`, `sink` |
+//! | P2 | LISTEN is active before catch-up reads; never ready while a gap is open | `simulation`, which also breaks the order and must notice |
+//! | P3 | The watermark never passes a change that Redis has not acknowledged | [`watermark`], [`batch`], `sink`, `simulation` |
+//! | P4 | Every queue, set and retry is bounded; an overflow widens (keys, table, sweep) and never drops | [`batch`], `simulation`, `sink` |
+//! | P5 | A watched table's writer never fails because of us, and never waits for the listener or for Redis | `trigger`, `hostile` |
+//! | P6 | Applying twice equals applying once | UNLINK; `sink` |
+//! | P7 | Ready means: a heartbeat went through PostgreSQL and back, and Redis answered, within two intervals | `session`, `sink`, `daemon` |
+//!
+//! # The map
+//!
+//! | | |
+//! |---|---|
+//! | [`listener::machine`] | decides everything: states, timers, what is collected, when a gap is closed. Pure. Begin here |
+//! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
+//! | [`change`], [`rule`], [`batch`], [`watermark`], [`backoff`] | what a payload says; which keys it makes stale; what waits for Redis; how far we have come; how long to wait. Pure |
+//! | [`pg`] | every line of SQL that is not in `migrations/`: session, sweep, log, watches, migrations |
+//! | [`sink`] | Redis |
+//! | [`observe`] | everything the program says, once; as log lines and as metrics |
+//! | [`command`], [`cli`], [`config`] | one file a subcommand; `command::run` wires the listener |
+//! | [`http`], [`systemd`], [`shutdown`], [`logs`], [`error`] | the rim |
+//! | [`scratch`] | private throw-away servers, for the demo, the tests and the benches |
+//!
+//! Imports point down: `main -> command -> listener::driver, http -> machine, pg, sink, observe -> the pure modules`. [`pg`] and
+//! [`sink`] never meet, and the pure modules know neither a runtime, nor a clock, nor SQL. `tests/tidy.rs` holds it.
+
 pub mod backoff;
 pub mod batch;
 pub mod change;

@@ -25,7 +25,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Completions(args) => return command::completions::run(args),
         Command::Man => return command::man::run(),
-        Command::Demo(_) => anyhow::bail!("demo is not in this build"),
+        Command::Demo(args) => return command::demo::run(args).await,
         _ => {}
     }
 

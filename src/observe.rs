@@ -30,6 +30,24 @@ pub enum Observation {
     },
     /// What was missed has been deleted from Redis.
     GapClosed(GapSummary),
+    /// Catching up takes a while.
+    CatchingUp {
+        /// Rows read from the tables so far.
+        swept: u64,
+        /// Rows read from the log so far.
+        logged: u64,
+        /// Keys and patterns found so far.
+        keys: u64,
+        /// Everything stamped before this is done, in microseconds since 1970 UTC.
+        through: Option<i64>,
+    },
+    /// A large table is swept without an index, which is said once.
+    SweepWithoutIndex {
+        /// Schema and name.
+        table: String,
+        /// The statement that mends it.
+        remedy: String,
+    },
     /// A sweep ended early, and will be started again.
     SweepFailed {
         /// Why, for people.
@@ -56,6 +74,25 @@ pub enum Observation {
     },
     /// Redis answers again.
     RedisRecovered,
+    /// Another Redis answers, or the same one after a restart: it may have undone what the last one had done.
+    RedisChanged,
+    /// PostgreSQL was restarted or failed over: it may have undone commits whose keys were deleted and cached again.
+    PostgresChanged {
+        /// What is done about it, and what is not known.
+        reason: &'static str,
+        /// Keys that are deleted once more.
+        again: usize,
+    },
+    /// All keys of all watched tables are deleted, because what was missed cannot be found otherwise.
+    Flushed {
+        /// Why.
+        reason: &'static str,
+    },
+    /// The log is no longer kept for an instance that is away.
+    InstanceForgotten {
+        /// Its name.
+        instance: String,
+    },
     /// Payloads that are not an announcement of a watched table were skipped.
     PayloadsSkipped {
         /// How many.
@@ -119,6 +156,8 @@ pub enum Cause {
     Heartbeat,
     /// Redis was away for too long.
     Overflow,
+    /// Another Redis answers.
+    Redis,
 }
 
 impl Cause {
@@ -130,6 +169,7 @@ impl Cause {
             Self::Session => "session",
             Self::Heartbeat => "heartbeat",
             Self::Overflow => "overflow",
+            Self::Redis => "redis",
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Everything here blocks, for milliseconds; the servers are up in 10 to 70 ms.
 
 pub mod guard;
+pub mod http;
 pub mod postgres;
 pub mod redis;
 

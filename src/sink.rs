@@ -5,4 +5,4 @@
 
 mod redis;
 
-pub use redis::{Error, Sink};
+pub use redis::{Done, Error, Sink};

@@ -12,7 +12,10 @@
 //!   margin, so the watermark is `t(j) - 2 margins`;
 //! - logged changes to be read after a gap carry an xid of at least `xmin(n)`.
 //!
-//! This holds for transactions open for hours, prepared ones included, and needs no privilege. Pure.
+//! This holds for transactions open for hours, prepared ones included, and needs no privilege.
+//!
+//! Redis may undo what it has acknowledged: a fail-over loses what was not replicated, a restart what was not on disk. So the
+//! checkpoint of `replay.window` ago is kept, too. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -58,21 +61,66 @@ pub struct Checkpoint {
     pub log_xmin: u64,
 }
 
+/// What is proven, and what was a while ago.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Proven {
+    /// Where catching up begins.
+    pub checkpoint: Option<Checkpoint>,
+    /// Where it begins if Redis may have undone the last `replay.window`.
+    pub replay: Option<Checkpoint>,
+}
+
+/// Who a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// System identifier and timeline: another after a fail-over or a restore.
+    pub history: String,
+    /// When its postmaster started.
+    pub started: PgTime,
+}
+
+/// A row of `unstale.checkpoint`, read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// How far it had come.
+    pub proven: Proven,
+    /// The run id of the Redis that acknowledged it.
+    pub redis: Option<String>,
+    /// [`Server::history`] of the PostgreSQL that it is about.
+    pub history: String,
+    /// It was away for longer than its `forget_after`.
+    pub forgotten: bool,
+}
+
+/// What is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// How far it has come.
+    pub proven: Proven,
+    /// The run id of the Redis that acknowledged it.
+    pub redis: Option<String>,
+}
+
+/// Checkpoints remembered within a window.
+const REPLAY_STEPS: u32 = 16;
+
 /// The ledger of one session's heartbeats.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watermark {
     last: Option<Beat>,
     sent: VecDeque<Beat>, // still to be acknowledged, by n
     past: VecDeque<Beat>, // acknowledged or not, by xmax: where t(j) is looked up
     doublings: u32,       // `past` keeps the heartbeats whose n is a multiple of 2^doublings
-    checkpoint: Option<Checkpoint>,
+    proven: Proven,
+    window: Duration,
+    recent: VecDeque<(PgTime, Checkpoint)>, // within the window, some steps apart, with the time at which they were proven
 }
 
 impl Watermark {
-    /// Goes on from what is stored.
+    /// Goes on from what is stored; `window` is `replay.window`.
     #[must_use]
-    pub fn new(checkpoint: Option<Checkpoint>) -> Self {
-        Self { checkpoint, ..Self::default() }
+    pub fn new(proven: Proven, window: Duration) -> Self {
+        Self { last: None, sent: VecDeque::new(), past: VecDeque::new(), doublings: 0, proven, window, recent: VecDeque::new() }
     }
 
     /// A new session: its heartbeats prove nothing about the transactions of the old one.
@@ -106,7 +154,7 @@ impl Watermark {
         while let Some(beat) = self.sent.pop_front_if(|beat| beat.n <= n) {
             latest = Some(beat);
         }
-        let xmin = latest?.xmin;
+        let Beat { at, xmin, .. } = latest?;
         // xmax never falls from one heartbeat to the next.
         while self.past.get(1).is_some_and(|next| next.xmax <= xmin) {
             self.past.pop_front();
@@ -114,30 +162,57 @@ impl Watermark {
         if self.past.len() < LEDGER / 4 {
             self.doublings = 0;
         }
-        let proven = self.past.front().filter(|beat| beat.xmax <= xmin).map(|beat| beat.at.earlier(2 * MARGIN));
+        let proven = self.through(xmin);
         // Not the maximum with what was known: where the clock was set back, new rows are stamped by the new clock.
-        let known = self.checkpoint.and_then(|known| known.watermark);
-        self.checkpoint = Some(Checkpoint { watermark: proven.or(known), log_xmin: xmin });
-        self.checkpoint
+        let known = self.proven.checkpoint.and_then(|known| known.watermark);
+        let checkpoint = Checkpoint { watermark: proven.or(known), log_xmin: xmin };
+        self.proven.checkpoint = Some(checkpoint);
+        self.remember(at, checkpoint);
+        Some(checkpoint)
+    }
+
+    /// What heartbeat `n` would prove if no gap were open before it: rows with an older stamp were received, or committed before
+    /// this session.
+    #[must_use]
+    pub fn would_prove(&self, n: u64) -> Option<PgTime> {
+        self.sent.iter().rfind(|beat| beat.n <= n).and_then(|beat| self.through(beat.xmin))
+    }
+
+    /// t(j) less two margins, j being the latest heartbeat with `xmax(j) <= xmin`.
+    fn through(&self, xmin: u64) -> Option<PgTime> {
+        self.past.iter().take_while(|beat| beat.xmax <= xmin).last().map(|beat| beat.at.earlier(2 * MARGIN))
+    }
+
+    fn remember(&mut self, at: PgTime, checkpoint: Checkpoint) {
+        // Where the clock was set back, the later entries are as old as they were.
+        if self.recent.back().is_none_or(|(last, _)| *last < at.earlier(self.window / REPLAY_STEPS) || at < *last) {
+            self.recent.push_back((at, checkpoint));
+        }
+        let horizon = at.earlier(self.window);
+        while let Some((_, old)) = self.recent.pop_front_if(|(then, _)| *then <= horizon) {
+            self.proven.replay = Some(old);
+        }
     }
 
     /// How far the clock was ahead of the watermark at the last heartbeat.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
-        let micros = self.last?.at.0.saturating_sub(self.checkpoint?.watermark?.0);
+        let micros = self.last?.at.0.saturating_sub(self.proven.checkpoint?.watermark?.0);
         Some(Duration::from_micros(u64::try_from(micros).unwrap_or(0)))
     }
 
     /// What is proven.
     #[must_use]
-    pub fn checkpoint(&self) -> Option<Checkpoint> {
-        self.checkpoint
+    pub fn proven(&self) -> Proven {
+        self.proven
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(60);
 
     fn beat(n: u64, seconds: i64, xmin: u64, xmax: u64) -> Beat {
         Beat { n, at: PgTime(seconds * 1_000_000), xmin, xmax }
@@ -149,14 +224,14 @@ mod tests {
 
     #[test]
     fn nothing_is_proven_before_the_first_transactions_have_ended() {
-        let mut watermark = Watermark::new(None);
+        let mut watermark = Watermark::new(Proven::default(), WINDOW);
         watermark.sent(beat(1, 100, 5, 9));
         assert_eq!(watermark.acknowledged(1), Some(Checkpoint { watermark: None, log_xmin: 5 }));
     }
 
     #[test]
     fn in_a_quiet_database_it_follows_by_two_margins() {
-        let mut watermark = Watermark::new(None);
+        let mut watermark = Watermark::new(Proven::default(), WINDOW);
         watermark.sent(beat(1, 100, 5, 5));
         assert_eq!(seconds(watermark.acknowledged(1)), Some(90));
         watermark.sent(beat(2, 101, 6, 6));
@@ -165,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_transaction_that_stays_open_holds_it_back_to_before_its_xid() {
-        let mut watermark = Watermark::new(None);
+        let mut watermark = Watermark::new(Proven::default(), WINDOW);
         for n in 1..=3 {
             watermark.sent(beat(n, 100 + n as i64, 5 + n, 5 + n));
         }
@@ -181,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_ledger_is_bounded_and_forgetting_is_on_the_safe_side() {
-        let mut watermark = Watermark::new(None);
+        let mut watermark = Watermark::new(Proven::default(), WINDOW);
         for n in 1..=100_000 {
             watermark.sent(beat(n, n as i64, 8, 100 + n));
             watermark.acknowledged(n);
@@ -194,10 +269,25 @@ mod tests {
 
     #[test]
     fn it_follows_a_clock_that_is_set_back() {
-        let mut watermark = Watermark::new(Some(Checkpoint { watermark: Some(PgTime(500_000_000)), log_xmin: 3 }));
+        let checkpoint = Some(Checkpoint { watermark: Some(PgTime(500_000_000)), log_xmin: 3 });
+        let stored = Proven { checkpoint, replay: None };
+        let mut watermark = Watermark::new(stored, WINDOW);
         watermark.sent(beat(1, 100, 5, 9));
         assert_eq!(seconds(watermark.acknowledged(1)), Some(500), "nothing newer is proven yet");
         watermark.sent(beat(2, 101, 9, 9));
         assert_eq!(seconds(watermark.acknowledged(2)), Some(91));
+    }
+
+    #[test]
+    fn what_was_proven_a_window_ago_is_kept_for_a_redis_that_forgets() {
+        let mut watermark = Watermark::new(Proven::default(), WINDOW);
+        for n in 1..=1000 {
+            watermark.sent(beat(n, 100 + n as i64, n, n));
+            watermark.acknowledged(n);
+            let replay = seconds(watermark.proven().replay);
+            assert!(replay.is_none_or(|at| (n as i64 + 90 - 70..=n as i64 + 90 - 60).contains(&at)), "{replay:?} at {n}");
+            assert!(watermark.recent.len() <= 17);
+        }
+        assert!(watermark.proven().replay.is_some());
     }
 }

@@ -2,7 +2,14 @@
 
 mod cli;
 mod config;
+mod daemon;
+mod demo;
+mod hostile;
 mod schema;
 mod scratch;
+mod session;
+mod simulation;
+mod sink;
 mod support;
+mod tidy;
 mod trigger;

@@ -176,6 +176,24 @@ async fn worlds_share_nothing() {
     assert_eq!((one.cache.size().expect("it works"), two.cache.size().expect("it works")), (1, 0));
 }
 
+#[tokio::test]
+async fn the_real_binary_is_started_watched_and_ended() {
+    let mut world = World::new().await;
+    world.execute("create table public.users (id bigint primary key, updated_at timestamptz not null default now())").await;
+    world.execute("select unstale.watch('public.users', array['user:{id}'])").await;
+    let mut daemon = world.daemon().start();
+    daemon.ready().await;
+    daemon.notifies_ready().await;
+    world.cache.put("user:1", "not found").expect("it works");
+    world.execute("insert into public.users values (1)").await;
+    until("the key is gone", async || !world.cache.has("user:1").expect("it works")).await;
+    until("the change is counted", async || daemon.metric("unstale_changes_total", &[("table", "public.users")]) == 1.0).await;
+    assert!(daemon.peak_rss_bytes() >= daemon.rss_bytes() && daemon.rss_bytes() > 1 << 20);
+    assert!(daemon.lines().iter().all(|line| line.starts_with('{')), "JSON: {:?}", daemon.lines());
+    assert!(daemon.terminate().success());
+    assert!(daemon.get("/ready").is_none());
+}
+
 /// A server that echoes, and a connection to it through a link.
 async fn echo_through_link() -> (Link, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

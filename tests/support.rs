@@ -7,5 +7,6 @@
 pub(crate) mod daemon;
 pub(crate) mod link;
 pub(crate) mod servers;
+pub(crate) mod stage;
 pub(crate) mod wait;
 pub(crate) mod world;

@@ -12,7 +12,7 @@ use crate::pg::{self, Postgres};
 
 /// One difference between the configuration and the database.
 #[derive(Debug, PartialEq, Eq)]
-enum Change {
+enum Step {
     Add { table: String, spec: Spec },
     Change { table: String, spec: Spec, from: Spec },
     Remove(Watched),
@@ -38,8 +38,8 @@ pub async fn run(config: &Config, args: &Apply) -> anyhow::Result<()> {
     if args.dry_run {
         return super::print(b"dry run: nothing was changed\n");
     }
-    for change in &plan {
-        carry_out(&mut connection, change).await?;
+    for step in &plan {
+        carry_out(&mut connection, step).await?;
     }
     Ok(())
 }
@@ -66,31 +66,31 @@ async fn resolve(connection: &mut PgConnection, configured: &[Watch]) -> anyhow:
     Ok(wanted)
 }
 
-fn plan(wanted: Vec<(String, Spec)>, known: Vec<Watched>) -> (Vec<Change>, usize) {
+fn plan(wanted: Vec<(String, Spec)>, known: Vec<Watched>) -> (Vec<Step>, usize) {
     let mut changes = Vec::new();
     let mut unchanged = 0;
     let mut known = known;
     for (table, spec) in wanted {
         match known.iter().position(|watched| watched.table == table && !watched.dropped).map(|at| known.swap_remove(at)) {
-            None => changes.push(Change::Add { table, spec }),
+            None => changes.push(Step::Add { table, spec }),
             Some(watched) if watched.spec == spec => unchanged += 1,
-            Some(watched) => changes.push(Change::Change { table, spec, from: watched.spec }),
+            Some(watched) => changes.push(Step::Change { table, spec, from: watched.spec }),
         }
     }
     known.sort_by(|a, b| a.table.cmp(&b.table));
-    changes.extend(known.into_iter().map(Change::Remove));
+    changes.extend(known.into_iter().map(Step::Remove));
     (changes, unchanged)
 }
 
-fn in_words(change: &Change) -> String {
+fn in_words(step: &Step) -> String {
     let list = |keys: &[String]| keys.join(", ");
     let column = |column: &Option<String>| column.clone().unwrap_or_else(|| "none".into());
-    match change {
-        Change::Add { table, spec } => {
+    match step {
+        Step::Add { table, spec } => {
             format!("+ {table} will be watched\n      keys      {}\n      delivery  {}\n", list(&spec.keys), spec.delivery)
         }
-        Change::Remove(watched) => format!("- {} will no longer be watched\n", watched.table),
-        Change::Change { table, spec, from } => {
+        Step::Remove(watched) => format!("- {} will no longer be watched\n", watched.table),
+        Step::Change { table, spec, from } => {
             let mut text = format!("~ {table} will be watched differently\n");
             for key in from.keys.iter().filter(|key| !spec.keys.contains(key)) {
                 let _ = writeln!(text, "      - key {key}");
@@ -113,20 +113,20 @@ fn in_words(change: &Change) -> String {
     }
 }
 
-fn summary(plan: &[Change], unchanged: usize) -> String {
-    let count = |kind: fn(&Change) -> bool| plan.iter().filter(|change| kind(change)).count();
+fn summary(plan: &[Step], unchanged: usize) -> String {
+    let count = |kind: fn(&Step) -> bool| plan.iter().filter(|step| kind(step)).count();
     format!(
         "{} to add, {} to change, {} to remove, {unchanged} unchanged",
-        count(|change| matches!(change, Change::Add { .. })),
-        count(|change| matches!(change, Change::Change { .. })),
-        count(|change| matches!(change, Change::Remove(_))),
+        count(|step| matches!(step, Step::Add { .. })),
+        count(|step| matches!(step, Step::Change { .. })),
+        count(|step| matches!(step, Step::Remove(_))),
     )
 }
 
-async fn carry_out(connection: &mut PgConnection, change: &Change) -> anyhow::Result<()> {
-    let (table, done) = match change {
-        Change::Add { table, spec } | Change::Change { table, spec, .. } => (table, watches::watch(connection, table, spec).await),
-        Change::Remove(watched) => (&watched.table, watches::unwatch(connection, watched).await.map(|()| "removed".to_owned())),
+async fn carry_out(connection: &mut PgConnection, step: &Step) -> anyhow::Result<()> {
+    let (table, done) = match step {
+        Step::Add { table, spec } | Step::Change { table, spec, .. } => (table, watches::watch(connection, table, spec).await),
+        Step::Remove(watched) => (&watched.table, watches::unwatch(connection, watched).await.map(|()| "removed".to_owned())),
     };
     let done = done.map_err(|error| anyhow::anyhow!("{table}: {}; run `unstale apply` again for the rest", error.in_full()))?;
     super::print(format!("{table}: {done}\n").as_bytes())

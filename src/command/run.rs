@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::listener::driver::{self, Parts};
 use crate::listener::machine::Settings;
 use crate::observe::{Readiness, metrics};
+use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
 use crate::sink::Sink;
 use crate::{http, shutdown};
@@ -31,11 +32,14 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         }
         None => None,
     };
-    refuse_wrong_schema(&postgres).await?;
+    tokio::select! {
+        // A server that does not answer is waited for by the driver, which knows how.
+        checked = tokio::time::timeout(config.heartbeat.timeout, refuse_wrong_schema(&postgres)) => checked.unwrap_or(Ok(()))?,
+        () = shutdown.cancelled() => {}
+    }
 
-    let instance = config.instance.clone();
-    driver::run(Parts { postgres, sink, instance, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown)
-        .await;
+    let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
+    driver::run(Parts { postgres, sink, name, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown).await;
     if let Some(probes) = probes {
         probes.await??;
     }
@@ -65,6 +69,7 @@ fn settings(config: &Config) -> Settings {
             max_pending: config.batch.max_pending,
         },
         stall: config.batch.stall,
+        window: config.replay.window,
         shutdown: config.shutdown.timeout,
     }
 }

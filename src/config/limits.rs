@@ -38,12 +38,17 @@ impl Limits<'_> {
         self.span("backoff.min", config.backoff.min, millis(1));
         self.span("backoff.max", config.backoff.max, millis(1));
         self.span("batch.stall", config.batch.stall, millis(1));
+        self.span("replay.window", config.replay.window, millis(1));
         self.span("shutdown.timeout", config.shutdown.timeout, millis(1));
 
         self.number("batch.keys_per_command", config.batch.keys_per_command, 1..=10_000);
         self.number("batch.in_flight", config.batch.in_flight, 1..=64);
         // Up to 10 million keys of 100 bytes are a gigabyte; beyond, a sweep is the better memory.
         self.number("batch.max_pending", config.batch.max_pending, 1_000..=10_000_000);
+        let forget_after = config.checkpoint.forget_after;
+        if !(LONGEST / 24..=LONGEST * 365).contains(&forget_after) {
+            self.problem("checkpoint.forget_after", format!("{} is not between 1h and 1y", written(forget_after)));
+        }
         self.number("sweep.page_rows", config.sweep.page_rows, 100..=1_000_000);
 
         self.relations(config);

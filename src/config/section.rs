@@ -147,7 +147,37 @@ pub struct Sweep {
 
 impl Default for Sweep {
     fn default() -> Self {
-        Self { page_rows: 20_000 }
+        Self { page_rows: 100_000 }
+    }
+}
+
+/// What Redis may undo.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replay {
+    /// How far back a fail-over or a restart of a server may undo what it has acknowledged.
+    #[serde(with = "text::span")]
+    pub window: Duration,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self { window: Duration::from_secs(60) }
+    }
+}
+
+/// The progress that is kept in the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// How long the log is kept for an instance that is away.
+    #[serde(with = "text::span")]
+    pub forget_after: Duration,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { forget_after: Duration::from_secs(7 * 24 * 60 * 60) }
     }
 }
 
@@ -232,6 +262,8 @@ pub(super) struct File {
     pub(super) backoff: Backoff,
     pub(super) batch: Batch,
     pub(super) sweep: Sweep,
+    pub(super) replay: Replay,
+    pub(super) checkpoint: Checkpoint,
     pub(super) shutdown: Shutdown,
     pub(super) watch: Vec<Watch>,
 }
@@ -248,6 +280,8 @@ impl Default for File {
             backoff: Backoff::default(),
             batch: Batch::default(),
             sweep: Sweep::default(),
+            replay: Replay::default(),
+            checkpoint: Checkpoint::default(),
             shutdown: Shutdown::default(),
             watch: Vec::new(),
         }

@@ -3,7 +3,7 @@
 //! One task owns the machine. Sessions, sweeps and commands to Redis run in tasks of their own and talk to it through bounded
 //! channels; it stops taking from a channel when the machine does not accept more.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use crate::backoff::Backoff;
 use crate::batch::{Command, Lane};
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
-use crate::pg::session::{Event, Request, Session};
+use crate::pg::session::{Event, Name, Request, Session, Subscribed};
 use crate::pg::sweep::{self, Swept};
 use crate::pg::watches::Watched;
 use crate::rule::Rule;
-use crate::sink::Sink;
+use crate::sink::{Done, Sink};
 use crate::systemd;
 
 /// Notifications taken at once, between two looks at everything else.
@@ -36,8 +36,8 @@ pub struct Parts {
     pub postgres: Postgres,
     /// Where keys are deleted.
     pub sink: Arc<Sink>,
-    /// Names the checkpoint.
-    pub instance: String,
+    /// Under what name progress is kept.
+    pub name: Name,
     /// Rows of a page of a sweep.
     pub page_rows: u32,
     /// Decisions of the machine.
@@ -57,6 +57,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) {
         commands: JoinSet::new(),
         report,
         told: None,
+        told_of: HashSet::new(),
         watchdog: systemd::watchdog_interval(),
         watchdog_due: Instant::now(),
         saving: false,
@@ -67,7 +68,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) {
 
 /// What a command to Redis says of itself.
 enum Report {
-    Done { id: u64, existed: u64 },
+    Done { id: u64, done: Done },
     Failed(String),
 }
 
@@ -80,6 +81,7 @@ struct Driver {
     commands: JoinSet<()>,
     report: mpsc::Sender<Report>,
     told: Option<Readiness>,
+    told_of: HashSet<String>,   // tables without an index
     watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
     watchdog_due: Instant,
     saving: bool, // the last checkpoint, on the way out
@@ -125,9 +127,9 @@ impl Driver {
             Wake::Session(event) => self.event(event),
             Wake::Arrived => self.arrived.extend(burst.drain(..)),
             Wake::Swept(swept) => self.swept(swept),
-            Wake::Redis(Some(Report::Done { id, existed })) => {
-                observe(&Observation::Deleted { existed });
-                self.handle(Input::Acknowledged(id));
+            Wake::Redis(Some(Report::Done { id, done })) => {
+                observe(&Observation::Deleted { existed: done.existed });
+                self.handle(Input::Acknowledged { id, server: done.server });
             }
             Wake::Redis(Some(Report::Failed(reason))) => self.handle(Input::RedisFailed(reason)),
             Wake::Redis(None) | Wake::Time => {}
@@ -160,8 +162,11 @@ impl Driver {
             None => Input::Lost("the session's task ended".into()),
             Some(Event::Lost(reason)) => Input::Lost(reason),
             Some(Event::Saved) => return,
-            Some(Event::Subscribed { backend, watches, checkpoint }) => {
-                Input::Subscribed(Opening { backend, rules: compile(watches), checkpoint })
+            Some(Event::Subscribed(Subscribed { backend, watches, server, stored, forgotten })) => {
+                for instance in forgotten {
+                    observe(&Observation::InstanceForgotten { instance });
+                }
+                Input::Subscribed(Opening { backend, rules: compile(watches), server, stored })
             }
             Some(Event::BeatSent(beat, queue_ratio)) => {
                 observe(&Observation::NotifyQueue(queue_ratio));
@@ -177,6 +182,12 @@ impl Driver {
     fn swept(&mut self, swept: Option<Swept>) {
         match swept {
             Some(Swept::Rows(watch, rows)) => rows.iter().for_each(|row| self.machine.swept(watch, row)),
+            Some(Swept::Page(watch, through)) => self.machine.swept_page(watch, through),
+            Some(Swept::NoIndex { table, remedy }) => {
+                if self.told_of.insert(table.clone()) {
+                    observe(&Observation::SweepWithoutIndex { table, remedy });
+                }
+            }
             Some(Swept::Log(changes)) => changes.iter().for_each(|change| self.machine.swept_log(change)),
             Some(Swept::Unreadable { watch, table, reason }) => {
                 observe(&Observation::SweptByPattern { table, reason });
@@ -206,19 +217,20 @@ impl Driver {
     fn act(&mut self, action: Action) {
         match action {
             Action::OpenSession => {
-                self.session = Some(Session::open(self.parts.postgres.clone(), self.parts.instance.clone(), self.parts.settings.timeout));
+                self.session = Some(Session::open(self.parts.postgres.clone(), self.parts.name.clone(), self.parts.settings.timeout));
             }
             Action::CloseSession => {
                 self.session = None;
                 self.sweep = None;
                 self.arrived.clear(); // the gap that is open now covers them
             }
-            Action::Beat { n, checkpoint } => self.ask(Request::Beat(n, checkpoint)),
+            Action::Beat { n, progress } => self.ask(Request::Beat(n, progress)),
             Action::ReadWatches => self.ask(Request::Watches),
             Action::ReadLog { watch, xid } => self.ask(Request::Log { watch, xid }),
             Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
             Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
-            Action::Sweep(from) => {
+            Action::Sweep { checkpoint, done } => {
+                let from = sweep::From { checkpoint, done };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
                 task.spawn(sweep::run(self.parts.postgres.clone(), from, self.parts.page_rows, out));
@@ -229,9 +241,9 @@ impl Driver {
                 while self.commands.try_join_next().is_some() {} // forget those that have ended
                 self.commands.spawn(perform(self.parts.sink.clone(), command, self.report.clone()));
             }
-            Action::Stop(checkpoint) => {
-                if let Some(checkpoint) = checkpoint {
-                    self.ask(Request::Save(checkpoint));
+            Action::Stop(progress) => {
+                if let Some(progress) = progress {
+                    self.ask(Request::Save(progress));
                     self.saving = true;
                 }
             }
@@ -255,7 +267,10 @@ impl Driver {
         if self.told.as_ref() == Some(&readiness) {
             return;
         }
-        observe(&Observation::Readiness(readiness.clone()));
+        let was_ready = self.told == Some(Readiness::Ready);
+        if self.told.is_none() || was_ready || readiness == Readiness::Ready {
+            observe(&Observation::Readiness(readiness.clone())); // further reasons are for the probes alone
+        }
         match &readiness {
             Readiness::Ready => {
                 systemd::status("ready");
@@ -302,8 +317,8 @@ async fn perform(sink: Arc<Sink>, command: Command, report: mpsc::Sender<Report>
     let mut backoff = Backoff::new(REDIS_BACKOFF.0, REDIS_BACKOFF.1, command.id);
     loop {
         match sink.perform(&command.work).await {
-            Ok(existed) => {
-                let _ = report.send(Report::Done { id: command.id, existed }).await;
+            Ok(done) => {
+                let _ = report.send(Report::Done { id: command.id, done }).await;
                 return;
             }
             Err(error) => {

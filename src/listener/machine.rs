@@ -14,18 +14,21 @@
 //!   dropped in favour of a new sweep from the watermark, and PostgreSQL is drained on.
 //! - `enter` alone assigns the state. Each timer is a field compared in [`Machine::deadline`] and in `tick`.
 
+mod gap;
 mod heart;
 mod intake;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Command, Lane, Limits, Mark};
 use crate::observe::{Cause, GapSummary, Observation, Readiness};
 use crate::rule::{Rule, Rules, Target};
-use crate::watermark::{Beat, Checkpoint, Watermark};
+use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored, Watermark};
 
+use gap::{Gap, Recent};
 use heart::Heart;
 use intake::Skipped;
 
@@ -51,6 +54,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How long Redis may leave a full batch as it is.
     pub stall: Duration,
+    /// How far back a server may undo what it has acknowledged.
+    pub window: Duration,
     /// How long draining may take.
     pub shutdown: Duration,
 }
@@ -119,7 +124,12 @@ pub enum Input {
     /// The sweep failed.
     SweepFailed(String),
     /// Redis has done a command.
-    Acknowledged(u64),
+    Acknowledged {
+        /// The command.
+        id: u64,
+        /// The run id of the Redis that did it, if it tells.
+        server: Option<Arc<str>>,
+    },
     /// Redis failed to do a command; the sink repeats it.
     RedisFailed(String),
     /// SIGTERM.
@@ -133,8 +143,10 @@ pub struct Opening {
     pub backend: u32,
     /// What is watched.
     pub rules: Vec<Rule>,
-    /// How far this instance had come.
-    pub checkpoint: Option<Checkpoint>,
+    /// Who the server is.
+    pub server: Server,
+    /// How far this instance had come; `None`: it was never here.
+    pub stored: Option<Stored>,
 }
 
 /// What is to be done.
@@ -144,12 +156,12 @@ pub enum Action {
     OpenSession,
     /// Drop the session, its sweep, and what it still brings.
     CloseSession,
-    /// Send heartbeat `n`; store the checkpoint with it.
+    /// Send heartbeat `n`; store the progress before it.
     Beat {
         /// Counts from 1 in each session.
         n: u64,
-        /// What has been proven since the last one.
-        checkpoint: Option<Checkpoint>,
+        /// What is proven; `None` while a gap is open.
+        progress: Option<Progress>,
     },
     /// Read the watches, and receive nothing before.
     ReadWatches,
@@ -161,7 +173,12 @@ pub enum Action {
         xid: u64,
     },
     /// Read everything since the checkpoint from the tables and the log.
-    Sweep(Option<Checkpoint>),
+    Sweep {
+        /// What is proven; `None`: nothing.
+        checkpoint: Option<Checkpoint>,
+        /// Watches that an unfinished sweep in the same gap has brought up to this stamp.
+        done: HashMap<i32, PgTime>,
+    },
     /// Abandon a running sweep.
     StopSweep,
     /// Ask Redis.
@@ -170,8 +187,8 @@ pub enum Action {
     OpenGap(Cause, Duration),
     /// Note in the ledger that it is closed.
     CloseGap(GapSummary),
-    /// Store the checkpoint now, then leave.
-    Stop(Option<Checkpoint>),
+    /// Store the progress now, then leave.
+    Stop(Option<Progress>),
     /// Tell.
     Observe(Observation),
 }
@@ -198,6 +215,9 @@ pub struct Machine {
     backoff: Backoff,
     heart: Heart,
     gap: Option<Gap>,
+    redis: Option<Arc<str>>, // run id of the one that answered last
+    server: Option<Server>,  // the PostgreSQL of the last session
+    recent: Recent,
     redis_failure: Option<String>,
     redis_answered: Instant,
     reading: bool, // watches or log are being read, and nothing is received before
@@ -208,16 +228,6 @@ pub struct Machine {
     actions: Vec<Action>,
 }
 
-/// A gap that is open.
-#[derive(Debug)]
-struct Gap {
-    cause: Cause,
-    since: Instant,
-    swept: u64,
-    logged: u64,
-    keys: u64,
-}
-
 impl Machine {
     /// A listener that has yet to connect; tick it.
     #[must_use]
@@ -225,13 +235,16 @@ impl Machine {
         let backoff = Backoff::new(settings.backoff_min, settings.backoff_max, settings.seed);
         Self {
             batch: Batch::new(settings.limits),
+            watermark: Watermark::new(Proven::default(), settings.window),
             settings,
             state: State::Waiting { until: now },
             rules: Rules::new(),
-            watermark: Watermark::default(),
             backoff,
             heart: Heart::new(0, now),
             gap: Some(Gap::new(Cause::Start, now)),
+            redis: None,
+            server: None,
+            recent: Recent::default(),
             redis_failure: None,
             redis_answered: now,
             reading: false,
@@ -277,7 +290,7 @@ impl Machine {
                     self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
                 }
             }
-            Input::Acknowledged(id) => self.acknowledged(now, id),
+            Input::Acknowledged { id, server } => self.acknowledged(now, id, server),
             Input::RedisFailed(reason) => {
                 if self.redis_failure.replace(reason.clone()).is_none() {
                     self.say(Observation::RedisFailed { reason });
@@ -326,7 +339,13 @@ impl Machine {
             State::CatchingUp(CatchUp::AwaitingRedis) => {
                 format!("catching up waits for Redis: {}", self.redis_failure.as_deref().unwrap_or("no answer"))
             }
-            State::CatchingUp(_) => format!("catching up after a gap ({})", self.gap.as_ref().map_or("none", |gap| gap.cause.label())),
+            State::CatchingUp(_) => {
+                let cause = self.gap.as_ref().map_or("none", |gap| gap.cause.label());
+                match &self.redis_failure {
+                    Some(failure) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
+                    None => format!("catching up after a gap ({cause})"),
+                }
+            }
             State::Draining { .. } | State::Stopped => "shutting down".into(),
             State::Listening => match (&self.redis_failure, self.heart.settled_at) {
                 (Some(failure), _) => format!("Redis: {failure}"),
@@ -379,10 +398,15 @@ impl Machine {
             return;
         }
         self.say(Observation::Subscribed { watches: opening.rules.len() });
-        self.watermark = Watermark::new(opening.checkpoint);
         self.heart = Heart::new(opening.backend, now);
         self.watches_read = now;
         self.set_rules(opening.rules);
+        self.compare_histories(opening.server, opening.stored.as_ref());
+        let proven = opening.stored.as_ref().map(|stored| stored.proven).unwrap_or_default();
+        self.watermark = Watermark::new(proven, self.settings.window);
+        if self.redis.is_none() {
+            self.redis = opening.stored.and_then(|stored| stored.redis).map(Into::into);
+        }
         let gap = self.gap.get_or_insert_with(|| Gap::new(Cause::Session, now));
         self.actions.push(Action::OpenGap(gap.cause, now - gap.since));
         self.enter(State::Subscribing);
@@ -391,8 +415,8 @@ impl Machine {
 
     fn beat(&mut self, now: Instant) {
         let n = self.heart.ask(now);
-        let checkpoint = if self.gap.is_none() { self.watermark.checkpoint() } else { None };
-        self.actions.push(Action::Beat { n, checkpoint });
+        let progress = self.progress();
+        self.actions.push(Action::Beat { n, progress });
     }
 
     fn beat_came_back(&mut self, n: u64) {
@@ -414,8 +438,7 @@ impl Machine {
             self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
             self.enter(State::CatchingUp(CatchUp::AwaitingRedis));
         } else {
-            self.actions.push(Action::Sweep(self.watermark.checkpoint()));
-            self.enter(State::CatchingUp(CatchUp::Sweeping));
+            self.begin_catching_up();
         }
     }
 
@@ -425,6 +448,7 @@ impl Machine {
         }
         self.actions.push(Action::CloseSession);
         self.reading = false;
+        self.keep_pages();
         self.watermark.forget_session();
         self.heart.forget();
         self.batch.clear(Lane::CatchUp); // a new sweep brings it again
@@ -446,6 +470,14 @@ impl Machine {
         }
     }
 
+    /// A gap that opens while the session goes on is noted at once.
+    fn open_gap_in_session(&mut self, now: Instant, cause: Cause) {
+        if self.gap.is_none() {
+            self.open_gap(now, cause);
+            self.actions.push(Action::OpenGap(cause, Duration::ZERO));
+        }
+    }
+
     /// Redis was away for so long that the batch is full: from here on a sweep is cheaper.
     fn overflow(&mut self, now: Instant) {
         self.say(Observation::Overflowed { waiting: self.batch.waiting(Lane::Live) });
@@ -456,17 +488,26 @@ impl Machine {
         if self.state == State::Subscribing {
             return; // the gap is open, and the sweep still to come
         }
-        self.open_gap(now, Cause::Overflow);
+        self.open_gap_in_session(now, Cause::Overflow);
+        self.forget_pages();
         self.actions.push(Action::StopSweep);
         self.catch_up();
     }
 
-    fn acknowledged(&mut self, now: Instant, id: u64) {
+    fn acknowledged(&mut self, now: Instant, id: u64, server: Option<Arc<str>>) {
         if self.batch.is_full(Lane::Live) {
             self.heart.heard = now; // nothing was received meanwhile because we did not listen
         }
-        self.batch.acknowledge(id);
+        if let Some(work) = self.batch.acknowledge(id) {
+            self.remember(now, work);
+        }
         self.redis_answered = now;
+        if let Some(server) = server
+            && self.redis.as_ref() != Some(&server)
+            && self.redis.replace(server).is_some()
+        {
+            self.redis_changed(now);
+        }
         if self.redis_failure.take().is_some() {
             self.say(Observation::RedisRecovered);
             if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
@@ -480,6 +521,7 @@ impl Machine {
         while let Some(asked) = self.heart.settle(now, |mark| self.batch.is_settled(mark)) {
             self.say(Observation::Fresh { took: now - asked });
         }
+        self.settle_pages();
         if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
             && self.batch.is_settled(mark)
             && let Some(gap) = self.gap.take()
@@ -511,7 +553,7 @@ impl Machine {
     }
 
     fn stop(&mut self, drained: bool) {
-        self.actions.push(Action::Stop(if self.gap.is_none() { self.watermark.checkpoint() } else { None }));
+        self.actions.push(Action::Stop(self.progress()));
         self.say(Observation::Stopped { drained });
         self.enter(State::Stopped);
     }
@@ -565,18 +607,9 @@ impl Machine {
             self.actions.push(Action::ReadWatches);
         }
         self.tell_skipped(now);
+        self.tell_progress(now);
         if self.batch.is_full(Lane::Live) && now >= self.redis_answered + self.settings.stall {
             self.overflow(now);
         }
-    }
-}
-
-impl Gap {
-    fn new(cause: Cause, since: Instant) -> Self {
-        Self { cause, since, swept: 0, logged: 0, keys: 0 }
-    }
-
-    fn summary(&self, now: Instant) -> GapSummary {
-        GapSummary { cause: self.cause, lasted: now - self.since, swept: self.swept, logged: self.logged, keys: self.keys }
     }
 }

@@ -1,5 +1,7 @@
 //! Observations as lines of the log. `error` means that somebody must act.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use tracing::{debug, error, info, warn};
 
 use super::{Observation, Readiness};
@@ -20,6 +22,14 @@ pub fn write(observation: &Observation) {
             keys = gap.keys,
             "caught up"
         ),
+        Observation::CatchingUp { swept, logged, keys, through } => {
+            let through = through.and_then(|micros| u64::try_from(micros).ok()).map(Duration::from_micros);
+            let through = through.map(|since| humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string());
+            info!(rows = swept, logged, keys, through, "catching up");
+        }
+        Observation::SweepWithoutIndex { table, remedy } => {
+            warn!(table, remedy, "a large table has no index for catching up: each page reads all of it");
+        }
         Observation::SweepFailed { reason, retry_in } => {
             warn!(reason, retry_in_seconds = retry_in.as_secs_f64(), "the sweep ended early and will be repeated");
         }
@@ -28,6 +38,12 @@ pub fn write(observation: &Observation) {
         }
         Observation::Overflowed { waiting } => warn!(keys = waiting, "Redis is away for too long: what waits is left to a sweep"),
         Observation::RedisFailed { reason } => error!(reason, "Redis does not delete; trying again until it does"),
+        Observation::RedisChanged => warn!("another Redis answers, or a restarted one: the last replay.window is deleted again"),
+        Observation::PostgresChanged { reason, again } => warn!(reason, keys = again, "PostgreSQL was restarted or failed over"),
+        Observation::Flushed { reason } => warn!(reason, "all keys of all watched tables are deleted"),
+        Observation::InstanceForgotten { instance } => {
+            warn!(instance, "this instance is away for longer than its checkpoint.forget_after: the log is no longer kept for it");
+        }
         Observation::RedisRecovered => info!("Redis deletes again"),
         Observation::PayloadsSkipped { count, reason } => warn!(count, reason, "skipped payloads that are not ours"),
         Observation::WatchesChanged { watches } => info!(watches, "the watches changed"),

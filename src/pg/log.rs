@@ -50,7 +50,7 @@ pub async fn of_transaction(connection: &mut PgConnection, watch: i32, xid: u64)
     Ok(rows.map_err(Error::of("reading the log"))?.iter().map(|row| row.get(0)).collect())
 }
 
-/// Deletes some of what every instance has done.
+/// Deletes some of what every instance has done, a replay window ago; instances that are forgotten do not count.
 ///
 /// # Errors
 /// [`Error::Statement`].
@@ -58,7 +58,8 @@ pub async fn prune(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::query(
         "delete from unstale.change_log where (xid, id) in (
              select l.xid, l.id from unstale.change_log l
-              where l.xid < (select min(c.log_xmin) from unstale.checkpoint c)
+              where l.xid < (select coalesce(c.replay_log_xmin, '0'::xid8) from unstale.checkpoint c
+                              where c.saved_at >= clock_timestamp() - c.forget_after order by 1 limit 1)
               order by l.xid, l.id limit $1)",
     )
     .bind(PRUNE_ROWS)

@@ -10,7 +10,7 @@ use super::{Error, Postgres};
 const TABLE: &str = "unstale.migrations";
 
 /// Serializes twenty `migrate`s at once, and the creation of the schema, which sqlx does outside of its own lock.
-const ADVISORY_LOCK: i64 = 0x756e_7374_616c_65; // "unstale"
+const ADVISORY_LOCK: i64 = 0x0075_6e73_7461_6c65; // "unstale"
 
 /// Version, name, text. The text is what psql would run.
 const MIGRATIONS: &[(i64, &str, &str)] = &[

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::watches::{self, Watched};
 use super::{CHANNEL, Error, Postgres, log, migrate};
 use crate::observe::{Cause, GapSummary};
-use crate::watermark::{Beat, Checkpoint, PgTime};
+use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored};
 
 /// Notifications between the connection and the driver. When the driver stops taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 4096;
@@ -26,14 +26,7 @@ const PRUNE_EVERY: u64 = 10;
 #[derive(Debug)]
 pub enum Event {
     /// LISTEN is active; read afterwards.
-    Subscribed {
-        /// The backend that will send the heartbeats.
-        backend: u32,
-        /// What is watched.
-        watches: Vec<Watched>,
-        /// How far this instance had come.
-        checkpoint: Option<Checkpoint>,
-    },
+    Subscribed(Subscribed),
     /// A heartbeat was sent; the share of the notification queue in use, 0 to 1.
     BeatSent(Beat, f64),
     /// The watches as they are now.
@@ -46,11 +39,26 @@ pub enum Event {
     Lost(String),
 }
 
+/// What a new session found.
+#[derive(Debug)]
+pub struct Subscribed {
+    /// The backend that will send the heartbeats.
+    pub backend: u32,
+    /// What is watched.
+    pub watches: Vec<Watched>,
+    /// Who the server is.
+    pub server: Server,
+    /// How far this instance had come; `None`: it was never here.
+    pub stored: Option<Stored>,
+    /// Instances that are away for longer than their `forget_after`.
+    pub forgotten: Vec<String>,
+}
+
 /// What a session is asked for. Answered in order.
 #[derive(Debug)]
 pub enum Request {
     /// Send heartbeat `n`, after storing the checkpoint.
-    Beat(u64, Option<Checkpoint>),
+    Beat(u64, Option<Progress>),
     /// Read the watches.
     Watches,
     /// Read a transaction's logged changes of one watch.
@@ -65,7 +73,16 @@ pub enum Request {
     /// Note that it is closed.
     CloseGap(GapSummary),
     /// Store the checkpoint.
-    Save(Checkpoint),
+    Save(Progress),
+}
+
+/// Under what name progress is kept, and for how long.
+#[derive(Debug, Clone)]
+pub struct Name {
+    /// `instance`.
+    pub instance: String,
+    /// `checkpoint.forget_after`.
+    pub forget_after: Duration,
 }
 
 /// A session; dropping it ends it.
@@ -81,13 +98,13 @@ pub struct Session {
 impl Session {
     /// Begins to open a session. `timeout` bounds each answer of the server on the control connection.
     #[must_use]
-    pub fn open(postgres: Postgres, instance: String, timeout: Duration) -> Self {
+    pub fn open(postgres: Postgres, name: Name, timeout: Duration) -> Self {
         let (event, events) = mpsc::channel(16);
         let (notify, notifications) = mpsc::channel(NOTIFICATIONS);
         let (requests, asked) = mpsc::channel(64);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let reason = match run(&postgres, instance, timeout, &event, &notify, asked).await {
+            let reason = match run(&postgres, name, timeout, &event, &notify, asked).await {
                 Ok(()) => return, // nobody is interested any more
                 Err(error) => error.in_full(),
             };
@@ -104,7 +121,7 @@ impl Session {
 
 async fn run(
     postgres: &Postgres,
-    instance: String,
+    name: Name,
     timeout: Duration,
     event: &mpsc::Sender<Event>,
     notify: &mpsc::Sender<PgNotification>,
@@ -114,7 +131,7 @@ async fn run(
     super::check_server(&mut connection).await?;
     migrate::check(&mut connection).await?;
     let mut listener = listen(postgres, &mut connection).await?;
-    let mut control = Control { connection, instance, timeout, gap: None };
+    let mut control = Control { connection, name, timeout, history: String::new(), gap: None };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -160,32 +177,60 @@ async fn receive(listener: &mut PgListener, notify: &mpsc::Sender<PgNotification
 /// The connection for everything but notifications.
 struct Control {
     connection: PgConnection,
-    instance: String,
+    name: Name,
     timeout: Duration,
+    history: String,
     gap: Option<i64>, // id in the ledger
 }
 
 impl Control {
     async fn opening(&mut self) -> Result<Event, Error> {
-        // A checkpoint of another cluster, restored from a dump: its transaction numbers would skip, and prune, our own.
-        sqlx::query("delete from unstale.checkpoint where log_xmin > pg_snapshot_xmax(pg_current_snapshot())")
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::of("looking at the checkpoints"))?;
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
         let row = sqlx::query(
-            "select (extract(epoch from watermark) * 1000000)::bigint, log_xmin::text::bigint
+            "select system_identifier::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
+                    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint
+               from pg_control_system()",
+        )
+        .fetch_one(&mut self.connection)
+        .await
+        .map_err(Error::of("asking the server who it is"))?;
+        let server = Server { history: row.get(0), started: PgTime(row.get(1)) };
+        self.history.clone_from(&server.history);
+        let stored = self.stored().await?;
+        let forgotten = self.forgotten().await?;
+        Ok(Event::Subscribed(Subscribed { backend: backend.cast_unsigned(), watches, server, stored, forgotten }))
+    }
+
+    async fn stored(&mut self) -> Result<Option<Stored>, Error> {
+        let row = sqlx::query(
+            "select log_xmin::text::bigint, (extract(epoch from watermark) * 1000000)::bigint,
+                    replay_log_xmin::text::bigint, (extract(epoch from replay_watermark) * 1000000)::bigint,
+                    redis, history, saved_at < clock_timestamp() - forget_after
                from unstale.checkpoint where instance = $1",
         )
-        .bind(&self.instance)
+        .bind(&self.name.instance)
         .fetch_optional(&mut self.connection)
         .await
         .map_err(Error::of("reading the checkpoint"))?;
-        let checkpoint = row
-            .map(|row| Checkpoint { watermark: row.get::<Option<i64>, _>(0).map(PgTime), log_xmin: row.get::<i64, _>(1).cast_unsigned() });
-        Ok(Event::Subscribed { backend: backend.cast_unsigned(), watches, checkpoint })
+        let Some(row) = row else { return Ok(None) };
+        let checkpoint = |at: usize| {
+            let log_xmin = row.get::<Option<i64>, _>(at)?.cast_unsigned();
+            Some(Checkpoint { watermark: row.get::<Option<i64>, _>(at + 1).map(PgTime), log_xmin })
+        };
+        let proven = Proven { checkpoint: checkpoint(0), replay: checkpoint(2) };
+        Ok(Some(Stored { proven, redis: row.get(4), history: row.get(5), forgotten: row.get(6) }))
+    }
+
+    async fn forgotten(&mut self) -> Result<Vec<String>, Error> {
+        let rows = sqlx::query(
+            "select instance from unstale.checkpoint where instance <> $1 and saved_at < clock_timestamp() - forget_after order by instance",
+        )
+        .bind(&self.name.instance)
+        .fetch_all(&mut self.connection)
+        .await;
+        Ok(rows.map_err(Error::of("looking for forgotten instances"))?.iter().map(|row| row.get(0)).collect())
     }
 
     async fn serve(mut self, mut asked: mpsc::Receiver<Request>, event: &mpsc::Sender<Event>) -> Result<(), Error> {
@@ -206,9 +251,9 @@ impl Control {
 
     async fn answer(&mut self, request: Request) -> Result<Option<Event>, Error> {
         match request {
-            Request::Beat(n, checkpoint) => {
-                if let Some(checkpoint) = checkpoint {
-                    self.save(checkpoint).await?;
+            Request::Beat(n, progress) => {
+                if let Some(progress) = progress {
+                    self.save(&progress).await?;
                 }
                 let sent = self.beat(n).await?;
                 if n.is_multiple_of(PRUNE_EVERY) {
@@ -220,8 +265,8 @@ impl Control {
             Request::Log { watch, xid } => Ok(Some(Event::LogRead(log::of_transaction(&mut self.connection, watch, xid).await?))),
             Request::OpenGap(cause, ago) => self.open_gap(cause, ago).await.map(|()| None),
             Request::CloseGap(summary) => self.close_gap(summary).await.map(|()| None),
-            Request::Save(checkpoint) => {
-                self.save(checkpoint).await?;
+            Request::Save(progress) => {
+                self.save(&progress).await?;
                 Ok(Some(Event::Saved))
             }
         }
@@ -246,16 +291,25 @@ impl Control {
         Ok(Event::BeatSent(beat, row.get(3)))
     }
 
-    async fn save(&mut self, checkpoint: Checkpoint) -> Result<(), Error> {
+    async fn save(&mut self, progress: &Progress) -> Result<(), Error> {
+        let Proven { checkpoint: Some(checkpoint), replay } = progress.proven else { return Ok(()) };
         sqlx::query(
-            "insert into unstale.checkpoint (instance, watermark, log_xmin)
-             values ($1, 'epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text::xid8)
+            "insert into unstale.checkpoint (instance, watermark, log_xmin, replay_watermark, replay_log_xmin, redis, history, forget_after)
+             values ($1, 'epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text::xid8,
+                     'epoch'::timestamptz + $4::bigint * interval '1 microsecond', $5::text::xid8, $6, $7, $8 * interval '1 second')
              on conflict (instance) do update
-                set watermark = excluded.watermark, log_xmin = excluded.log_xmin, saved_at = clock_timestamp()",
+                set watermark = excluded.watermark, log_xmin = excluded.log_xmin, replay_watermark = excluded.replay_watermark,
+                    replay_log_xmin = excluded.replay_log_xmin, redis = excluded.redis, history = excluded.history,
+                    forget_after = excluded.forget_after, saved_at = clock_timestamp()",
         )
-        .bind(&self.instance)
+        .bind(&self.name.instance)
         .bind(checkpoint.watermark.map(|time| time.0))
         .bind(checkpoint.log_xmin.to_string())
+        .bind(replay.and_then(|replay| replay.watermark).map(|time| time.0))
+        .bind(replay.map(|replay| replay.log_xmin.to_string()))
+        .bind(&progress.redis)
+        .bind(&self.history)
+        .bind(self.name.forget_after.as_secs_f64())
         .execute(&mut self.connection)
         .await
         .map_err(Error::of("storing the checkpoint"))?;
@@ -263,11 +317,18 @@ impl Control {
     }
 
     async fn open_gap(&mut self, cause: Cause, ago: Duration) -> Result<(), Error> {
+        // What an earlier session, or process, did not catch up with is still the same gap.
         let row = sqlx::query(
-            "insert into unstale.gap (instance, cause, opened_at)
-             values ($1, $2, clock_timestamp() - $3::double precision * interval '1 second') returning id",
+            "with known as (
+                 select id from unstale.gap where instance = $1 and not complete order by opened_at desc limit 1
+             ), opened as (
+                 insert into unstale.gap (instance, cause, opened_at)
+                 select $1, $2, clock_timestamp() - $3::double precision * interval '1 second' where not exists (select from known)
+                 returning id
+             )
+             select id from known union all select id from opened",
         )
-        .bind(&self.instance)
+        .bind(&self.name.instance)
         .bind(cause.label())
         .bind(ago.as_secs_f64())
         .fetch_one(&mut self.connection)

@@ -4,6 +4,7 @@
 //! `unstale.row_N()`, the function that the triggers use, so that both make equal keys. A table that cannot be read is
 //! widened to all its keys, never left out.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::sqlstate::{Class, class};
 use super::{Error, Postgres, log};
-use crate::watermark::{Checkpoint, MARGIN};
+use crate::watermark::{Checkpoint, MARGIN, PgTime};
 
 /// Rows in one [`Swept`]: a few tens of kilobytes.
 const CHUNK: usize = 500;
@@ -26,6 +27,15 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
 pub enum Swept {
     /// Rows of a watched table, each as `unstale.row_N()` writes it.
     Rows(i32, Vec<String>),
+    /// All rows of a watch up to this stamp have been brought.
+    Page(i32, PgTime),
+    /// A large table without an index on the sweep's column: each page reads all of it.
+    NoIndex {
+        /// Schema and name.
+        table: String,
+        /// The statement that mends it.
+        remedy: String,
+    },
     /// Logged changes.
     Log(Vec<String>),
     /// A table that cannot be read: all its keys are to be deleted.
@@ -43,6 +53,15 @@ pub enum Swept {
     Failed(String),
 }
 
+/// Where a sweep begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct From {
+    /// What is proven; `None`: sweep from when each watch was made.
+    pub checkpoint: Option<Checkpoint>,
+    /// Watches that an earlier, unfinished sweep has brought up to this stamp.
+    pub done: HashMap<i32, PgTime>,
+}
+
 /// A table to be swept.
 struct Table {
     watch: i32,
@@ -51,22 +70,27 @@ struct Table {
     type_name: String,
     since: i64, // microseconds: no earlier change concerns us
     unreadable: Option<String>,
+    needs_index: bool,
 }
 
 /// Sweeps everything from the checkpoint on into `out`; ends when it is done, or when nobody receives any more.
-pub async fn run(postgres: Postgres, from: Option<Checkpoint>, page_rows: u32, out: mpsc::Sender<Swept>) {
-    let end = match sweep(&postgres, from, i64::from(page_rows), &out).await {
+pub async fn run(postgres: Postgres, from: From, page_rows: u32, out: mpsc::Sender<Swept>) {
+    let end = match sweep(&postgres, &from, i64::from(page_rows), &out).await {
         Ok(()) => Swept::Ended,
         Err(error) => Swept::Failed(error.in_full()),
     };
     let _ = out.send(end).await; // an abandoned sweep has no receiver
 }
 
-async fn sweep(postgres: &Postgres, from: Option<Checkpoint>, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
+async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
     let mut connection = postgres.connect().await?;
-    let timeout = format!("set statement_timeout = {}", PAGE_TIMEOUT.as_millis());
+    let timeout = format!("set statement_timeout = {}; set work_mem = '32MB'", PAGE_TIMEOUT.as_millis());
     connection.execute(AssertSqlSafe(timeout)).await.map_err(Error::of("preparing the sweep"))?;
     for table in tables(&mut connection).await? {
+        if table.needs_index {
+            let remedy = format!("create index concurrently on {} ({})", table.name, table.column);
+            let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
+        }
         let reason = if let Some(reason) = &table.unreadable {
             reason.clone()
         } else {
@@ -82,7 +106,7 @@ async fn sweep(postgres: &Postgres, from: Option<Checkpoint>, page_rows: i64, ou
     }
     let mut after = None;
     loop {
-        let (changes, last) = log::page(&mut connection, from.map_or(0, |from| from.log_xmin), after, page_rows).await?;
+        let (changes, last) = log::page(&mut connection, from.checkpoint.map_or(0, |from| from.log_xmin), after, page_rows).await?;
         for chunk in changes.chunks(CHUNK) {
             let _ = out.send(Swept::Log(chunk.to_vec())).await;
         }
@@ -101,7 +125,9 @@ async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
                      then 'the column that it was swept by is gone; call unstale.watch() again'
                      when row_security_active(c.oid)
                      then 'row-level security hides rows from the sweep; let the listener''s role bypass it (alter role ... bypassrls)'
-                end
+                end,
+                a.attnum is not null and c.reltuples > 100000 and not exists (
+                    select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = a.attnum)
            from unstale.watch w
            join pg_class c on c.oid = w.relation
            join pg_namespace n on n.oid = c.relnamespace
@@ -119,6 +145,7 @@ async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
         type_name: row.get(3),
         since: row.get(4),
         unreadable: row.get(5),
+        needs_index: row.get(6),
     };
     Ok(rows.iter().map(table).collect())
 }
@@ -126,12 +153,13 @@ async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
 async fn sweep_table(
     connection: &mut PgConnection,
     table: &Table,
-    from: Option<Checkpoint>,
+    from: &From,
     page_rows: i64,
     out: &mpsc::Sender<Swept>,
 ) -> Result<(), Error> {
     let made = table.since - i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0);
-    let start = from.and_then(|from| from.watermark).map_or(made, |watermark| watermark.0.max(made));
+    let proven = from.checkpoint.and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
+    let start = proven.map_or(made, |proven| proven.0.max(made));
     let mut after: Option<(String, String, String)> = None;
     while !out.is_closed() {
         let query = sqlx::query(AssertSqlSafe(page_sql(table, after.is_some()))).persistent(false).bind(start).bind(page_rows);
@@ -140,12 +168,13 @@ async fn sweep_table(
             None => query,
         };
         let mut stream = query.fetch(&mut *connection);
-        let (mut chunk, mut found) = (Vec::with_capacity(CHUNK), 0);
+        let (mut chunk, mut found, mut through) = (Vec::with_capacity(CHUNK), 0, None);
         while let Some(row) = stream.try_next().await.map_err(Error::of("sweeping a table"))? {
             chunk.push(row.get(0));
             found += 1;
             if found == page_rows {
                 after = Some((row.get(1), row.get(2), row.get(3)));
+                through = row.get(4);
             }
             if chunk.len() == CHUNK {
                 let _ = out.send(Swept::Rows(table.watch, std::mem::take(&mut chunk))).await;
@@ -153,6 +182,9 @@ async fn sweep_table(
         }
         if !chunk.is_empty() {
             let _ = out.send(Swept::Rows(table.watch, chunk)).await;
+        }
+        if let Some(through) = through {
+            let _ = out.send(Swept::Page(table.watch, PgTime(through))).await;
         }
         if after.is_none() {
             break;
@@ -174,7 +206,8 @@ fn page_sql(table: &Table, continued: bool) -> String {
         String::new()
     };
     format!(
-        "select unstale.row_{watch}(t.*), t.{column}::text, t.tableoid::text, t.ctid::text
+        "select unstale.row_{watch}(t.*), t.{column}::text, t.tableoid::text, t.ctid::text,
+                case when isfinite(t.{column}) then (extract(epoch from t.{column}) * 1000000)::bigint end
            from {name} t
           where t.{column} >= {start} {place}
           order by t.{column}, t.tableoid, t.ctid

@@ -218,11 +218,12 @@ impl Postgres {
         Ok(command)
     }
 
-    /// Whether line 8 of postmaster.pid says so; line 1 tells this postmaster's file from one that was killed.
+    /// Whether line 8 of postmaster.pid says that it takes connections, as a standby does, too; line 1 tells this postmaster's
+    /// file from one that was killed.
     fn says_ready(&self, pid: u32) -> bool {
         let file = fs::read_to_string(self.directory().join("data/postmaster.pid")).unwrap_or_default();
         let mut lines = file.lines();
-        lines.next() == Some(&pid.to_string()) && lines.nth(6).is_some_and(|status| status.trim() == "ready")
+        lines.next() == Some(&pid.to_string()) && lines.nth(6).is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
     }
 }
 

@@ -55,9 +55,19 @@ pub struct Sink {
     connection: Mutex<Option<Connection>>,
 }
 
+/// What a command brought.
+#[derive(Debug)]
+pub struct Done {
+    /// How many of the keys existed.
+    pub existed: u64,
+    /// The run id of the server that did it, if it tells. Another one than before may have undone what that one did.
+    pub server: Option<Arc<str>>,
+}
+
 #[derive(Clone)]
 struct Connection {
     client: Client,
+    server: Option<Arc<str>>,
     ended: CancellationToken,
 }
 
@@ -71,20 +81,20 @@ impl Sink {
         Ok(Arc::new(Self { config, timeout, connection: Mutex::new(None) }))
     }
 
-    /// Deletes; returns how many of the keys existed. Twice is as good as once.
+    /// Deletes. Twice is as good as once.
     ///
     /// # Errors
     /// Then some of it may have been done, and all of it is to be repeated.
-    pub async fn perform(&self, work: &Work) -> Result<u64, Error> {
+    pub async fn perform(&self, work: &Work) -> Result<Done, Error> {
         let connection = self.connection().await?;
         let result = match work {
-            Work::Keys(keys) => connection.ask(self.timeout, connection.client.unlink(keys.clone())).await,
+            Work::Keys(keys) => connection.ask(self.timeout, connection.client.unlink(keys.to_vec())).await,
             Work::Pattern(pattern) => self.delete_matching(&connection, pattern).await,
         };
         if let Err(Error::Timeout(_) | Error::Ended) | Err(Error::Refused(_)) = &result {
             self.replace(&connection).await;
         }
-        result
+        Ok(Done { existed: result?, server: connection.server })
     }
 
     /// Bounded steps; a key that is there from the beginning to the end is found (<https://redis.io/commands/scan>).
@@ -132,19 +142,27 @@ impl Sink {
         let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
         match connected {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(connect_error(&error)),
+            Ok(Err(error)) => return Err(connect_error(&error, self.timeout)),
             Err(_) => {
                 task.abort();
-                return Err(Error::Connect(format!("no answer within {:?} (redis.timeout)", self.timeout)));
+                return Err(no_answer(self.timeout));
             }
         }
+        let server = self.run_id(&client).await;
         let ended = CancellationToken::new();
         let end = ended.clone().drop_guard();
         tokio::spawn(async move {
             let _ = task.await;
             drop(end);
         });
-        Ok(Connection { client, ended })
+        Ok(Connection { client, server, ended })
+    }
+
+    /// `None` if the user may not ask, or the answer is cut: then a fail-over goes unnoticed, as without this.
+    async fn run_id(&self, client: &Client) -> Option<Arc<str>> {
+        let info = tokio::time::timeout(self.timeout, client.info::<String>(Some(fred::types::InfoKind::Server))).await;
+        let info = info.ok()?.ok()?;
+        info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim().into())
     }
 
     /// The next command connects anew, unless somebody has already done so.
@@ -176,8 +194,13 @@ impl Connection {
     }
 }
 
-fn connect_error(error: &fred::error::Error) -> Error {
+fn no_answer(timeout: Duration) -> Error {
+    Error::Connect(format!("no answer within {timeout:?} (redis.timeout)"))
+}
+
+fn connect_error(error: &fred::error::Error, timeout: Duration) -> Error {
     match error.kind() {
+        fred::error::ErrorKind::Timeout => no_answer(timeout), // whichever clock was first
         fred::error::ErrorKind::Auth => Error::Refused(error.details().to_owned()),
         _ => Error::Connect(error.details().to_owned()),
     }

@@ -4,24 +4,19 @@
 //! Must hold: it is gone when this is dropped, or when the tests are killed.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use rustix::process::Signal;
-use unstale::scratch::free_port;
 use unstale::scratch::guard::{Guard, Process};
+use unstale::scratch::{free_port, http};
 
 use super::wait::{PATIENCE, until};
 
 /// The program under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_unstale");
-
-/// How long one HTTP exchange may take.
-const HTTP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Lines that a thread collects.
 type Lines = Arc<Mutex<Vec<String>>>;
@@ -126,7 +121,7 @@ impl Daemon {
 
     /// `GET path`: status and body; `None` while nobody answers.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        http_get(self.port, path).ok()
+        http::get(self.port, path).ok()
     }
 
     /// Whether /ready says yes now.
@@ -221,18 +216,6 @@ impl Drop for Daemon {
             eprintln!("the daemon's last words:\n{}", self.lines().join("\n"));
         }
     }
-}
-
-/// `GET path` of 127.0.0.1: status and body.
-pub(crate) fn http_get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(HTTP_PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply)?;
-    let (head, body) = reply.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(std::io::ErrorKind::InvalidData)?;
-    Ok((status, body.to_owned()))
 }
 
 /// Reads lines until the other end closes.

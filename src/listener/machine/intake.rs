@@ -137,6 +137,13 @@ impl Machine {
                 self.actions.push(Action::Observe(Observation::TableDropped { table: rule.table.clone() }));
             }
         }
+        // Nobody deletes their keys from now on, and their table may have been dropped: `watch()` forgets such watches,
+        // possibly before we have seen them as dropped.
+        for gone in self.rules.values().filter(|rule| !rule.dropped && !new.contains_key(&rule.watch)) {
+            gone.everything().for_each(|target| {
+                self.batch.add(Lane::Live, target);
+            });
+        }
         if new != self.rules {
             if !matches!(self.state, State::Connecting { .. }) {
                 self.say(Observation::WatchesChanged { watches: new.len() });

@@ -1,0 +1,280 @@
+//! An open gap: where catching up begins, and what a server may have undone.
+//!
+//! Must hold: what a gap demands only ever grows until it is closed. A gap in a gap is one gap.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::batch::{Lane, Mark, Work};
+use crate::observe::{Cause, GapSummary, Observation};
+use crate::rule::Target;
+use crate::watermark::{Checkpoint, PgTime, Progress, Server, Stored};
+
+use super::{Action, CatchUp, Machine, State};
+
+/// How often a long sweep says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where catching up begins, from the cheapest to the surest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Resume {
+    /// At the checkpoint.
+    Checkpoint,
+    /// At the checkpoint of `replay.window` ago: Redis may have undone the deletes since.
+    Replay,
+    /// The same with the whole log: after a fail-over of PostgreSQL lost transactions' xids are given out again.
+    ReplayAndLog,
+    /// Nowhere: every key is deleted.
+    Everything,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Gap {
+    pub(super) cause: Cause,
+    pub(super) since: Instant,
+    pub(super) resume: Resume,
+    /// Keys that were deleted lately are deleted once more: PostgreSQL may have undone the commits that they were deleted for.
+    pub(super) again: bool,
+    pub(super) swept: u64,
+    pub(super) logged: u64,
+    pub(super) keys: u64,
+    pages: VecDeque<(i32, PgTime, Mark)>, // brought by this session's sweep, not acknowledged yet
+    swept_through: HashMap<i32, PgTime>,  // acknowledged pages of this session's sweep
+    done: HashMap<i32, PgTime>,           // what need not be swept again if the session is lost
+    told: Instant,
+}
+
+impl Gap {
+    pub(super) fn new(cause: Cause, since: Instant) -> Self {
+        Self {
+            cause,
+            since,
+            resume: Resume::Checkpoint,
+            again: false,
+            swept: 0,
+            logged: 0,
+            keys: 0,
+            pages: VecDeque::new(),
+            swept_through: HashMap::new(),
+            done: HashMap::new(),
+            told: since,
+        }
+    }
+
+    /// What a sweep in this session need not read again. What came after a page of it was received.
+    fn done_now(&self) -> HashMap<i32, PgTime> {
+        let mut done = self.done.clone();
+        for (&watch, &through) in &self.swept_through {
+            let done = done.entry(watch).or_insert(through);
+            *done = (*done).max(through);
+        }
+        done
+    }
+
+    pub(super) fn summary(&self, now: Instant) -> GapSummary {
+        GapSummary { cause: self.cause, lasted: now - self.since, swept: self.swept, logged: self.logged, keys: self.keys }
+    }
+}
+
+/// What was deleted within the last `replay.window`, as far as it fits.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    works: VecDeque<(Instant, Work)>,
+    keys: usize,
+    /// Something younger than the window did not fit.
+    is_partial: bool,
+}
+
+impl Machine {
+    /// What may be stored: nothing while a gap is open.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        let redis = self.redis.as_ref().map(ToString::to_string);
+        self.gap.is_none().then(|| Progress { proven: self.watermark.proven(), redis })
+    }
+
+    /// Keeps what Redis has done, within the window and the bound of the batch.
+    pub(super) fn remember(&mut self, now: Instant, work: Work) {
+        let Recent { works, keys, is_partial } = &mut self.recent;
+        *keys += size(&work);
+        works.push_back((now, work));
+        if self.gap.as_ref().is_some_and(|gap| gap.again) && *keys <= self.settings.limits.max_pending {
+            return; // it is needed as it is
+        }
+        while let Some((at, oldest)) = works.front() {
+            let is_old = *at + self.settings.window < now;
+            if !is_old && *keys <= self.settings.limits.max_pending {
+                break;
+            }
+            *is_partial = !is_old;
+            *keys -= size(oldest);
+            works.pop_front();
+        }
+    }
+
+    /// Another Redis, or the same after a restart: what the last one acknowledged lately may be undone.
+    pub(super) fn redis_changed(&mut self, now: Instant) {
+        self.say(Observation::RedisChanged);
+        let in_session = matches!(self.state, State::CatchingUp(_) | State::Listening);
+        if in_session {
+            self.open_gap_in_session(now, Cause::Redis)
+        } else {
+            self.open_gap(now, Cause::Redis)
+        }
+        self.demand(Resume::Replay, false);
+        if in_session {
+            self.actions.push(Action::StopSweep);
+            self.batch.clear(Lane::CatchUp);
+            self.catch_up();
+        }
+    }
+
+    /// The gap is more than it seemed.
+    fn demand(&mut self, resume: Resume, again: bool) {
+        if let Some(gap) = &mut self.gap {
+            gap.resume = gap.resume.max(resume);
+            gap.again |= again;
+        }
+        self.forget_pages();
+    }
+
+    /// The sweep has brought all rows of a watch up to this stamp.
+    pub fn swept_page(&mut self, watch: i32, through: PgTime) {
+        let mark = self.batch.mark(Lane::CatchUp);
+        if let Some(gap) = &mut self.gap {
+            gap.pages.push_back((watch, through, mark));
+        }
+    }
+
+    pub(super) fn settle_pages(&mut self) {
+        let Some(gap) = &mut self.gap else { return };
+        while let Some((watch, through, _)) = gap.pages.pop_front_if(|(.., mark)| self.batch.is_settled(*mark)) {
+            gap.swept_through.insert(watch, through);
+        }
+    }
+
+    /// The session is lost in the middle of a sweep: what of it need not be done again?
+    ///
+    /// Rows stamped before `through` were in an acknowledged page, unless their transaction ended after the page was read. Then
+    /// this session received it, or its xid is not below that of the last settled heartbeat, and its stamp not before what
+    /// that heartbeat would prove. So the earlier of both is done.
+    pub(super) fn keep_pages(&mut self) {
+        let proven = self.heart.take_settled().and_then(|n| self.watermark.would_prove(n));
+        let Some(gap) = &mut self.gap else { return };
+        gap.pages.clear();
+        for (watch, through) in gap.swept_through.drain() {
+            if let Some(proven) = proven {
+                let done = gap.done.entry(watch).or_insert(PgTime(i64::MIN));
+                *done = (*done).max(through.min(proven));
+            }
+        }
+    }
+
+    /// What the sweep has done so far proves nothing: changes that were received meanwhile were dropped, or undone.
+    pub(super) fn forget_pages(&mut self) {
+        if let Some(gap) = &mut self.gap {
+            gap.pages.clear();
+            gap.swept_through.clear();
+            gap.done.clear();
+        }
+    }
+
+    pub(super) fn tell_progress(&mut self, now: Instant) {
+        if !matches!(self.state, State::CatchingUp(_)) {
+            return;
+        }
+        if let Some(gap) = &mut self.gap
+            && now >= gap.told + PROGRESS_INTERVAL
+        {
+            gap.told = now;
+            let through = gap.swept_through.values().max().map(|through| through.0);
+            let observation = Observation::CatchingUp { swept: gap.swept, logged: gap.logged, keys: gap.keys, through };
+            self.say(observation);
+        }
+    }
+
+    /// Is this the PostgreSQL that the progress is about, and has it kept what it told?
+    pub(super) fn compare_histories(&mut self, server: Server, stored: Option<&Stored>) {
+        let flush = |reason| (Resume::Everything, false, reason);
+        let known = self.server.replace(server.clone());
+        let remembered = self.watermark.proven().checkpoint.and_then(|checkpoint| checkpoint.watermark);
+        let (resume, again, reason) = match (known, stored) {
+            (_, None) if remembered.is_some() => flush("its checkpoint is gone, so the database was restored from before it"),
+            (_, None) => return,
+            (_, Some(stored)) if stored.forgotten => flush("this instance was away for longer than checkpoint.forget_after"),
+            (None, Some(stored)) if stored.history != server.history => {
+                flush("PostgreSQL failed over or was restored while this instance was away: what was lost is not known")
+            }
+            (Some(known), Some(stored)) if known.history != server.history => {
+                let watermark = stored.proven.checkpoint.and_then(|checkpoint| checkpoint.watermark);
+                let is_old = watermark < remembered.map(|remembered| remembered.earlier(self.settings.window));
+                if is_old || system(&known) != system(&server) {
+                    flush("the database was restored to an earlier time, or is another one")
+                } else {
+                    let reason = "failed over; keys deleted in the last replay.window are deleted again, older lost commits are not known";
+                    (Resume::ReplayAndLog, true, reason)
+                }
+            }
+            (Some(known), Some(_)) if known.started != server.started => {
+                let reason =
+                    "restarted; keys deleted in the last replay.window are deleted again, in case it lost commits (synchronous_commit)";
+                (Resume::Checkpoint, true, reason)
+            }
+            _ => return,
+        };
+        self.demand(resume, again);
+        if resume == Resume::Everything {
+            self.say(Observation::Flushed { reason });
+        } else {
+            let reason = if self.recent.is_partial {
+                "its last commits may be lost, and not all of their keys are remembered (batch.max_pending)"
+            } else {
+                reason
+            };
+            self.say(Observation::PostgresChanged { reason, again: self.recent.keys });
+        }
+    }
+
+    /// Redis answers, NOTIFY arrives: read, or delete, what the gap demands.
+    pub(super) fn begin_catching_up(&mut self) {
+        let (resume, again) = self.gap.as_ref().map_or((Resume::Checkpoint, false), |gap| (gap.resume, gap.again));
+        if again {
+            for (_, work) in &self.recent.works {
+                let targets: Vec<Target> = match work {
+                    Work::Keys(keys) => keys.iter().cloned().map(Target::Key).collect(),
+                    Work::Pattern(pattern) => vec![Target::Pattern(pattern.clone())],
+                };
+                for target in targets {
+                    self.batch.add(Lane::CatchUp, target);
+                }
+            }
+        }
+        let proven = self.watermark.proven();
+        let from = match resume {
+            Resume::Everything => {
+                let watches: Vec<i32> = self.rules.keys().copied().collect();
+                watches.into_iter().for_each(|watch| self.widen(watch));
+                let mark = self.batch.mark(Lane::CatchUp);
+                return self.enter(State::CatchingUp(CatchUp::Settling(mark)));
+            }
+            Resume::Checkpoint => proven.checkpoint,
+            Resume::Replay => proven.replay,
+            Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log_xmin: 0, ..replay }),
+        };
+        let done = self.gap.as_ref().map(Gap::done_now).unwrap_or_default();
+        self.actions.push(Action::Sweep { checkpoint: from, done });
+        self.enter(State::CatchingUp(CatchUp::Sweeping));
+    }
+}
+
+fn size(work: &Work) -> usize {
+    match work {
+        Work::Keys(keys) => keys.len(),
+        Work::Pattern(_) => 1,
+    }
+}
+
+/// The system identifier in a history.
+fn system(server: &Server) -> &str {
+    server.history.split('/').next().unwrap_or_default()
+}

@@ -1,0 +1,420 @@
+//! The whole program on real servers: start, ready, a change, its keys gone; and that it leaves, fails and comes back well.
+
+use std::time::Duration;
+
+use crate::support::daemon::Daemon;
+use crate::support::link::Link;
+use crate::support::servers::own_redis;
+use crate::support::wait::{until, until_within};
+use crate::support::world::World;
+
+/// What the program may use, however much changes at once.
+const MEMORY_BYTES: u64 = 64 << 20;
+
+#[tokio::test]
+async fn every_kind_of_change_deletes_its_keys_and_nothing_else() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    world.fill_users();
+    world.change_users().await;
+    world.users_are_fresh(&daemon).await;
+}
+
+#[tokio::test]
+async fn composite_keys_constant_keys_and_null_make_the_keys_they_should() {
+    let mut world = World::new().await;
+    world
+        .execute(
+            "create table members (team int, name text, nick text, primary key (team, name));
+             select unstale.watch('members', array['m:{team}:{name}', 'nick:{nick}', '{{t{team}}}:members', 'members:count']);
+             insert into members values (1, 'a', 'nick'), (1, 'b', null), (2, 'a', null);",
+        )
+        .await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    let all = ["m:1:a", "m:1:b", "m:2:a", "nick:nick", "nick:", "nick:null", "nick:x", "{t1}:members", "{t2}:members", "members:count"];
+    for (sql, stale) in [
+        ("update members set nick = null where team = 1 and name = 'a'", &["m:1:a", "nick:nick", "{t1}:members", "members:count"][..]),
+        ("update members set nick = 'x' where team = 2", &["m:2:a", "nick:x", "{t2}:members", "members:count"]),
+        ("update members set team = 2 where name = 'b'", &["m:1:b", "m:2:b", "{t1}:members", "{t2}:members", "members:count"]),
+        ("delete from members where name = 'b'", &["m:2:b", "{t2}:members", "members:count"]),
+    ] {
+        world.fill(all);
+        world.fill(stale.iter().copied());
+        world.execute(sql).await;
+        world.gone(stale.iter().copied()).await;
+        daemon.settles().await;
+        let neighbours: Vec<&str> = all.into_iter().filter(|key| !stale.contains(key)).collect();
+        assert_eq!(world.left(neighbours.clone()), neighbours, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn truncate_deletes_what_its_templates_match_and_takes_their_literals_literally() {
+    let mut world = World::new().await;
+    world
+        .execute(
+            r"create table odd (id int primary key, part text);
+              select unstale.watch('odd', array['q?[a-c]*\:{id}:end', '^{id}-{part}$', 'odd:list']);",
+        )
+        .await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    // Enough of others that the walk takes many steps.
+    world.fill((0..20_000).map(|n| format!("other:{n}")));
+    let stale = [r"q?[a-c]*\:1:end", r"q?[a-c]*\:2:end", r"q?[a-c]*\::end", "q?[a-c]*\\:\r\n{*}:end", "^1-x$", "^-$", "odd:list"];
+    let neighbours = [
+        r"qx[a-c]*\:1:end",
+        r"q?a*\:1:end",
+        r"q?[a-c]xyz\:1:end",
+        r"q?[a-c]*:1:end",
+        r"q?[a-c]*\:1:endx",
+        r"xq?[a-c]*\:1:end",
+        "1-x",
+        "^1x$",
+        "odd:lists",
+    ];
+    world.fill(stale.into_iter().chain(neighbours));
+    world.execute("truncate odd").await;
+    world.gone(stale).await;
+    daemon.settles().await;
+    assert_eq!(world.left(neighbours), neighbours);
+    assert_eq!(world.count((0..20_000).map(|n| format!("other:{n}"))), 20_000);
+}
+
+#[tokio::test]
+async fn a_key_longer_than_a_payload_is_deleted_through_the_log() {
+    let mut world = World::new().await;
+    world.execute("create table docs (name text, body text, updated_at timestamptz)").await;
+    world.execute("select unstale.watch('docs', array['doc:{name}'])").await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    // Bytes count, not characters: 3,000 of the second are 9,000 bytes.
+    let (long, wide) = ("x".repeat(9_000), "\u{20ac}".repeat(3_000));
+    let key = |name: &str| format!("doc:{name}");
+    for sql in [
+        format!("insert into docs values ('{long}', '', clock_timestamp())"),
+        format!("insert into docs values ('{wide}', '', clock_timestamp())"),
+        "update docs set body = 'new', updated_at = clock_timestamp()".to_owned(),
+        "delete from docs".to_owned(),
+    ] {
+        let expected = if sql.starts_with("insert") {
+            vec![key(if sql.contains(&long) { &long } else { &wide })]
+        } else {
+            vec![key(&long), key(&wide)]
+        };
+        world.fill(expected.clone());
+        world.fill(["doc:x"]);
+        world.execute(&sql).await;
+        world.gone(expected).await;
+        daemon.settles().await;
+        assert_eq!(world.left(["doc:x"]), ["doc:x"]);
+    }
+}
+
+#[tokio::test]
+async fn it_is_not_ready_before_it_has_caught_up() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut first = world.daemon().impatient().start();
+    first.ready().await;
+    first.kill9();
+    world.fill_users();
+    world.change_users().await;
+
+    let link = Link::to_port(world.redis.port().expect("by TCP")).await;
+    link.black_hole();
+    let redis_url = format!("redis://127.0.0.1:{}", link.port());
+    let mut daemon = Daemon::settings(&world.database_url(), &redis_url).impatient().start();
+    until("it says why it is not ready", async || {
+        let reason = daemon.not_ready().await;
+        reason.contains("Redis").then_some(())
+    })
+    .await;
+    assert!(!daemon.notifications().iter().any(|line| line == "READY=1"));
+    link.heal().await;
+    // Not a moment later: ready means that nothing stale is left.
+    daemon.ready().await;
+    assert_eq!(world.left(World::STALE), [""; 0]);
+    world.users_are_fresh(&daemon).await;
+}
+
+#[tokio::test]
+async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_0() {
+    let mut world = World::new().await;
+    world.users(3_000).await;
+    let link = Link::to_port(world.redis.port().expect("by TCP")).await;
+    let redis_url = format!("redis://127.0.0.1:{}", link.port());
+    // One heartbeat at the start, and no other: the checkpoint can only come from the farewell.
+    let settings = Daemon::settings(&world.database_url(), &redis_url)
+        .with("UNSTALE_HEARTBEAT__INTERVAL", "20s")
+        .with("UNSTALE_HEARTBEAT__TIMEOUT", "60s")
+        .with("UNSTALE_BATCH__KEYS_PER_COMMAND", "10");
+    let mut daemon = settings.start();
+    daemon.ready().await;
+    assert_eq!(world.number("select count(*) from unstale.checkpoint").await, 0);
+    let keys = || (1..=3_000).map(|n| format!("user:{n}"));
+    world.fill(keys());
+    link.slow(Duration::from_millis(10));
+    world.execute("update users set name = 'bob', updated_at = clock_timestamp()").await;
+    until("all is received", async || daemon.metric("unstale_changes_total", &[]) >= 3_000.0).await;
+    assert!(world.count(keys()) > 0, "the link is not slow enough for this test");
+    let status = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(world.count(keys()), 0, "not drained");
+    assert_eq!(world.number("select count(*) from unstale.checkpoint where instance = 'test'").await, 1);
+    until("it says STOPPING=1", async || daemon.notifications().iter().any(|line| line == "STOPPING=1")).await;
+}
+
+#[tokio::test]
+async fn sigterm_while_redis_is_away_ends_within_the_timeout_and_the_next_start_catches_up() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let settings = world.daemon().impatient().with("UNSTALE_SHUTDOWN__TIMEOUT", "500ms");
+    let mut daemon = settings.clone().start();
+    daemon.ready().await;
+    world.fill_users();
+    world.redis.pause();
+    world.change_users().await;
+    until("all is received", async || daemon.metric("unstale_changes_total", &[]) >= 6.0).await;
+    assert_eq!(daemon.terminate().code(), Some(0));
+    world.redis.resume();
+    let mut daemon = settings.start();
+    daemon.ready().await;
+    world.users_are_fresh(&daemon).await;
+}
+
+#[tokio::test]
+async fn the_service_manager_hears_of_everything() {
+    let world = World::new().await;
+    let link = Link::to_port(world.redis.port().expect("by TCP")).await;
+    link.cut().await;
+    let redis_url = format!("redis://127.0.0.1:{}", link.port());
+    let settings = Daemon::settings(&world.database_url(), &redis_url).impatient().with("WATCHDOG_USEC", "200000");
+    let mut daemon = settings.start();
+    until("STATUS says what is wrong", async || daemon.status().is_some_and(|status| status.contains("Redis"))).await;
+    let watchdogs = |daemon: &Daemon| daemon.notifications().iter().filter(|line| *line == "WATCHDOG=1").count();
+    until("it lives although it is not ready", async || watchdogs(&daemon) >= 3).await;
+    assert!(!daemon.notifications().iter().any(|line| line == "READY=1"));
+    link.heal().await;
+    daemon.notifies_ready().await;
+    until("STATUS says ready", async || daemon.status().as_deref() == Some("ready")).await;
+    let before = watchdogs(&daemon);
+    until("it lives", async || watchdogs(&daemon) >= before + 3).await;
+    assert_eq!(daemon.terminate().code(), Some(0));
+    until("it says goodbye", async || daemon.status().as_deref() == Some("shutting down")).await;
+    assert!(daemon.notifications().iter().any(|line| line == "STOPPING=1"));
+}
+
+#[tokio::test]
+async fn watches_are_noticed_as_they_are_made_changed_and_removed() {
+    let mut world = World::new().await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    world.users(10).await;
+    world.fill_users();
+    world.change_users().await;
+    world.users_are_fresh(&daemon).await;
+
+    world.execute("select unstale.watch('users', array['person:{id}', 'people'])").await;
+    world.fill(["person:7", "person:8", "people", "email:7@old"]);
+    world.execute("update users set name = 'eve' where id = 7").await;
+    world.gone(["person:7", "people"]).await;
+    daemon.settles().await;
+    assert_eq!(world.left(["person:8", "email:7@old"]), ["person:8", "email:7@old"]);
+
+    // What nobody deletes any more had better not be there.
+    world.execute("select unstale.unwatch('users')").await;
+    world.gone(["person:8"]).await;
+    daemon.settles().await;
+    world.fill(["person:8"]);
+    world.execute("update users set name = 'eve' where id = 8").await;
+    daemon.settles().await;
+    assert_eq!(world.left(["person:8"]), ["person:8"]);
+    assert!(daemon.is_ready());
+}
+
+#[tokio::test]
+async fn the_keys_of_a_dropped_table_are_deleted() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    world.fill(["user:1", "email:7@old", "users"]);
+    world.execute("drop table users cascade").await;
+    // Nobody says so: it looks every half minute.
+    until_within("the keys are gone", Duration::from_secs(90), async || world.left(["user:1", "email:7@old"]).is_empty()).await;
+    daemon.settles().await;
+    assert_eq!(world.left(["users"]), ["users"]);
+}
+
+/// `watch()` forgets the tables that were dropped, possibly before the listener has seen that they were.
+#[tokio::test]
+async fn the_keys_of_a_dropped_table_are_deleted_although_its_watch_is_forgotten_first() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    world.fill(["user:1", "email:7@old", "users", "other:1"]);
+    world.execute("drop table users cascade").await;
+    world.execute("create table others (id int); select unstale.watch('others', array['other:{id}'])").await;
+    world.gone(["user:1", "email:7@old"]).await;
+    daemon.settles().await;
+    assert_eq!(world.left(["users", "other:1"]), ["users", "other:1"]);
+}
+
+#[tokio::test]
+async fn what_changes_while_it_is_killed_is_found_at_the_next_start() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    world.execute("create table posts (id int); select unstale.watch('posts', array['post:{id}'])").await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    until("a watermark is stored", async || world.number("select count(*) from unstale.checkpoint where watermark is not null").await == 1)
+        .await;
+    daemon.kill9();
+    world.fill_users();
+    world.fill(["post:1", "post:2", "posts"]);
+    world.change_users().await;
+    world.execute("truncate posts").await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    assert_eq!(world.left(World::STALE), [""; 0], "ready means that nothing stale is left");
+    world.users_are_fresh(&daemon).await;
+    assert_eq!(world.left(["post:1", "post:2", "posts"]), ["posts"]);
+
+    let found = "select count(*) from unstale.gap where cause = 'start' and complete and swept >= 2 and logged >= 5 and keys >= 14";
+    until("the ledger has it", async || world.number(found).await == 1).await;
+    assert_eq!(world.number("select count(*) from unstale.gap where not complete").await, 0);
+}
+
+#[tokio::test]
+async fn what_a_transaction_did_before_a_gap_and_committed_in_it_is_found() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    let mut long = world.sql.begin().await.expect("a transaction");
+    for sql in [
+        "update users set name = 'bob' where id = 2",
+        "delete from users where id = 3",
+        "update users set email = '4@new', updated_at = now() where id = 4",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut *long).await.expect("it works");
+    }
+    // Later transactions, and heartbeats that have passed them: whoever goes by the newest xid or the newest time is wrong now.
+    for _ in 0..10 {
+        world.execute("update users set name = 'eve', updated_at = clock_timestamp() where id = 9").await;
+        daemon.settles().await;
+    }
+    daemon.kill9();
+    world.fill(["user:2", "email:2@old", "user:3", "email:3@old", "user:4", "email:4@old", "email:4@new", "user:7"]);
+    long.commit().await.expect("it commits");
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    assert_eq!(
+        world.left(["user:2", "email:2@old", "user:3", "email:3@old", "user:4", "email:4@old", "email:4@new", "user:7"]),
+        ["user:7"]
+    );
+}
+
+#[tokio::test]
+async fn two_instances_with_a_redis_each_do_not_disturb_each_other() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let other_redis = own_redis();
+    let mut other_cache = other_redis.client().expect("it has just started");
+    let other_settings = Daemon::settings(&world.database_url(), &other_redis.url()).impatient().with("UNSTALE_INSTANCE", "other");
+    let (mut daemon, mut other) = (world.daemon().impatient().start(), other_settings.clone().start());
+    daemon.ready().await;
+    other.ready().await;
+    world.fill(["user:1"]);
+    other_cache.put("user:1", "cached").expect("it takes it");
+    world.execute("delete from users where id = 1").await;
+    world.gone(["user:1"]).await;
+    until("it is gone from the other Redis, too", async || !other_cache.has("user:1").expect("it answers")).await;
+
+    // While one is away, the other does not prune what the first has still to read.
+    until("both have a checkpoint", async || world.number("select count(*) from unstale.checkpoint").await == 2).await;
+    other.kill9();
+    world.fill(["user:2", "user:3"]);
+    for key in ["user:2", "user:3", "user:4"] {
+        other_cache.put(key, "cached").expect("it takes it");
+    }
+    world.execute("delete from users where id = 2; update users set name = 'bob' where id = 3;").await;
+    world.gone(["user:2", "user:3"]).await;
+    for _ in 0..8 {
+        daemon.settles().await; // 4 heartbeats each, and every tenth prunes
+    }
+    let mut other = other_settings.start();
+    other.ready().await;
+    let left = |key| other_cache.has(key).expect("it answers");
+    assert_eq!(["user:2", "user:3", "user:4"].map(left), [false, false, true]);
+}
+
+#[tokio::test]
+async fn without_the_schema_it_exits_with_1_and_says_unstale_migrate() {
+    let world = World::bare().await;
+    let mut daemon = world.daemon().start();
+    assert_eq!(daemon.ends().code(), Some(1));
+    daemon.says("unstale migrate").await;
+}
+
+#[tokio::test]
+async fn a_schema_newer_than_the_program_makes_it_exit_with_3() {
+    let world = World::new().await;
+    world
+        .execute(
+            "insert into unstale.migrations (version, description, success, checksum, execution_time)
+             values (9999, 'from the future', true, '', 0)",
+        )
+        .await;
+    let mut daemon = world.daemon().start();
+    assert_eq!(daemon.ends().code(), Some(3));
+    daemon.says("9999").await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_of_redis_is_named_and_never_shown_and_recovered_from() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    world.cache.ask(&["config", "set", "requirepass", "another"]).expect("Redis answers");
+    let port = world.redis.port().expect("by TCP");
+    let redis_url = format!("redis://default:hunter2-redis@127.0.0.1:{port}");
+    let database_url = world.database_url().replace("postgres@", "postgres:hunter2-postgres@");
+    let settings = Daemon::settings(&database_url, &redis_url).impatient().with("UNSTALE_LOG__FILTER", "debug");
+    let mut daemon = settings.start();
+    let reason =
+        until("the reason names the password", async || Some(daemon.not_ready().await).filter(|reason| reason.contains("WRONGPASS")));
+    let reason = reason.await;
+    assert!(reason.contains("REDIS_URL"), "no remedy: {reason}");
+    world.fill_users();
+    world.change_users().await;
+    world.cache.ask(&["config", "set", "requirepass", "hunter2-redis"]).expect("Redis answers");
+    daemon.ready().await;
+    world.users_are_fresh(&daemon).await;
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let said = daemon.lines().into_iter().chain(daemon.notifications()).chain([reason]);
+    let leaked: Vec<String> = said.filter(|line| line.contains("hunter2")).collect();
+    assert!(leaked.is_empty(), "{leaked:?}");
+}
+
+#[tokio::test]
+async fn an_update_of_200_000_rows_deletes_each_key_and_no_other_in_little_memory() {
+    const ROWS: u32 = 200_000;
+    let mut world = World::new().await;
+    world.users(ROWS).await;
+    let mut daemon = world.daemon().start();
+    daemon.ready().await;
+    let keys = |of: &'static str| (1..=ROWS).map(move |n| format!("{of}:{n}"));
+    world.fill(keys("user"));
+    world.fill(keys("neighbour"));
+    world.execute("update users set name = 'bob', updated_at = clock_timestamp()").await;
+    until_within("all keys are gone", Duration::from_secs(100), async || world.cache.size().expect("it answers") == u64::from(ROWS)).await;
+    daemon.settles().await;
+    assert_eq!(world.count(keys("neighbour")), u64::from(ROWS));
+    let peak = daemon.peak_rss_bytes();
+    assert!(peak < MEMORY_BYTES, "{} MB", peak >> 20);
+}

@@ -1,0 +1,82 @@
+//! The pure machine against a model of PostgreSQL, Redis and the application, on virtual time.
+//!
+//! A history is made from a seed: transactions that stay open for minutes or are prepared, writers that keep, forget or
+//! backdate `updated_at`, a clock that steps back, cut and black-holed sessions, a Redis that is away, late, or loses replies,
+//! listeners that are killed or restarted. At the end everything heals, and no key may be cached with a value that is not the
+//! row's (P1). At every step: ready only while listening (P2), and everything bounded (P4).
+//!
+//! `UNSTALE_SEED=42 cargo test simulation` replays one history and prints it; `UNSTALE_HISTORIES=100000` runs more.
+
+mod world;
+
+use std::num::NonZero;
+use std::thread;
+
+use world::{Flaw, World};
+
+/// Histories in an ordinary run.
+const HISTORIES: u64 = 400;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
+}
+
+/// Runs the seeds on all cores; returns those that fail, with why.
+fn failing(flaw: Flaw, seeds: std::ops::Range<u64>) -> Vec<(u64, String)> {
+    let workers = thread::available_parallelism().map_or(1, NonZero::get) as u64;
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers)
+            .map(|worker| {
+                let seeds = seeds.clone();
+                scope.spawn(move || {
+                    seeds
+                        .filter(|seed| seed % workers == worker)
+                        .filter_map(|seed| World::new(seed, flaw, false).run().err().map(|why| (seed, why)))
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let mut failed: Vec<_> = workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect();
+        failed.sort();
+        failed
+    })
+}
+
+#[test]
+fn nothing_is_forgotten_in_any_history() {
+    if let Some(seed) = number("UNSTALE_SEED") {
+        World::new(seed, Flaw::None, true).run().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        return;
+    }
+    let failed = failing(Flaw::None, 0..number("UNSTALE_HISTORIES").unwrap_or(HISTORIES));
+    if let Some((seed, why)) = failed.first() {
+        panic!("{} histories fail; the first is UNSTALE_SEED={seed}: {why}", failed.len());
+    }
+}
+
+/// A simulation that cannot fail proves nothing: each of these must be found.
+fn is_found(flaw: Flaw) {
+    let failed = failing(flaw, 0..number("UNSTALE_HISTORIES").unwrap_or(HISTORIES));
+    println!("{flaw:?}: {} histories fail, the first is seed {:?}", failed.len(), failed.first());
+    assert!(!failed.is_empty(), "{flaw:?} went unnoticed");
+}
+
+#[test]
+fn a_trigger_that_does_not_log_what_a_sweep_cannot_find_is_noticed() {
+    is_found(Flaw::NothingLogged);
+}
+
+#[test]
+fn a_watermark_that_passes_open_transactions_is_noticed() {
+    is_found(Flaw::OpenTransactionsIgnored);
+}
+
+#[test]
+fn a_sweep_that_reads_before_listen_is_noticed() {
+    is_found(Flaw::SweepBeforeListen);
+}
+
+#[test]
+fn a_fail_over_of_redis_that_is_not_told_is_noticed() {
+    is_found(Flaw::FailOverUnnoticed);
+}

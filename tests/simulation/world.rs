@@ -1,0 +1,415 @@
+//! The model: as small as it can be while it still has every way in which a change may go missing.
+
+mod application;
+mod surroundings;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use unstale::batch::{Command, Limits};
+use unstale::listener::machine::{Input, Machine, Settings, State};
+use unstale::observe::Readiness;
+use unstale::watermark::{MARGIN, Progress};
+
+/// A way to break the design on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flaw {
+    None,
+    /// The trigger leaves everything to the sweep.
+    NothingLogged,
+    /// Heartbeats see no transaction but ended ones, so that the watermark follows the clock.
+    OpenTransactionsIgnored,
+    /// What a sweep brings was read before LISTEN.
+    SweepBeforeListen,
+    /// Redis does not tell that it is another one.
+    FailOverUnnoticed,
+}
+
+const IDS: u64 = 8;
+const EMAILS: u64 = 8;
+const STEPS: usize = 300;
+const MAX_PENDING: usize = 12;
+const WINDOW: Duration = Duration::from_secs(20);
+const MICROS: i64 = 1_000_000;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    email: u64,
+    stamp: i64,
+    version: u64,
+}
+
+type Rows = BTreeMap<u64, Row>;
+
+/// An open transaction. It holds the locks of the rows that it has written.
+#[derive(Debug)]
+struct Transaction {
+    xid: u64,
+    began: i64,
+    prepared: bool,
+    writes: BTreeMap<u64, Option<Row>>,
+    notifies: Vec<String>,
+    log: Vec<String>,
+}
+
+/// What will happen at some time. `session` and `listener` say to whom; if they are gone by then, nothing happens.
+#[derive(Debug)]
+enum Event {
+    ListenActive { session: u64 },
+    Input { session: u64, input: Input },
+    Notification { session: u64, backend: u32, payload: String },
+    SweepRow { sweep: u64, id: u64, row: Row },
+    SweepLog { sweep: u64, from: u64 },
+    SweepLogged { sweep: u64, change: String },
+    SweepEnd { sweep: u64 },
+    RedisAttempt { listener: u64, command: Command },
+    RedisReply { listener: u64, id: u64, redis: u64 },
+    PostgresBack,
+    RedisBack,
+}
+
+struct Scheduled {
+    at: Duration,
+    sequence: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.sequence == other.sequence
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.sequence).cmp(&(other.at, other.sequence))
+    }
+}
+
+pub(super) struct World {
+    seed: u64,
+    random: u64,
+    flaw: Flaw,
+    verbose: bool,
+    base: Instant,
+    now: Duration,
+    clock_back: i64, // microseconds that the clock was set back in all
+    schedule: BinaryHeap<Reverse<Scheduled>>,
+    sequence: u64,
+    // PostgreSQL
+    up: bool,
+    next_xid: u64,
+    version: u64,
+    rows: Rows,
+    before_listen: Option<Rows>,
+    open: Vec<Transaction>,
+    log: Vec<(u64, String)>,
+    progress: Option<Progress>,
+    // the session; each has a number
+    session: u64,
+    listening: bool,
+    black_holed: bool,
+    last_delivery: Duration,
+    lost_since: Duration,
+    sweep: u64,
+    // Redis
+    redis_up: bool,
+    redis_silent: bool,
+    cache: HashMap<String, String>,
+    redis_id: u64,
+    redis_heard: u64,                                        // the one whose answer the listener heard last
+    replicas: VecDeque<(Duration, HashMap<String, String>)>, // the cache as it was
+    // the listener
+    listener: u64,
+    machine: Machine,
+}
+
+fn settings(seed: u64) -> Settings {
+    Settings {
+        canary: "unstale:canary:test".into(),
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(5),
+        backoff_min: Duration::from_millis(100),
+        backoff_max: Duration::from_secs(10),
+        seed,
+        limits: Limits { keys_per_command: 3, in_flight: 3, max_pending: MAX_PENDING },
+        stall: Duration::from_secs(2),
+        window: WINDOW,
+        shutdown: Duration::from_secs(10),
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, flaw: Flaw, verbose: bool) -> Self {
+        let base = Instant::now();
+        Self {
+            seed,
+            random: seed,
+            flaw,
+            verbose,
+            base,
+            now: Duration::from_secs(1),
+            clock_back: 0,
+            schedule: BinaryHeap::new(),
+            sequence: 0,
+            up: true,
+            next_xid: 100,
+            version: 0,
+            rows: Rows::new(),
+            before_listen: None,
+            open: Vec::new(),
+            log: Vec::new(),
+            progress: None,
+            session: 0,
+            listening: false,
+            black_holed: false,
+            last_delivery: Duration::ZERO,
+            lost_since: Duration::ZERO,
+            sweep: 0,
+            redis_up: true,
+            redis_silent: false,
+            cache: HashMap::new(),
+            redis_id: 1,
+            redis_heard: 0,
+            replicas: VecDeque::new(),
+            listener: 0,
+            machine: Machine::new(settings(seed), base + Duration::from_secs(1)),
+        }
+    }
+
+    /// Lives through the history, heals everything, and compares.
+    pub(super) fn run(mut self) -> Result<(), String> {
+        self.handle(Input::Tick);
+        for _ in 0..STEPS {
+            let pause = if self.one_in(20) { 5_000 } else { 200 };
+            let pause = Duration::from_millis(self.below(pause));
+            self.pass(pause)?;
+            if self.one_in(12) {
+                self.fault()
+            } else {
+                self.work()
+            }
+            self.replicas.push_back((self.now, self.cache.clone()));
+            self.replicas.retain(|(at, _)| *at + WINDOW > self.now);
+        }
+        self.heal();
+        let mut patience = 600;
+        while !self.is_quiet() {
+            patience -= 1;
+            if patience == 0 {
+                return Err(format!("never ready again: {:?}", self.machine.readiness(self.instant())));
+            }
+            self.pass(Duration::from_millis(500))?;
+        }
+        self.compare()
+    }
+
+    // ----- time
+
+    /// splitmix64
+    fn next(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn instant(&self) -> Instant {
+        self.base + self.now
+    }
+
+    fn clock(&self) -> i64 {
+        1_000_000 * MICROS + self.now.as_micros() as i64 - self.clock_back
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.verbose {
+            println!("{:>10.3} {}", self.now.as_secs_f64(), what());
+        }
+    }
+
+    fn later(&mut self, milliseconds: u64, event: Event) {
+        let at = self.now + Duration::from_micros(self.below(milliseconds * 1000 + 1));
+        self.at(at, event);
+    }
+
+    fn at(&mut self, at: Duration, event: Event) {
+        self.sequence += 1;
+        self.schedule.push(Reverse(Scheduled { at, sequence: self.sequence, event }));
+    }
+
+    /// Lets time pass, and everything that is due happen.
+    fn pass(&mut self, duration: Duration) -> Result<(), String> {
+        let until = self.now + duration;
+        let mut events = 0;
+        loop {
+            events += 1;
+            if events > 100_000 {
+                return Err(format!("time stands still in {:?}", self.machine.state()));
+            }
+            let timer = self.machine.deadline().map_or(until, |deadline| deadline.saturating_duration_since(self.base)).max(self.now);
+            let due = self.schedule.peek().map_or(until, |Reverse(scheduled)| scheduled.at);
+            if timer.min(due) >= until {
+                self.now = until;
+                break;
+            }
+            self.now = self.now.max(timer.min(due));
+            if due <= timer {
+                if let Some(Reverse(scheduled)) = self.schedule.pop() {
+                    self.happen(scheduled.event);
+                }
+            } else {
+                self.handle(Input::Tick);
+            }
+            self.check()?;
+        }
+        self.handle(Input::Tick);
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let ready = self.machine.readiness(self.instant()) == Readiness::Ready;
+        let deaf_for = self.now.saturating_sub(self.lost_since);
+        if ready && (!self.listening || self.black_holed) && deaf_for > Duration::from_secs(7) {
+            return Err(format!("P2: ready, and deaf for {deaf_for:?}"));
+        }
+        if self.machine.pending() > 4 * MAX_PENDING {
+            return Err(format!("P4: {} pending", self.machine.pending()));
+        }
+        Ok(())
+    }
+
+    // ----- faults
+
+    fn fault(&mut self) {
+        match self.below(10) {
+            0 => self.cut("cut"),
+            1 if self.listening => {
+                self.say(|| "black hole".into());
+                self.black_holed = true;
+                self.lost_since = self.now;
+            }
+            2 if self.up => {
+                self.say(|| "postgres down".into());
+                self.up = false;
+                self.open.retain(|transaction| transaction.prepared);
+                self.cut("the server went away");
+                self.later(15_000, Event::PostgresBack);
+            }
+            3 if self.redis_up => {
+                self.say(|| "redis down".into());
+                self.redis_up = false;
+                self.later(20_000, Event::RedisBack);
+            }
+            4 if !self.redis_silent => {
+                self.say(|| "redis answers no more".into());
+                self.redis_silent = true;
+                self.later(10_000, Event::RedisBack);
+            }
+            5 => {
+                self.say(|| "redis forgets".into());
+                self.cache.clear();
+            }
+            6 => {
+                // Within one margin in all, as the design allows.
+                let step = self.below(3) as i64 * MICROS;
+                if self.clock_back + step <= MARGIN.as_micros() as i64 {
+                    self.say(|| format!("the clock steps back by {step} us"));
+                    self.clock_back += step;
+                }
+            }
+            7 => self.restart(),
+            8 => self.fail_over(),
+            _ => self.handle(Input::Shutdown),
+        }
+    }
+
+    /// A replica becomes Redis. It is behind by less than the window, and was never told of the last deletes.
+    fn fail_over(&mut self) {
+        let behind = self.below(self.replicas.len() as u64 + 1) as usize;
+        if let Some((at, cache)) = self.replicas.get(behind) {
+            self.say(|| format!("redis fails over, back to {:.3}", at.as_secs_f64()));
+            self.cache = cache.clone();
+            self.redis_id += 1;
+        }
+    }
+
+    fn cut(&mut self, why: &str) {
+        if self.session_is_open() {
+            self.say(|| format!("session lost: {why}"));
+            self.end_session();
+            self.handle(Input::Lost(why.into()));
+        }
+    }
+
+    fn session_is_open(&self) -> bool {
+        matches!(self.machine.state(), State::Connecting { .. } | State::Subscribing | State::CatchingUp(_) | State::Listening)
+    }
+
+    /// kill -9, or after a shutdown: what was in flight may or may not reach Redis, and nobody waits for it.
+    fn restart(&mut self) {
+        self.say(|| "the listener is restarted".into());
+        self.end_session();
+        self.sweep += 1;
+        self.listener += 1;
+        self.machine = Machine::new(settings(self.seed + self.listener), self.instant());
+        self.handle(Input::Tick);
+    }
+
+    fn end_session(&mut self) {
+        if self.listening && !self.black_holed {
+            self.lost_since = self.now;
+        }
+        self.session += 1;
+        self.listening = false;
+        self.black_holed = false;
+    }
+
+    fn heal(&mut self) {
+        self.say(|| "all heals".into());
+        self.up = true;
+        self.redis_up = true;
+        self.redis_silent = false;
+        while !self.open.is_empty() {
+            self.commit(0);
+        }
+        if matches!(self.machine.state(), State::Draining { .. } | State::Stopped) {
+            self.restart();
+        }
+    }
+
+    // ----- the end
+
+    fn is_quiet(&self) -> bool {
+        self.machine.readiness(self.instant()) == Readiness::Ready
+            && !self.black_holed // it is not quiet before that is noticed
+            && self.redis_heard == self.redis_id
+            && self.machine.pending() == 0
+            && !self.schedule.iter().any(|Reverse(scheduled)| matches!(scheduled.event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. }))
+    }
+
+    fn compare(&self) -> Result<(), String> {
+        for (key, value) in &self.cache {
+            let truth = self.truth(key);
+            if *value != truth {
+                return Err(format!("P1: {key} is cached as '{value}' and is '{truth}'"));
+            }
+        }
+        Ok(())
+    }
+}

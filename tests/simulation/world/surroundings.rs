@@ -1,0 +1,222 @@
+//! What surrounds the machine: its session, its sweeps, and Redis.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use unstale::batch::{Command, Lane, Work};
+use unstale::listener::machine::{Action, Input, Opening, State};
+use unstale::rule::Rule;
+use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Stored};
+
+use super::{Event, Flaw, World};
+
+impl World {
+    pub(super) fn handle(&mut self, input: Input) {
+        let actions = self.machine.handle(self.instant(), input);
+        for action in actions {
+            self.act(action);
+        }
+        if *self.machine.state() == State::Stopped {
+            self.restart();
+        }
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        match action {
+            Action::OpenSession => {
+                self.end_session();
+                let session = self.session;
+                self.before_listen = Some(self.rows.clone());
+                if self.up {
+                    self.later(50, Event::ListenActive { session });
+                } else {
+                    self.later(50, Event::Input { session, input: Input::Lost("connection refused".into()) });
+                }
+            }
+            Action::CloseSession => {
+                self.end_session();
+                self.sweep += 1;
+            }
+            Action::Beat { n, progress } => self.beat(n, progress),
+            Action::Sweep { checkpoint, done } => self.start_sweep(checkpoint, done.get(&1).copied()),
+            Action::StopSweep => self.sweep += 1,
+            Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
+            Action::Stop(Some(progress)) if self.up && self.listening && !self.black_holed => self.save(progress),
+            Action::ReadWatches => {
+                let input = Input::Watches(vec![rule()]);
+                if self.listening && !self.black_holed {
+                    self.later(5, Event::Input { session: self.session, input });
+                }
+            }
+            Action::Observe(observation) => self.say(|| format!("    {observation:?}")),
+            Action::Stop(_) | Action::OpenGap(..) | Action::CloseGap(_) => {}
+            Action::ReadLog { .. } => unreachable!("no payload here is too long"),
+        }
+    }
+
+    fn save(&mut self, progress: Progress) {
+        let kept_from = progress.proven.replay.map_or(0, |replay| replay.log_xmin);
+        self.log.retain(|(xid, _)| *xid >= kept_from); // pruned
+        self.progress = progress.proven.checkpoint.is_some().then_some(progress);
+    }
+
+    fn beat(&mut self, n: u64, progress: Option<Progress>) {
+        if self.black_holed || !self.listening {
+            return;
+        }
+        if let Some(progress) = progress {
+            self.save(progress);
+        }
+        let xmax = self.next_xid;
+        let oldest = self.open.iter().map(|transaction| transaction.xid).min().unwrap_or(xmax);
+        let xmin = if self.flaw == Flaw::OpenTransactionsIgnored { xmax } else { oldest };
+        let beat = Beat { n, at: PgTime(self.clock()), xmin, xmax };
+        self.take_xid();
+        self.notify(self.session as u32, format!(r#"{{"heartbeat":{n}}}"#));
+        self.later(3, Event::Input { session: self.session, input: Input::BeatSent(beat) });
+    }
+
+    /// Rows in the order of their stamps, each read when its turn comes; then the log.
+    fn start_sweep(&mut self, from: Option<Checkpoint>, done: Option<PgTime>) {
+        self.sweep += 1;
+        let sweep = self.sweep;
+        let watermark = from.and_then(|from| from.watermark).max(done).map_or(i64::MIN, |watermark| watermark.0);
+        let rows = match (self.flaw, &self.before_listen) {
+            (Flaw::SweepBeforeListen, Some(rows)) => rows.clone(),
+            _ => self.rows.clone(),
+        };
+        let mut at = self.now;
+        let pace = if self.one_in(3) { 500_000 } else { 20_000 };
+        let mut found: Vec<_> = rows.into_iter().filter(|(_, row)| row.stamp >= watermark).collect();
+        found.sort_by_key(|(_, row)| row.stamp);
+        for (id, row) in found {
+            at += Duration::from_micros(self.below(pace));
+            self.at(at, Event::SweepRow { sweep, id, row });
+        }
+        at += Duration::from_micros(self.below(20_000));
+        self.at(at, Event::SweepLog { sweep, from: from.map_or(0, |from| from.log_xmin) });
+    }
+
+    pub(super) fn happen(&mut self, event: Event) {
+        match event {
+            Event::ListenActive { session } if session == self.session && self.up => {
+                self.listening = true;
+                self.last_delivery = self.now;
+                let server = Server { history: "7/1".into(), started: PgTime(0) };
+                let stored = self.progress.clone().map(|Progress { proven, redis }| Stored {
+                    proven,
+                    redis,
+                    history: "7/1".into(),
+                    forgotten: false,
+                });
+                let opening = Opening { backend: session as u32, rules: vec![rule()], server, stored };
+                self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
+            }
+            Event::Input { session, input } if session == self.session && !self.black_holed => self.handle(input),
+            Event::Notification { session, backend, payload } if session == self.session && !self.black_holed => {
+                if self.machine.accepts(Lane::Live) {
+                    self.say(|| format!("    <- {payload}"));
+                    self.machine.notified(self.instant(), backend, &payload);
+                    self.handle(Input::Tick);
+                } else {
+                    // It waits on the connection, and those behind it wait, too: the sequence keeps their order.
+                    self.wait_in_line(Event::Notification { session, backend, payload });
+                }
+            }
+            Event::SweepRow { sweep, id, row } if sweep == self.sweep => {
+                if self.machine.accepts(Lane::CatchUp) {
+                    self.machine.swept(1, &format!(r#"{{"id":"{id}","email":"{}"}}"#, row.email));
+                    self.machine.swept_page(1, PgTime(row.stamp));
+                    self.handle(Input::Tick);
+                } else {
+                    self.wait_in_line(Event::SweepRow { sweep, id, row });
+                }
+            }
+            Event::SweepLog { sweep, from } if sweep == self.sweep => {
+                let changes: Vec<_> = self.log.iter().filter(|(xid, _)| *xid >= from).map(|(_, change)| change.clone()).collect();
+                for change in changes {
+                    self.at(self.now, Event::SweepLogged { sweep, change });
+                }
+                self.at(self.now, Event::SweepEnd { sweep });
+            }
+            Event::SweepLogged { sweep, change } if sweep == self.sweep => {
+                if self.machine.accepts(Lane::CatchUp) {
+                    self.machine.swept_log(&change);
+                    self.handle(Input::Tick);
+                } else {
+                    self.wait_in_line(Event::SweepLogged { sweep, change });
+                }
+            }
+            Event::SweepEnd { sweep } if sweep == self.sweep => {
+                if self.machine.accepts(Lane::CatchUp) {
+                    self.handle(Input::SweepEnded);
+                } else {
+                    self.wait_in_line(Event::SweepEnd { sweep });
+                }
+            }
+            Event::RedisAttempt { listener, command } => self.redis(listener, command),
+            Event::RedisReply { listener, id, redis } if listener == self.listener => {
+                self.redis_heard = redis;
+                let told = if self.flaw == Flaw::FailOverUnnoticed { 1 } else { redis };
+                let server = Some(told.to_string().into());
+                self.handle(Input::Acknowledged { id, server });
+            }
+            Event::PostgresBack => self.up = true,
+            Event::RedisBack => {
+                self.redis_up = true;
+                self.redis_silent = false;
+            }
+            _ => {} // for somebody who is gone
+        }
+    }
+
+    /// A full pipe: everything of the same kind is put off together, in its order.
+    fn wait_in_line(&mut self, first: Event) {
+        let same = |event: &Event| match &first {
+            Event::Notification { .. } => matches!(event, Event::Notification { .. }),
+            _ => matches!(event, Event::SweepRow { .. } | Event::SweepLogged { .. } | Event::SweepEnd { .. } | Event::SweepLog { .. }),
+        };
+        let (mut line, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.schedule)
+            .into_sorted_vec()
+            .into_iter()
+            .rev()
+            .map(|Reverse(scheduled)| scheduled)
+            .partition(|scheduled| same(&scheduled.event));
+        self.schedule = rest.into_iter().map(Reverse).collect();
+        line.sort();
+        let again = self.now + Duration::from_millis(10);
+        self.at(again, first);
+        for scheduled in line {
+            self.last_delivery = self.last_delivery.max(scheduled.at).max(again);
+            self.at(scheduled.at.max(again), scheduled.event);
+        }
+    }
+
+    fn redis(&mut self, listener: u64, command: Command) {
+        let fails = !self.redis_up || self.redis_silent || self.one_in(20);
+        // Refused, or done with the reply lost.
+        if self.redis_up && (!fails || self.one_in(2)) {
+            self.say(|| format!("    redis does {command:?}"));
+            match &command.work {
+                Work::Keys(keys) => keys.iter().for_each(|key| drop(self.cache.remove(key))),
+                Work::Pattern(pattern) => {
+                    let prefix = pattern.trim_end_matches('*').to_owned();
+                    self.cache.retain(|key, _| !key.starts_with(&prefix));
+                }
+            }
+        }
+        if listener != self.listener {
+            return; // nobody repeats it, and nobody hears
+        }
+        if fails {
+            self.handle(Input::RedisFailed("no answer".into()));
+            self.later(1_000, Event::RedisAttempt { listener, command });
+        } else {
+            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id });
+        }
+    }
+}
+
+fn rule() -> Rule {
+    Rule::new(1, 1, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("templates")
+}

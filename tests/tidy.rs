@@ -1,0 +1,123 @@
+//! The house rules that matter, as tests: they read the sources.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`: path from the root, and text without its unit tests.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("a folder of ours").map(|entry| entry.expect("readable").path()) {
+            if entry.is_dir() {
+                walk(&entry, found);
+            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+                found.push(entry);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), &mut found);
+    let text = |path: &PathBuf| {
+        let text = fs::read_to_string(path).expect("UTF-8");
+        text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned()
+    };
+    found.iter().map(|path| (path.strip_prefix(root()).expect("below it").display().to_string(), text(path))).collect()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What a module may not mention, by the beginning of its path.
+const FORBIDDEN: &[(&[&str], &[&str])] = &[
+    (
+        &["src/change.rs", "src/rule.rs", "src/batch.rs", "src/watermark.rs", "src/backoff.rs", "src/listener/machine"],
+        &["tokio", "sqlx", "fred", "tracing", "Instant::now", "SystemTime", "crate::pg", "crate::sink", "select "],
+    ),
+    (&["src/pg"], &["crate::sink", "fred", "crate::listener", "Instant::now", "SystemTime"]),
+    (&["src/sink"], &["crate::pg", "sqlx", "crate::listener", "Instant::now", "SystemTime"]),
+    (&["src/observe"], &["crate::pg", "crate::sink", "crate::listener", "sqlx", "fred"]),
+];
+
+#[test]
+fn imports_point_down() {
+    for (path, text) in sources("src") {
+        for (places, words) in FORBIDDEN {
+            if places.iter().any(|place| path.starts_with(place)) {
+                let code: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+                for word in *words {
+                    assert!(!code.iter().any(|line| line.contains(word)), "{path} mentions {word}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    for folder in ["src", "tests", "benches"] {
+        for (path, text) in sources(folder) {
+            assert!(text.starts_with("//!"), "{path} has no //!");
+        }
+    }
+}
+
+#[test]
+fn sql_lives_in_pg_and_in_the_migrations() {
+    for (path, text) in sources("src") {
+        // The demo is an application of its own, and scratch its servers.
+        if !["src/pg", "src/command/demo", "src/scratch"].iter().any(|place| path.starts_with(place)) {
+            assert!(!text.contains("sqlx::query"), "{path} has SQL");
+        }
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    for folder in ["src", "tests"] {
+        for (path, text) in sources(folder) {
+            let lines = text.lines().count();
+            assert!(lines <= 600, "{path} has {lines} lines before its tests; find its second subject");
+        }
+    }
+}
+
+#[test]
+fn the_readme_lists_every_configuration_key_with_its_default() {
+    let readme = read("README.md");
+    for key in unstale::config::keys() {
+        let row = readme.lines().find(|line| line.starts_with(&format!("| `{}` |", key.path)));
+        let row = row.unwrap_or_else(|| panic!("README.md's table lacks {}", key.path));
+        assert!(row.contains(&format!("`{}`", key.variable)), "README.md: {} is {}, not as in {row}", key.path, key.variable);
+        let default = key.default.as_deref().unwrap_or_default().trim_matches('"');
+        assert!(default.is_empty() || row.contains(&format!("`{default}`")), "README.md: the default of {} is {default}: {row}", key.path);
+    }
+}
+
+#[test]
+fn the_readme_lists_the_metrics_there_are_and_no_others() {
+    let names = |text: &str, open: char, close: char| -> BTreeSet<String> {
+        text.split(open)
+            .filter_map(|rest| rest.split_once(close).map(|(name, _)| name.split('{').next().unwrap_or_default().to_owned()))
+            .filter(|name| name.starts_with("unstale_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+            .collect()
+    };
+    let known = names(&read("src/observe/metrics.rs"), '"', '"');
+    let told: BTreeSet<_> = names(&read("README.md"), '`', '`').into_iter().filter(|name| !name.ends_with("_template")).collect();
+    assert_eq!(known, told);
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = read("Cargo.toml");
+    let dependencies = manifest.split("[dependencies]").nth(1).expect("dependencies").split("\n[").next().expect("a table");
+    let lines: Vec<_> = dependencies.lines().filter(|line| !line.is_empty()).collect();
+    for (i, line) in lines.iter().enumerate().filter(|(_, line)| !line.starts_with('#')) {
+        let above = lines[..i].iter().rev().take(3).any(|line| line.starts_with('#'));
+        assert!(above || line.contains(" # "), "no reason beside {line}");
+    }
+}
