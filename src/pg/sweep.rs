@@ -69,7 +69,7 @@ struct Table {
     column: String,
     type_name: String,
     since: i64, // microseconds: no earlier change concerns us
-    hidden: bool,
+    unreadable: Option<String>,
     needs_index: bool,
 }
 
@@ -91,8 +91,8 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
             let remedy = format!("create index concurrently on {} ({})", table.name, table.column);
             let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
         }
-        let reason = if table.hidden {
-            "row-level security hides rows from the sweep; let the listener's role bypass it (alter role ... bypassrls)".to_owned()
+        let reason = if let Some(reason) = &table.unreadable {
+            reason.clone()
         } else {
             match sweep_table(&mut connection, &table, from, page_rows, out).await {
                 Err(Error::Statement { source, .. }) if class(&source) == Class::Table => format!("it cannot be read ({source})"),
@@ -119,14 +119,20 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
 
 async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
     let rows = sqlx::query(
-        "select w.id, format('%I.%I', n.nspname, c.relname), quote_ident(a.attname), a.atttypid::regtype::text,
-                (extract(epoch from w.since) * 1000000)::bigint, row_security_active(c.oid),
-                c.reltuples > 100000 and not exists (
-                    select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = w.sweep_attnum)
+        "select w.id, format('%I.%I', n.nspname, c.relname), coalesce(quote_ident(a.attname), ''), coalesce(a.atttypid::regtype::text, ''),
+                (extract(epoch from w.since) * 1000000)::bigint,
+                case when a.attname is null
+                     then 'the column that it was swept by is gone; call unstale.watch() again'
+                     when row_security_active(c.oid)
+                     then 'row-level security hides rows from the sweep; let the listener''s role bypass it (alter role ... bypassrls)'
+                end,
+                a.attnum is not null and c.reltuples > 100000 and not exists (
+                    select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = a.attnum)
            from unstale.watch w
            join pg_class c on c.oid = w.relation
            join pg_namespace n on n.oid = c.relnamespace
-           join pg_attribute a on a.attrelid = c.oid and a.attnum = w.sweep_attnum and not a.attisdropped
+           left join pg_attribute a on a.attrelid = c.oid and a.attnum = unstale.sweep_column(w)
+          where w.sweep_attnum is not null
           order by w.id",
     )
     .fetch_all(connection)
@@ -138,7 +144,7 @@ async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
         column: row.get(2),
         type_name: row.get(3),
         since: row.get(4),
-        hidden: row.get(5),
+        unreadable: row.get(5),
         needs_index: row.get(6),
     };
     Ok(rows.iter().map(table).collect())
@@ -188,7 +194,7 @@ async fn sweep_table(
 }
 
 /// $1 the start in microseconds, $2 the rows of a page, $3 to $5 the place of the last row: stamp, partition, tuple.
-/// A row that moves meanwhile was changed, and is announced.
+/// A row that moves meanwhile was changed, and is announced. `t.*`, because `t` may be a column.
 fn page_sql(table: &Table, continued: bool) -> String {
     let Table { watch, name, column, type_name, .. } = table;
     let start = "('epoch'::timestamptz + $1::bigint * interval '1 microsecond')";
@@ -200,7 +206,7 @@ fn page_sql(table: &Table, continued: bool) -> String {
         String::new()
     };
     format!(
-        "select unstale.row_{watch}(t), t.{column}::text, t.tableoid::text, t.ctid::text,
+        "select unstale.row_{watch}(t.*), t.{column}::text, t.tableoid::text, t.ctid::text,
                 case when isfinite(t.{column}) then (extract(epoch from t.{column}) * 1000000)::bigint end
            from {name} t
           where t.{column} >= {start} {place}

@@ -65,7 +65,7 @@ pub async fn full_name(connection: &mut PgConnection, table: &str) -> Result<Opt
     let row = sqlx::query(
         "select format('%I.%I', n.nspname, c.relname)
            from pg_class c join pg_namespace n on n.oid = c.relnamespace
-          where c.oid = coalesce(to_regclass($1), to_regclass('public.' || $1))",
+          where c.oid = coalesce(to_regclass($1), case when cardinality(parse_ident($1)) = 1 then to_regclass('public.' || $1) end)",
     )
     .bind(table)
     .fetch_optional(connection)

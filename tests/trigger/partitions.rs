@@ -1,0 +1,97 @@
+//! Partitioned tables: whichever table a statement names.
+
+use super::Ear;
+
+/// A partition with another column order, and one that is partitioned itself.
+const PARTS: &str = "create table parts (id int, k text, at int, updated_at timestamptz default now()) partition by range (at);
+    create table p1 partition of parts for values from (0) to (10);
+    create table p2 (junk int, updated_at timestamptz, at int, k text, id int);
+    alter table p2 drop column junk;
+    alter table parts attach partition p2 for values from (10) to (20);
+    create table p3 partition of parts for values from (20) to (40) partition by range (at);
+    create table p31 partition of p3 for values from (20) to (30);
+    select unstale.watch('parts', array['part:{id}:{k}'])";
+
+const ATTACH: &str = "create table p4 (at int, junk text, k text, id int, updated_at timestamptz);
+    alter table p4 drop column junk;
+    alter table parts attach partition p4 for values from (40) to (50);
+    create table p32 partition of p3 for values from (30) to (40)";
+
+fn new(id: i32) -> String {
+    format!(r#"1 "new":{{"id":"{id}","k":"k{id}"}}"#)
+}
+
+#[tokio::test]
+async fn a_row_is_heard_through_the_parent_and_through_each_partition() {
+    let mut ear = Ear::after(PARTS).await;
+    ear.hears(ATTACH).await;
+    let through_parent = "insert into parts select i, 'k' || i, i * 10 - 5 from generate_series(1, 5) i";
+    assert_eq!(ear.hears(through_parent).await, [new(1), new(2), new(3), new(4), new(5)]);
+    for (id, partition, at) in [(11, "p1", 5), (12, "p2", 15), (13, "p31", 25), (14, "p32", 35), (15, "p4", 45), (16, "p3", 25)] {
+        let sql = format!("insert into {partition} (id, k, at, updated_at) values ({id}, 'k{id}', {at}, now())");
+        assert_eq!(ear.hears(&sql).await, [new(id)], "{partition}");
+    }
+    assert_eq!(ear.logged().await, [""; 0]);
+    let both = r#"1 "new":{"id":"2","k":"x"},"old":{"id":"2","k":"k2"}"#;
+    assert_eq!(ear.hears("update p2 set k = 'x' where id = 2").await, [both]);
+    assert_eq!(ear.hears("delete from p4 where id = 5").await, [r#"1 "old":{"id":"5","k":"k5"}"#]);
+}
+
+#[tokio::test]
+async fn a_row_that_moves_to_another_partition_is_heard_as_old_and_as_new() {
+    let mut ear = Ear::after(PARTS).await;
+    ear.hears("insert into parts values (1, 'k1', 5)").await;
+    let moved = [r#"1 "old":{"id":"1","k":"k1"}"#.to_owned(), new(1)];
+    assert_eq!(ear.hears("update parts set at = 15").await, moved);
+    assert_eq!(ear.hears("update p2 set id = id").await, [new(1)]);
+}
+
+#[tokio::test]
+async fn truncate_is_heard_for_the_parent_and_for_each_partition() {
+    let mut ear = Ear::after(PARTS).await;
+    for table in ["parts", "p1", "p2", "p3", "p31"] {
+        assert_eq!(ear.hears(&format!("truncate {table}")).await, [r#"1 "all":true"#], "{table}");
+    }
+}
+
+/// A later partition gets its row triggers from PostgreSQL, and the one for TRUNCATE when the watch is made again.
+#[tokio::test]
+async fn watching_again_completes_a_later_partition_and_takes_what_came_before_for_stale() {
+    let mut ear = Ear::after(PARTS).await;
+    ear.hears(ATTACH).await;
+    let again = "select unstale.watch('parts', array['part:{id}:{k}'])";
+    assert_eq!(ear.hears("truncate p4").await, [""; 0]);
+    assert_eq!(ear.hears(again).await, [r#"1 "all":true"#]);
+    assert_eq!(ear.rows(again).await, ["unchanged"]);
+    assert_eq!(ear.hears("truncate p4").await, [r#"1 "all":true"#]);
+}
+
+#[tokio::test]
+async fn another_watch_reaches_every_partition_and_still_fires_always() {
+    let mut ear = Ear::after(PARTS).await;
+    ear.hears(ATTACH).await;
+    let other = "select unstale.watch('parts', array['part:{id}:{at}'], only_columns => '{at}')";
+    assert_eq!(ear.rows(other).await, ["changed"]);
+    assert_eq!(ear.rows(other).await, ["unchanged"]);
+    let mut session = ear.session().await;
+    session.execute("set session_replication_role = replica; insert into p4 (id, at) values (9, 41)").await;
+    session.execute("update p4 set k = 'unsaid', updated_at = now(); update p4 set at = 42").await;
+    let inserted = r#"2 "new":{"id":"9","at":"41"}"#;
+    // All, because p4 was incomplete; and a stamp that is gained counts whatever only_columns says.
+    let expected = [r#"2 "all":true"#, inserted, inserted, r#"2 "new":{"id":"9","at":"42"},"old":{"id":"9","at":"41"}"#];
+    assert_eq!(ear.hears("select 1").await, expected);
+    assert_eq!(ear.hears("update p4 set k = 'unsaid', updated_at = clock_timestamp()").await, [""; 0]);
+    assert_eq!(ear.hears("update p4 set at = 43").await, [r#"2 "new":{"id":"9","at":"43"},"old":{"id":"9","at":"42"}"#]);
+}
+
+#[tokio::test]
+async fn a_detached_partition_is_an_ordinary_table_and_unwatch_leaves_nothing_on_it() {
+    let mut ear = Ear::after(PARTS).await;
+    assert_eq!(ear.hears("alter table parts detach partition p2; insert into p2 (id) values (1); update p2 set id = 2").await, [""; 0]);
+    assert_eq!(ear.rows("select unstale.unwatch('parts')::text").await, ["true"]);
+    assert_eq!(ear.rows("select tgname::text from pg_trigger where tgname like 'unstale%'").await, [""; 0]);
+    assert_eq!(
+        ear.rows("select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname ~ '_[0-9]+$'").await,
+        [""; 0]
+    );
+}

@@ -1,0 +1,188 @@
+//! `unstale.watch()` and `unstale.unwatch()` themselves.
+
+use super::{Ear, USERS};
+
+const SAME: &str = "select unstale.watch('users', array['user:{id}', 'by-email:{email}'])";
+const OTHER: &str = "select unstale.watch('users', array['user:{id}', 'name:{name}'])";
+
+/// What a call could have touched.
+const CATALOG: &str = "select string_agg(format('%s %s', oid, xmin), ' ' order by oid) from (
+    select oid, xmin from pg_trigger union all select oid, xmin from pg_proc where pronamespace = 'unstale'::regnamespace
+    union all select id, xmin from unstale.watch) all_of_it";
+
+#[tokio::test]
+async fn the_same_call_touches_nothing_and_locks_nothing() {
+    let ear = Ear::after(USERS).await;
+    let before = ear.rows(CATALOG).await;
+    let mut session = ear.session().await;
+    session.execute("begin").await;
+    assert_eq!(session.value(SAME).await, "unchanged");
+    let locks = session
+        .value(
+            "select count(*)::text from pg_locks where pid = pg_backend_pid() and mode not in ('AccessShareLock', 'ExclusiveLock')
+                or pid = pg_backend_pid() and relation = 'users'::regclass and mode <> 'AccessShareLock'",
+        )
+        .await;
+    assert_eq!(locks, "0");
+    session.execute("commit").await;
+    assert_eq!(ear.rows(CATALOG).await, before);
+}
+
+#[tokio::test]
+async fn other_keys_are_another_revision_and_other_columns_only_another_trigger() {
+    let mut ear = Ear::after(USERS).await;
+    let mut session = ear.session().await;
+    session.execute("insert into users values (1, 'a', 'n')").await;
+    assert_eq!(ear.hears("select 1").await.len(), 1);
+    assert_eq!(ear.rows(OTHER).await, ["changed"]);
+    // A session that had planned the functions of before.
+    session.execute("update users set email = 'b'").await;
+    assert_eq!(ear.hears("select 1").await, [r#"2 "new":{"id":"1","name":"n"}"#]);
+    assert_eq!(ear.rows("select unstale.watch('users', array['user:{id}', 'name:{name}'], only_columns => '{name}')").await, ["changed"]);
+    assert_eq!(ear.rows("select rev::text from unstale.watches").await, ["2"]);
+    assert_eq!(ear.hears("update users set email = 'c', updated_at = clock_timestamp()").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn it_lists_what_is_watched_and_how() {
+    let ear = Ear::after(USERS).await;
+    let row = "select to_jsonb(w) - 'since' #>> '{}' from (select * from unstale.watches) w";
+    let expected = r#"{"id": 1, "rev": 1, "keys": ["user:{id}", "by-email:{email}"], "delivery": "row", "table_name": "public.users", "updated_at": "updated_at", "only_columns": null, "logs_everything": false}"#;
+    assert_eq!(ear.rows(row).await, [expected]);
+    assert_eq!(ear.rows("select (since between now() - interval '1 minute' and now())::text from unstale.watches").await, ["true"]);
+}
+
+#[tokio::test]
+async fn in_a_transaction_it_holds_from_there_on_and_goes_when_that_is_rolled_back() {
+    let mut ear = Ear::after("create table t (id int)").await;
+    let watch = "select unstale.watch('t', array['t:{id}'])";
+    assert_eq!(
+        ear.hears(&format!("begin; insert into t values (1); {watch}; insert into t values (2); rollback; insert into t values (3)")).await,
+        [""; 0]
+    );
+    assert_eq!(ear.rows("select table_name from unstale.watches").await, [""; 0]);
+    assert_eq!(
+        ear.hears(&format!("begin; insert into t values (4); {watch}; insert into t values (5); commit; insert into t values (6)")).await,
+        [r#"1 "new":{"id":"5"}"#, r#"1 "new":{"id":"6"}"#]
+    );
+}
+
+#[tokio::test]
+async fn twenty_at_once_make_one_watch() {
+    let ear = Ear::after("create table t (id int)").await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let mut session = ear.session().await;
+        calls.spawn(async move { session.value("select unstale.watch('t', array['t:{id}'])").await });
+    }
+    let mut said = calls.join_all().await;
+    said.sort();
+    assert_eq!(said[..2], ["added", "unchanged"]);
+    assert_eq!(said[19], "unchanged");
+}
+
+#[tokio::test]
+async fn a_table_in_use_is_not_waited_for_and_the_message_says_by_whom() {
+    let ear = Ear::after(USERS).await;
+    let (mut writer, mut caller) = (ear.session().await, ear.session().await);
+    let pid = writer.value("select pg_backend_pid()::text").await;
+    writer.execute("begin; insert into users values (1)").await;
+    caller.execute("set lock_timeout = '20ms'").await;
+    let another = "select unstale.watch('users', array['user:{id}'], only_columns => '{name}')";
+    for sql in [another, "select unstale.unwatch('users')"] {
+        let refusal = caller.refuses(sql).await;
+        assert!(refusal.contains("public.users within 20ms") && refusal.contains(&format!("pid {pid}")), "{refusal}");
+        assert_eq!(caller.value("show lock_timeout").await, "20ms");
+    }
+    assert_eq!(caller.value(SAME).await, "unchanged", "which needs no lock");
+    writer.execute("commit").await;
+    assert_eq!(caller.value(another).await, "changed");
+}
+
+#[tokio::test]
+async fn the_callers_lock_timeout_is_its_own_again() {
+    let ear = Ear::after(USERS).await;
+    let mut session = ear.session().await;
+    session.execute("begin; set local lock_timeout = '0'").await;
+    session.value(OTHER).await;
+    assert_eq!(session.value("show lock_timeout").await, "0");
+    session.value(SAME).await;
+    session.execute("set local lock_timeout = '7s'").await;
+    session.execute("do $$ begin perform unstale.watch('users', '{\"{id}\"}'); exception when others then null; end $$").await;
+    assert_eq!(session.value("show lock_timeout").await, "7s");
+    session.value("select unstale.unwatch('users')::text").await;
+    assert_eq!(session.value("show lock_timeout").await, "7s");
+    session.execute("rollback").await;
+}
+
+#[tokio::test]
+async fn unwatch_leaves_nothing_and_says_whether_there_was_something() {
+    let mut ear = Ear::after(USERS).await;
+    let unwatch = "select unstale.unwatch('users')::text";
+    assert_eq!(ear.rows(unwatch).await, ["true"]);
+    assert_eq!(ear.rows(unwatch).await, ["false"]);
+    assert_eq!(ear.rows("select tgname::text from pg_trigger where tgname like 'unstale%'").await, [""; 0]);
+    assert_eq!(
+        ear.rows("select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname ~ '_[0-9]+$'").await,
+        [""; 0]
+    );
+    assert_eq!(ear.hears("insert into users values (1); truncate users; drop table users").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_watched_is_refused_with_a_remedy() {
+    let ear = Ear::after(
+        "create table t (id int primary key, v int); create view a_view as select 1 as id; create materialized view matview as select 1 as id;
+         create unlogged table unlogged (id int); create table parent (id int); create table child () inherits (parent); create sequence a_sequence",
+    )
+    .await;
+    for (arguments, part) in [
+        ("null, '{a}'", "no such table"),
+        ("'a_view', '{a}'", "view"),
+        ("'matview', '{a}'", "materialized view"),
+        ("'a_sequence', '{a}'", "kind S"),
+        ("'t_pkey', '{a}'", "kind i"),
+        ("'unlogged', '{a}'", "set logged"),
+        ("'parent', '{a}'", "public.child"),
+        ("'unstale.watch', '{a}'", "unstale itself"),
+        ("'pg_class', '{a}'", "pg_catalog itself"),
+        ("'t', null", "at least one key"),
+        ("'t', '{}'", "at least one key"),
+        ("'t', '{a,null}'", "at least one key"),
+        ("'t', '{\"{id}\"}'", "has no literal part"),
+        ("'t', '{\"t:{nope}\"}'", "no column 'nope'\nIts columns are id, v."),
+        ("'t', '{\"t:{ctid}\"}'", "no column 'ctid'"),
+        ("'t', '{t}', only_columns => '{nope}'", "only_columns: table public.t has no column 'nope'"),
+        ("'t', '{t}', updated_at => 'nope'", "updated_at: table public.t has no column 'nope'"),
+        ("'t', '{t}', delivery => 'fax'", "'fax'"),
+        ("'t', '{t}', delivery => null", "null"),
+    ] {
+        let refusal = ear.refuses(&format!("select unstale.watch({arguments})")).await;
+        assert!(refusal.contains(part) && refusal.contains('\n'), "{arguments}: {refusal}");
+    }
+    assert_eq!(ear.rows("select table_name from unstale.watches").await, [""; 0]);
+}
+
+/// Triggers run as the role that made them: better no triggers than some that fail its writers.
+#[tokio::test]
+async fn a_caller_whose_triggers_could_not_run_is_refused() {
+    let mut ear = Ear::after("").await;
+    ear.world
+        .execute(
+            "do $$ begin create role migrator; exception when duplicate_object or unique_violation then null; end $$;
+             create schema app authorization migrator; grant usage, create on schema unstale to migrator;
+             grant execute on all functions in schema unstale to migrator;
+             grant select, insert, update, delete on unstale.watch to migrator",
+        )
+        .await;
+    let mut migrator = ear.session().await;
+    migrator.execute("set role migrator").await;
+    migrator.execute("create table app.t (id int)").await;
+    let watch = "select unstale.watch('app.t', array['t:{id}'])";
+    let refusal = migrator.refuses(watch).await;
+    assert!(refusal.contains("insert on unstale.change_log"), "{refusal}");
+    ear.world.execute("grant insert on unstale.change_log to migrator").await;
+    assert_eq!(migrator.value(watch).await, "added");
+    migrator.execute("insert into app.t values (1)").await;
+    assert_eq!(ear.hears("select 1").await, [r#"1 "new":{"id":"1"}"#]);
+}
