@@ -3,15 +3,15 @@
 //! Prints both beside a baseline of the same run: the application's own "UPDATE, then DEL" in the same process.
 //! `./dev bench latency`, on private throw-away servers, in about half a minute.
 
-use std::process::Stdio;
+mod stage;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
-use unstale::scratch::guard::{Guard, Process};
+use stage::{Stage, percentile};
 use unstale::scratch::redis::Client;
-use unstale::scratch::{Postgres, Redis, free_port, postgres, redis};
 
 const CHANGES: u32 = 2_000;
 const PER_SECOND: u32 = 200;
@@ -22,16 +22,9 @@ async fn main() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
-    let postgres = Postgres::start(&postgres::Options { tcp: true, ..Default::default() })?;
-    let redis = Redis::start(&redis::Options { tcp: true, ..Default::default() })?;
-    let mut sql = PgConnection::connect(&postgres.url("postgres")).await?;
-    let mut cache = redis.client()?;
-    let environment = [("DATABASE_URL", postgres.url("postgres")), ("REDIS_URL", redis.url()), ("UNSTALE_LOG__FILTER", "warn".to_owned())];
-    let port = free_port()?;
-    let guard = Guard::new()?;
-    let mut migrate = std::process::Command::new(env!("CARGO_BIN_EXE_unstale"));
-    migrate.arg("migrate").env_clear().envs(environment.clone()).stdout(Stdio::null());
-    ensure!(migrate.status()?.success(), "unstale migrate failed");
+    let stage = Stage::build()?;
+    let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
+    let mut cache = stage.redis.client()?;
     sql.execute(
         "create table users (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp());
          create table plain (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp());
@@ -40,10 +33,7 @@ async fn main() -> anyhow::Result<()> {
          select unstale.watch('public.users', array['user:{id}'])",
     )
     .await?;
-    let mut command = guard.command("TERM", env!("CARGO_BIN_EXE_unstale"))?;
-    command.arg("run").env_clear().envs(environment).env("UNSTALE_HTTP__LISTEN", format!("127.0.0.1:{port}"));
-    let listener = Process::start(command)?;
-    ready(port)?;
+    let listener = stage.listen()?;
 
     println!("{CHANGES} changes at {PER_SECOND} a second, from the commit's answer to the key being gone:");
     let floor = latency(&mut sql, &mut cache, "plain", true).await?;
@@ -60,27 +50,8 @@ async fn main() -> anyhow::Result<()> {
         "  row                {statement:>9.3?}   ({:.2}x), then {drained:.3?} until the last key is gone",
         statement.as_secs_f64() / took.0.as_secs_f64()
     );
-    let status = std::fs::read_to_string(format!("/proc/{}/status", listener.pid()))?;
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-    println!("  listener's peak    {}", peak.trim_start_matches("VmHWM:").trim());
+    println!("  listener's peak RSS {}", listener.peak_memory()?);
     Ok(())
-}
-
-fn ready(port: u16) -> anyhow::Result<()> {
-    use std::io::{Read as _, Write as _};
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while Instant::now() < deadline {
-        let mut answer = String::new();
-        if let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port))
-            && stream.write_all(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").is_ok()
-            && stream.read_to_string(&mut answer).is_ok()
-            && answer.starts_with("HTTP/1.1 200")
-        {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    anyhow::bail!("the listener was not ready within 30 s")
 }
 
 /// p50, p99 and p99.9.
@@ -104,9 +75,7 @@ async fn latency(sql: &mut PgConnection, cache: &mut Client, table: &str, by_han
         }
         samples.push(committed.elapsed());
     }
-    samples.sort();
-    let at = |share: f64| samples[((samples.len() - 1) as f64 * share) as usize];
-    Ok([at(0.5), at(0.99), at(0.999)])
+    Ok([0.5, 0.99, 0.999].map(|share| percentile(&mut samples, share)))
 }
 
 /// How long the statement takes, and how long after it the last key is gone.
