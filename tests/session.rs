@@ -229,6 +229,7 @@ async fn a_standby_is_refused_with_a_sentence_until_it_is_promoted() {
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
+    daemon.settles().await; // with a checkpoint that the following commits bring to disk
     world.fill_users();
     world.change_users().await;
     world.own_postgres().stop_immediately();

@@ -12,11 +12,12 @@
 //! - While a gap is open the watermark stands still (P3) and the listener is not ready (P2).
 //! - Everything is bounded (P4): a full batch stops reading; if Redis does nothing about it for a while, what waits is
 //!   dropped in favour of a new sweep from the watermark, and PostgreSQL is drained on.
-//! - `enter` alone assigns the state. Each timer is a field compared in [`Machine::deadline`] and in `tick`.
+//! - `enter` alone assigns the state. Each timer is a field compared in [`Machine::deadline`] and in `tick` (timers.rs).
 
 mod gap;
 mod heart;
 mod intake;
+mod timers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,9 +32,6 @@ use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Store
 use gap::{Gap, Recent};
 use heart::Heart;
 use intake::Skipped;
-
-/// How often the watches are read again without being told. DROP TABLE ... CASCADE tells nobody.
-const WATCHES_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What the configuration decides.
 #[derive(Debug, Clone)]
@@ -313,23 +311,6 @@ impl Machine {
         open && !(lane == Lane::Live && self.reading) && !self.batch.is_full(lane)
     }
 
-    /// When to tick at the latest.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        let heart =
-            [self.heart.asked + self.settings.interval, self.heart.asked + self.settings.timeout, self.heart.heard + self.settings.timeout];
-        let stall = self.batch.is_full(Lane::Live).then(|| self.redis_answered + self.settings.stall);
-        match &self.state {
-            State::Waiting { until } | State::Draining { until } => Some(*until),
-            State::Connecting { since } => Some(*since + self.settings.timeout),
-            State::Stopped => None,
-            State::CatchingUp(CatchUp::AwaitingRetry { until }) => heart.into_iter().chain(stall).chain([*until]).min(),
-            State::Subscribing | State::CatchingUp(_) | State::Listening => {
-                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).min()
-            }
-        }
-    }
-
     /// Promise P7, or what stands against it.
     #[must_use]
     pub fn readiness(&self, now: Instant) -> Readiness {
@@ -401,8 +382,11 @@ impl Machine {
         self.heart = Heart::new(opening.backend, now);
         self.watches_read = now;
         self.set_rules(opening.rules);
+        // What is remembered is newer than what is stored, but a server that was restarted may have given out its xids again.
+        let is_same_server = self.server.as_ref() == Some(&opening.server);
         self.compare_histories(opening.server, opening.stored.as_ref());
-        let proven = opening.stored.as_ref().map(|stored| stored.proven).unwrap_or_default();
+        let stored = opening.stored.as_ref().map(|stored| stored.proven).unwrap_or_default();
+        let proven = if is_same_server { self.watermark.proven() } else { stored };
         self.watermark = Watermark::new(proven, self.settings.window);
         if self.redis.is_none() {
             self.redis = opening.stored.and_then(|stored| stored.redis).map(Into::into);
@@ -411,12 +395,6 @@ impl Machine {
         self.actions.push(Action::OpenGap(gap.cause, now - gap.since));
         self.enter(State::Subscribing);
         self.beat(now);
-    }
-
-    fn beat(&mut self, now: Instant) {
-        let n = self.heart.ask(now);
-        let progress = self.progress();
-        self.actions.push(Action::Beat { n, progress });
     }
 
     fn beat_came_back(&mut self, n: u64) {
@@ -558,58 +536,7 @@ impl Machine {
         self.enter(State::Stopped);
     }
 
-    fn tick(&mut self, now: Instant) {
-        match self.state {
-            State::Waiting { until } if now >= until => {
-                self.actions.push(Action::OpenSession);
-                self.enter(State::Connecting { since: now });
-            }
-            State::Connecting { since } if now >= since + self.settings.timeout => {
-                self.lost(now, Cause::Session, "PostgreSQL did not answer within heartbeat.timeout".into());
-            }
-            State::Draining { until } if now >= until => self.stop(false),
-            State::CatchingUp(CatchUp::AwaitingRetry { until }) if now >= until => {
-                self.catch_up();
-                self.pulse(now);
-            }
-            State::Subscribing | State::CatchingUp(_) | State::Listening => self.pulse(now),
-            _ => {}
-        }
-    }
-
     fn say(&mut self, observation: Observation) {
         self.actions.push(Action::Observe(observation));
-    }
-
-    /// The timers of a session.
-    fn pulse(&mut self, now: Instant) {
-        if !self.accepts(Lane::Live) {
-            self.heart.heard = now;
-        }
-        if !self.heart.answered && now >= self.heart.asked + self.settings.timeout {
-            return self.lost(now, Cause::Heartbeat, "PostgreSQL did not take a heartbeat within heartbeat.timeout".into());
-        }
-        if now >= self.heart.heard + self.settings.timeout {
-            let reason = match self.state {
-                State::Subscribing => {
-                    "LISTEN succeeded and nothing arrives; connect to PostgreSQL itself, not through a transaction-mode pooler"
-                }
-                _ => "nothing arrived within heartbeat.timeout: the connection is half-open",
-            };
-            return self.lost(now, Cause::Heartbeat, reason.into());
-        }
-        if self.heart.answered && now >= self.heart.asked + self.settings.interval {
-            self.beat(now);
-        }
-        if !self.reading && now >= self.watches_read + WATCHES_INTERVAL {
-            self.watches_read = now;
-            self.reading = true;
-            self.actions.push(Action::ReadWatches);
-        }
-        self.tell_skipped(now);
-        self.tell_progress(now);
-        if self.batch.is_full(Lane::Live) && now >= self.redis_answered + self.settings.stall {
-            self.overflow(now);
-        }
     }
 }

@@ -199,7 +199,9 @@ impl Machine {
         let known = self.server.replace(server.clone());
         let remembered = self.watermark.proven().checkpoint.and_then(|checkpoint| checkpoint.watermark);
         let (resume, again, reason) = match (known, stored) {
-            (_, None) if remembered.is_some() => flush("its checkpoint is gone, so the database was restored from before it"),
+            (Some(known), None) if known.history != server.history && remembered.is_some() => {
+                flush("its checkpoint is gone, so the database was restored from before it")
+            }
             (_, None) => return,
             (_, Some(stored)) if stored.forgotten => flush("this instance was away for longer than checkpoint.forget_after"),
             (None, Some(stored)) if stored.history != server.history => {
@@ -207,7 +209,7 @@ impl Machine {
             }
             (Some(known), Some(stored)) if known.history != server.history => {
                 let watermark = stored.proven.checkpoint.and_then(|checkpoint| checkpoint.watermark);
-                let is_old = watermark < remembered.map(|remembered| remembered.earlier(self.settings.window));
+                let is_old = watermark.zip(remembered).is_some_and(|(stored, known)| stored < known.earlier(self.settings.window));
                 if is_old || system(&known) != system(&server) {
                     flush("the database was restored to an earlier time, or is another one")
                 } else {

@@ -1,0 +1,89 @@
+//! The timers: what happens because time passes.
+//!
+//! Each is a field that [`Machine::deadline`] and `tick` compare with the clock's reading.
+
+use std::time::{Duration, Instant};
+
+use crate::batch::Lane;
+use crate::observe::Cause;
+
+use super::{Action, CatchUp, Machine, State};
+
+/// How often the watches are read again without being told. DROP TABLE ... CASCADE tells nobody.
+const WATCHES_INTERVAL: Duration = Duration::from_secs(30);
+
+impl Machine {
+    /// When to tick at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let heart =
+            [self.heart.asked + self.settings.interval, self.heart.asked + self.settings.timeout, self.heart.heard + self.settings.timeout];
+        let stall = self.batch.is_full(Lane::Live).then(|| self.redis_answered + self.settings.stall);
+        match &self.state {
+            State::Waiting { until } | State::Draining { until } => Some(*until),
+            State::Connecting { since } => Some(*since + self.settings.timeout),
+            State::Stopped => None,
+            State::CatchingUp(CatchUp::AwaitingRetry { until }) => heart.into_iter().chain(stall).chain([*until]).min(),
+            State::Subscribing | State::CatchingUp(_) | State::Listening => {
+                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).min()
+            }
+        }
+    }
+
+    pub(super) fn tick(&mut self, now: Instant) {
+        match self.state {
+            State::Waiting { until } if now >= until => {
+                self.actions.push(Action::OpenSession);
+                self.enter(State::Connecting { since: now });
+            }
+            State::Connecting { since } if now >= since + self.settings.timeout => {
+                self.lost(now, Cause::Session, "PostgreSQL did not answer within heartbeat.timeout".into());
+            }
+            State::Draining { until } if now >= until => self.stop(false),
+            State::CatchingUp(CatchUp::AwaitingRetry { until }) if now >= until => {
+                self.catch_up();
+                self.pulse(now);
+            }
+            State::Subscribing | State::CatchingUp(_) | State::Listening => self.pulse(now),
+            _ => {}
+        }
+    }
+
+    /// The timers of a session.
+    fn pulse(&mut self, now: Instant) {
+        if !self.accepts(Lane::Live) {
+            self.heart.heard = now;
+        }
+        if !self.heart.answered && now >= self.heart.asked + self.settings.timeout {
+            return self.lost(now, Cause::Heartbeat, "PostgreSQL did not take a heartbeat within heartbeat.timeout".into());
+        }
+        if now >= self.heart.heard + self.settings.timeout {
+            let reason = match self.state {
+                State::Subscribing => {
+                    "LISTEN succeeded and nothing arrives; connect to PostgreSQL itself, not through a transaction-mode pooler"
+                }
+                _ => "nothing arrived within heartbeat.timeout: the connection is half-open",
+            };
+            return self.lost(now, Cause::Heartbeat, reason.into());
+        }
+        if self.heart.answered && now >= self.heart.asked + self.settings.interval {
+            self.beat(now);
+        }
+        if !self.reading && now >= self.watches_read + WATCHES_INTERVAL {
+            self.watches_read = now;
+            self.reading = true;
+            self.actions.push(Action::ReadWatches);
+        }
+        self.tell_skipped(now);
+        self.tell_progress(now);
+        if self.batch.is_full(Lane::Live) && now >= self.redis_answered + self.settings.stall {
+            self.overflow(now);
+        }
+    }
+
+    pub(super) fn beat(&mut self, now: Instant) {
+        let n = self.heart.ask(now);
+        let progress = self.progress();
+        self.actions.push(Action::Beat { n, progress });
+    }
+}
