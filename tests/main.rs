@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod daemon;
 mod demo;
+mod gap;
 mod hostile;
 mod log;
 mod schema;
