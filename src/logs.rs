@@ -10,13 +10,17 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+/// What these libraries warn of they also return to us, and it is told once, in our words; fred, moreover, at each connection of
+/// a Redis user that may do what it must and nothing else. A filter that names them brings them back.
+const LIBRARIES: &str = "fred=off,sqlx=off,sqlx_core=off,sqlx_postgres=off";
+
 /// Starts the log as configured.
 ///
 /// # Errors
 ///
 /// If the filter does not parse (which [`crate::config::Config`] rules out) or a log was started before.
 pub fn init(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(&log.filter).context("log.filter")?;
+    let filter = EnvFilter::builder().parse(format!("{LIBRARIES},{}", log.filter)).context("log.filter")?;
     let is_terminal = stderr().is_terminal();
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(is_terminal);
     let is_json = match log.format {

@@ -115,6 +115,27 @@ async fn a_key_longer_than_a_payload_is_deleted_through_the_log() {
 }
 
 #[tokio::test]
+async fn a_long_key_among_200_000_logged_changes_of_a_transaction_costs_little_memory() {
+    let mut world = World::new().await;
+    world.execute("create table docs (name text, body text)").await;
+    world.execute("insert into docs select 'd' || n from generate_series(1, 200000) n").await;
+    world.execute("select unstale.watch('docs', array['doc:{name}'])").await;
+    let mut daemon = world.daemon().start();
+    daemon.ready().await;
+    let long = "x".repeat(9_000);
+    let keys = || (1..=200_000).map(|n| format!("doc:d{n}")).chain([format!("doc:{long}")]);
+    world.fill(keys());
+    world.fill(["neighbour"]);
+    // Without a stamp, all of it goes to the log, and there is one announcement of the transaction's log.
+    world.execute(&format!("begin; insert into docs values ('{long}', ''); update docs set body = 'new'; commit;")).await;
+    until_within("all keys are gone", Duration::from_secs(100), async || world.cache.size().expect("it answers") <= 1).await;
+    daemon.settles().await;
+    assert_eq!(world.left(["neighbour"]), ["neighbour"]);
+    let peak = daemon.peak_rss_bytes();
+    assert!(peak < MEMORY_BYTES, "{} MB", peak >> 20);
+}
+
+#[tokio::test]
 async fn it_is_not_ready_before_it_has_caught_up() {
     let mut world = World::new().await;
     world.users(10).await;

@@ -16,6 +16,7 @@ async fn linked() -> (World, Link, Daemon) {
     let url = world.database_url_at(link.port());
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
     daemon.ready().await;
+    until("the first gap is closed in the ledger", async || world.complete_gaps().await == 1).await;
     world.fill_users();
     (world, link, daemon)
 }
@@ -119,7 +120,11 @@ async fn a_slow_link_is_slow_and_loses_nothing() {
 
 #[tokio::test]
 async fn one_backend_that_hangs_is_found_whichever_it_is() {
-    let (mut world, _link, mut daemon) = linked().await;
+    // Of its own: whoever drops a database waits for its backends.
+    let mut world = World::on(own_postgres()).await;
+    world.users(10).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
     for order in ["asc", "desc"] {
         world.execute("truncate users; insert into users select n, n || '@old' from generate_series(1, 10) n").await;
         daemon.ready().await;
@@ -140,6 +145,52 @@ async fn one_backend_that_hangs_is_found_whichever_it_is() {
         rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("it is there");
         until("all stale keys are gone", async || world.left(World::STALE).is_empty()).await;
     }
+}
+
+#[tokio::test]
+async fn a_role_without_connections_left_is_told_so() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let role = format!("narrow_{}", world.database());
+    // One is enough for the heartbeats, and not for the listening.
+    world.execute(&format!("create role {role} login superuser; alter role {role} connection limit 1")).await;
+    world.execute(&format!("alter role {role} nosuperuser; grant all on schema unstale, public to {role}; grant all on all tables in schema unstale, public to {role}")).await;
+    world.execute(&format!("grant execute on all functions in schema unstale to {role}")).await;
+    let url = world.database_url().replace("postgres@", &format!("{role}@"));
+    let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
+    until("the reason names the limit", async || daemon.not_ready().await.contains("too many connections")).await;
+    world.fill_users();
+    world.change_users().await;
+    world.execute(&format!("alter role {role} connection limit 10")).await;
+    daemon.ready().await;
+    world.users_are_fresh(&daemon).await;
+    daemon.terminate();
+    world.execute(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+#[ignore = "takes as long as the sweep's patience, more than a minute"]
+async fn a_sweep_whose_backend_hangs_is_repeated() {
+    // Of its own: whoever drops a database waits for its backends.
+    let mut world = World::on(own_postgres()).await;
+    world.users(10).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    daemon.kill9();
+    world.fill_users();
+    world.change_users().await;
+    let mut lock = world.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("lock table users in access exclusive mode").execute(&mut *lock).await.expect("it is free");
+    let daemon = world.daemon().impatient().start();
+    let waits = "select coalesce(max(pid), 0)::bigint from pg_stat_activity
+                  where datname = current_database() and application_name = 'unstale' and wait_event_type = 'Lock'";
+    let pid = until("the sweep waits for the lock", async || Some(world.number(waits).await).filter(|&pid| pid > 0)).await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process number")).expect("not 0");
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("it runs");
+    lock.rollback().await.expect("the lock is free");
+    until_within("the sweep is repeated", Duration::from_secs(120), async || daemon.is_ready()).await;
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("it is there");
+    world.users_are_fresh(&daemon).await;
 }
 
 #[tokio::test]

@@ -9,6 +9,10 @@ use super::Error;
 /// Rows deleted at once, so that pruning never holds its locks, or the connection, for long.
 const PRUNE_ROWS: i64 = 5_000;
 
+/// What of one transaction is read at once; beyond, all keys of the table are deleted instead.
+const TRANSACTION_ROWS: i64 = 10_000;
+const TRANSACTION_BYTES: i64 = 4 << 20;
+
 /// A page of logged changes of transactions from `xmin` on, in the order (xid, id), after the place `after`.
 /// Returns the changes and the place of the last.
 ///
@@ -38,16 +42,27 @@ pub async fn page(
     Ok((changes, last))
 }
 
-/// One transaction's changes of one watch.
+/// One transaction's changes of one watch; of more than can be held, the one change that stands for all of them.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn of_transaction(connection: &mut PgConnection, watch: i32, xid: u64) -> Result<Vec<String>, Error> {
-    let rows = sqlx::query("select change from unstale.change_log where xid = $1::text::xid8 and watch = $2 order by id")
-        .bind(xid.to_string())
-        .bind(watch)
-        .fetch_all(connection)
-        .await;
+    let rows = sqlx::query(
+        r#"with logged as materialized (
+               select change from unstale.change_log where xid = $1::text::xid8 and watch = $2 limit $3 + 1
+           ), size as (
+               select count(*) <= $3 and coalesce(sum(octet_length(change)), 0) <= $4 as fits from logged
+           )
+           select change from logged, size where fits
+           union all
+           select format('{"watch":%s,"rev":0,"all":true}', $2) from size where not fits"#,
+    )
+    .bind(xid.to_string())
+    .bind(watch)
+    .bind(TRANSACTION_ROWS)
+    .bind(TRANSACTION_BYTES)
+    .fetch_all(connection)
+    .await;
     Ok(rows.map_err(Error::of("reading the log"))?.iter().map(|row| row.get(0)).collect())
 }
 

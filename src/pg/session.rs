@@ -130,7 +130,7 @@ async fn run(
     let mut connection = postgres.connect().await?;
     super::check_server(&mut connection).await?;
     migrate::check(&mut connection).await?;
-    let mut listener = listen(postgres, &mut connection).await?;
+    let mut listener = listen(postgres, &mut connection, timeout / 2).await?;
     let mut control = Control { connection, name, timeout, history: String::new(), gap: None };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
@@ -142,14 +142,22 @@ async fn run(
 }
 
 /// A pool of one, fresh for each session: a listener that is dropped on a dead socket keeps its place in the pool.
-async fn listen(postgres: &Postgres, control: &mut PgConnection) -> Result<PgListener, Error> {
+/// It tries for as long as `patience` and then only says that it timed out; the real cause comes from a connection without it.
+async fn listen(postgres: &Postgres, control: &mut PgConnection, patience: Duration) -> Result<PgListener, Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
+        .acquire_timeout(patience)
         .max_lifetime(None)
         .idle_timeout(None)
         .test_before_acquire(false)
         .connect_lazy_with(postgres.options().clone());
-    let mut listener = PgListener::connect_with(&pool).await.map_err(|source| Error::Connect { place: postgres.place(), source })?;
+    let mut listener = match PgListener::connect_with(&pool).await {
+        Ok(listener) => listener,
+        Err(source) => {
+            postgres.connect().await?;
+            return Err(Error::Connect { place: postgres.place(), source });
+        }
+    };
     listener.eager_reconnect(false);
     if let Err(error) = listener.listen(CHANNEL).await {
         // "could not access status of transaction" on LISTEN passes once the queue's usage was asked for

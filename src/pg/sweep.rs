@@ -22,6 +22,9 @@ const CHUNK: usize = 500;
 /// A page that takes longer is given up, lest its snapshot hold back vacuum while Redis is slow.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Without an answer for so long, the connection is dead: the server gives up earlier. The heartbeat has other connections.
+const PATIENCE: Duration = Duration::from_secs(75);
+
 /// What a sweep brings.
 #[derive(Debug)]
 pub enum Swept {
@@ -83,10 +86,10 @@ pub async fn run(postgres: Postgres, from: From, page_rows: u32, out: mpsc::Send
 }
 
 async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
-    let mut connection = postgres.connect().await?;
+    let mut connection = in_time(postgres.connect()).await?;
     let timeout = format!("set statement_timeout = {}; set work_mem = '32MB'", PAGE_TIMEOUT.as_millis());
-    connection.execute(AssertSqlSafe(timeout)).await.map_err(Error::of("preparing the sweep"))?;
-    for table in tables(&mut connection).await? {
+    in_time(async { connection.execute(AssertSqlSafe(timeout)).await.map_err(Error::of("preparing the sweep")) }).await?;
+    for table in in_time(tables(&mut connection)).await? {
         if table.needs_index {
             let remedy = format!("create index concurrently on {} ({})", table.name, table.column);
             let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
@@ -106,7 +109,8 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
     }
     let mut after = None;
     loop {
-        let (changes, last) = log::page(&mut connection, from.checkpoint.map_or(0, |from| from.log_xmin), after, page_rows).await?;
+        let xmin = from.checkpoint.map_or(0, |from| from.log_xmin);
+        let (changes, last) = in_time(log::page(&mut connection, xmin, after, page_rows)).await?;
         for chunk in changes.chunks(CHUNK) {
             let _ = out.send(Swept::Log(chunk.to_vec())).await;
         }
@@ -115,6 +119,10 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
             _ => return Ok(()),
         }
     }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Error::Timeout(PATIENCE)))
 }
 
 async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
@@ -169,7 +177,7 @@ async fn sweep_table(
         };
         let mut stream = query.fetch(&mut *connection);
         let (mut chunk, mut found, mut through) = (Vec::with_capacity(CHUNK), 0, None);
-        while let Some(row) = stream.try_next().await.map_err(Error::of("sweeping a table"))? {
+        while let Some(row) = in_time(async { stream.try_next().await.map_err(Error::of("sweeping a table")) }).await? {
             chunk.push(row.get(0));
             found += 1;
             if found == page_rows {
