@@ -165,7 +165,7 @@ async fn a_sweep_that_is_cut_off_goes_on_from_where_it_was() {
         ))
         .await;
     world.fill((2..=ROWS).map(|n| format!("user:{n}")));
-    let mut daemon = world.daemon().impatient().with("UNSTALE_SWEEP__PAGE_ROWS", "2000").start();
+    let mut daemon = world.daemon().impatient().with("UNSTALE_SWEEP__PAGE_ROWS", "2000").with("UNSTALE_BATCH__MAX_PENDING", "2000").start();
     let swept = |daemon: &crate::support::daemon::Daemon| {
         let metrics = daemon.get("/metrics").map(|(_, text)| text).unwrap_or_default();
         metrics
