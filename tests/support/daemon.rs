@@ -18,6 +18,9 @@ use super::wait::{PATIENCE, until};
 /// The program under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_unstale");
 
+/// Where it tells a service manager how it is, in its guard's directory.
+const NOTIFY_SOCKET: &str = "notify.sock";
+
 /// Lines that a thread collects.
 type Lines = Arc<Mutex<Vec<String>>>;
 
@@ -55,7 +58,7 @@ pub(crate) struct Daemon {
     port: u16,
     lines: Lines,
     notifications: Lines,
-    _guard: Guard,
+    guard: Guard,
 }
 
 impl Daemon {
@@ -74,7 +77,7 @@ impl Daemon {
 
     fn start(settings: Settings) -> Self {
         let guard = Guard::new().expect("a directory for the daemon");
-        let socket = guard.directory().join("notify.sock");
+        let socket = guard.directory().join(NOTIFY_SOCKET);
         let notifications = collect_datagrams(UnixDatagram::bind(&socket).expect("a fresh directory"));
         let mut command = guard.command("TERM", BINARY).expect("a pipe to share");
         command.arg("run").env("NOTIFY_SOCKET", &socket).envs(&settings.environment);
@@ -84,7 +87,7 @@ impl Daemon {
         let child = process.child();
         collect_lines(child.stdout.take().expect("it is piped"), &lines);
         collect_lines(child.stderr.take().expect("it is piped"), &lines);
-        Self { process, port: settings.port, lines, notifications, _guard: guard }
+        Self { process, port: settings.port, lines, notifications, guard }
     }
 
     /// Its process number.
@@ -212,6 +215,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         // A destructor has nobody to tell.
         let _ = self.process.kill();
+        let _ = UnixDatagram::unbound().and_then(|farewell| farewell.send_to(&[], self.guard.directory().join(NOTIFY_SOCKET)));
         if std::thread::panicking() {
             eprintln!("the daemon's last words:\n{}", self.lines().join("\n"));
         }
@@ -228,13 +232,13 @@ fn collect_lines(from: impl Read + Send + 'static, into: &Lines) {
     });
 }
 
-/// Reads datagrams; each may hold several lines. The thread ends with the tests.
+/// Reads datagrams; each may hold several lines. An empty one ends the thread.
 fn collect_datagrams(socket: UnixDatagram) -> Lines {
     let lines = Lines::default();
     let into = lines.clone();
     std::thread::spawn(move || {
         let mut datagram = [0; 4096];
-        while let Ok(length) = socket.recv(&mut datagram) {
+        while let Ok(length @ 1..) = socket.recv(&mut datagram) {
             let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
             into.lock().expect("nobody panics with it").extend(text.lines().map(str::to_owned));
         }

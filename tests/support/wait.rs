@@ -49,6 +49,11 @@ pub(crate) async fn until_within<L: Look>(what: &str, patience: Duration, mut lo
     }
 }
 
+/// Lets time pass, for a schedule of faults or a writer that takes its time: where time itself is under test.
+pub(crate) async fn pace(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
 /// The delay of a slow link. Not for tests: they wait for something.
 pub(super) async fn delay(duration: Duration) {
     tokio::time::sleep(duration).await;

@@ -55,8 +55,13 @@ impl World {
 
     /// With the schema, on a cluster that nobody shares.
     pub(crate) async fn on(postgres: Postgres) -> Self {
+        Self::with(postgres, own_redis()).await
+    }
+
+    /// With the schema, on a cluster that nobody shares and a Redis that is not everyday.
+    pub(crate) async fn with(postgres: Postgres, redis: Redis) -> Self {
         migrated_database(&postgres, "app").await;
-        Self::in_database("app".to_owned(), Cluster::Own(Box::new(postgres)))
+        Self::in_database("app".to_owned(), Cluster::Own(Box::new(postgres)), redis)
     }
 
     async fn of_template(template: &str) -> Self {
@@ -68,11 +73,10 @@ impl World {
             execute(postgres, &format!("drop database {old} with (force)")).await;
         }
         execute(postgres, &format!("create database {database} template {template}")).await;
-        Self::in_database(database, Cluster::Shared(postgres))
+        Self::in_database(database, Cluster::Shared(postgres), own_redis())
     }
 
-    fn in_database(database: String, cluster: Cluster) -> Self {
-        let redis = own_redis();
+    fn in_database(database: String, cluster: Cluster, redis: Redis) -> Self {
         let cache = redis.client().expect("Redis has just started");
         let options = connect_options(cluster.postgres(), &database);
         let sql = PgPoolOptions::new().max_connections(10).connect_lazy_with(options);
