@@ -17,7 +17,7 @@ use super::sqlstate::{Class, class};
 use super::{Error, Postgres, log};
 use crate::watermark::{Checkpoint, MARGIN, PgTime};
 
-/// Rows in one [`Swept`]: a few tens of kilobytes. The same number stands in [`NEXT_CHUNK`].
+/// Rows in one [`Swept`]: a few tens of kilobytes. [`NEXT_CHUNK`] says the same.
 const CHUNK: usize = 500;
 
 /// The next rows of the page that the server keeps.
