@@ -32,7 +32,7 @@ async fn composite_keys_constant_keys_and_null_make_the_keys_they_should() {
              insert into members values (1, 'a', 'nick'), (1, 'b', null), (2, 'a', null);",
         )
         .await;
-    let mut daemon = world.daemon().impatient().start();
+    let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
     let all = ["m:1:a", "m:1:b", "m:2:a", "nick:nick", "nick:", "nick:null", "nick:x", "{t1}:members", "{t2}:members", "members:count"];
     for (sql, stale) in [
@@ -172,7 +172,8 @@ async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_
     let settings = Daemon::settings(&world.database_url(), &redis_url)
         .with("UNSTALE_HEARTBEAT__INTERVAL", "20s")
         .with("UNSTALE_HEARTBEAT__TIMEOUT", "60s")
-        .with("UNSTALE_BATCH__KEYS_PER_COMMAND", "10");
+        .with("UNSTALE_BATCH__KEYS_PER_COMMAND", "10")
+        .with("UNSTALE_SHUTDOWN__TIMEOUT", "25s");
     let mut daemon = settings.start();
     daemon.ready().await;
     assert_eq!(world.number("select count(*) from unstale.checkpoint").await, 0);
@@ -193,7 +194,7 @@ async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_
 async fn sigterm_while_redis_is_away_ends_within_the_timeout_and_the_next_start_catches_up() {
     let mut world = World::new().await;
     world.users(10).await;
-    let settings = world.daemon().impatient().with("UNSTALE_SHUTDOWN__TIMEOUT", "500ms");
+    let settings = world.daemon().impatient().in_one_session().with("UNSTALE_SHUTDOWN__TIMEOUT", "500ms");
     let mut daemon = settings.clone().start();
     daemon.ready().await;
     world.fill_users();
@@ -254,7 +255,7 @@ async fn watches_are_noticed_as_they_are_made_changed_and_removed() {
     world.execute("update users set name = 'eve' where id = 8").await;
     daemon.settles().await;
     assert_eq!(world.left(["person:8"]), ["person:8"]);
-    assert!(daemon.is_ready());
+    daemon.ready().await;
 }
 
 #[tokio::test]
