@@ -22,7 +22,7 @@ async fn what_a_restarted_redis_brings_back_is_deleted_again() {
     world.redis.kill9();
     world.redis.start_again().expect("it starts again");
     world.cache = world.redis.client().expect("it has just started");
-    daemon.opens_gap("redis", 1.0).await;
+    until("the other Redis is noticed", async || daemon.metric("unstale_gaps_total", &[("cause", "redis")]) > 0.0).await;
     world.gone(["user:1", "email:1@old", "user:2", "email:2@old"]).await;
     daemon.ready().await;
     assert_eq!(world.left(["user:7"]), ["user:7"], "it did not change");

@@ -106,8 +106,8 @@ impl Limits<'_> {
         if let Some(url) = &config.redis.url
             && !is_redis_scheme(scheme(url))
         {
-            let fault = "is not a Redis URL; write it as in redis://:password@host:6379/0, rediss:// (TLS), \
-                         redis-cluster://, redis-sentinel:// or redis+unix:///run/redis.sock";
+            let fault = "is not a Redis URL; write it as in redis://:password@host:6379/0, rediss:// (TLS) \
+                         or redis+unix:///run/redis.sock";
             self.problem("redis.url", fault);
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, KeysInterface};
-use fred::types::config::{Config, ConnectionConfig, PerformanceConfig};
+use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,9 @@ pub enum Error {
     /// The URL cannot be read.
     #[error("REDIS_URL is not a Redis URL; write redis://:password@host:6379/0, rediss:// for TLS, or redis+unix:///run/redis.sock")]
     Url,
+    /// Several servers, of which this version would ask only one.
+    #[error("REDIS_URL: Redis Cluster and Sentinel are not supported yet; name one server")]
+    Several,
     /// No connection.
     #[error("cannot connect to Redis: {0}")]
     Connect(String),
@@ -75,9 +78,12 @@ impl Sink {
     /// Reads the URL; connects when first asked for something. `timeout` bounds each command.
     ///
     /// # Errors
-    /// [`Error::Url`].
+    /// [`Error::Url`], [`Error::Several`].
     pub fn new(url: &SecretString, timeout: Duration) -> Result<Arc<Self>, Error> {
         let config = Config::from_url(url.expose_secret()).map_err(|_| Error::Url)?;
+        if !matches!(config.server, ServerConfig::Centralized { .. } | ServerConfig::Unix { .. }) {
+            return Err(Error::Several);
+        }
         Ok(Arc::new(Self { config, timeout, connection: Mutex::new(None) }))
     }
 
