@@ -14,5 +14,6 @@ mod session;
 mod simulation;
 mod sink;
 mod support;
+mod sweep;
 mod tidy;
 mod trigger;

@@ -1,13 +1,14 @@
 //! Catching up: the rows stamped since the watermark, then the log.
 //!
-//! Reads in keyset pages, each a statement of its own, so that no snapshot is held for longer than a page. Rows come through
+//! Reads in pages of about `sweep.page_rows`. A page ends between two stamps, never between rows of one stamp: rows move, by
+//! VACUUM FULL or by an UPDATE that does not count, and nothing but the stamp stays. As a bulk import has one stamp for all its
+//! rows, the server keeps the page (a cursor WITH HOLD), and no snapshot is held while Redis is slow. Rows come through
 //! `unstale.row_N()`, the function that the triggers use, so that both make equal keys. A table that cannot be read is
 //! widened to all its keys, never left out.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 use tokio::sync::mpsc;
@@ -16,10 +17,13 @@ use super::sqlstate::{Class, class};
 use super::{Error, Postgres, log};
 use crate::watermark::{Checkpoint, MARGIN, PgTime};
 
-/// Rows in one [`Swept`]: a few tens of kilobytes.
+/// Rows in one [`Swept`]: a few tens of kilobytes. [`NEXT_CHUNK`] says the same.
 const CHUNK: usize = 500;
 
-/// A page that takes longer is given up, lest its snapshot hold back vacuum while Redis is slow.
+/// The next rows of the page that the server keeps.
+const NEXT_CHUNK: &str = "fetch 500 from page";
+
+/// A page that takes longer is given up, lest its snapshot hold back vacuum.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Without an answer for so long, the connection is dead: the server gives up earlier. The heartbeat has other connections.
@@ -168,57 +172,46 @@ async fn sweep_table(
     let made = table.since - i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0);
     let proven = from.checkpoint.and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
     let start = proven.map_or(made, |proven| proven.0.max(made));
-    let mut after: Option<(String, String, String)> = None;
+    let mut after: Option<String> = None;
     while !out.is_closed() {
-        let query = sqlx::query(AssertSqlSafe(page_sql(table, after.is_some()))).persistent(false).bind(start).bind(page_rows);
-        let query = match after.take() {
-            Some((stamp, relation, place)) => query.bind(stamp).bind(relation).bind(place),
-            None => query,
-        };
-        let mut stream = query.fetch(&mut *connection);
-        let (mut chunk, mut found, mut through) = (Vec::with_capacity(CHUNK), 0, None);
-        while let Some(row) = in_time(async { stream.try_next().await.map_err(Error::of("sweeping a table")) }).await? {
-            chunk.push(row.get(0));
-            found += 1;
-            if found == page_rows {
-                after = Some((row.get(1), row.get(2), row.get(3)));
-                through = row.get(4);
-            }
-            if chunk.len() == CHUNK {
-                let _ = out.send(Swept::Rows(table.watch, std::mem::take(&mut chunk))).await;
-            }
+        let page = sqlx::query(AssertSqlSafe(page_sql(table, after.is_some()))).persistent(false).bind(start).bind(page_rows);
+        let page = if let Some(stamp) = after.take() { page.bind(stamp) } else { page };
+        in_time(async { page.execute(&mut *connection).await.map_err(Error::of("sweeping a table")) }).await?;
+        let (mut found, mut through) = (0, None);
+        while !out.is_closed() {
+            let rows = sqlx::query(NEXT_CHUNK).persistent(false).fetch_all(&mut *connection);
+            let rows = in_time(async { rows.await.map_err(Error::of("sweeping a table")) }).await?;
+            let Some(last) = rows.last() else { break };
+            found += rows.len();
+            (after, through) = (Some(last.get(1)), last.get(2));
+            let _ = out.send(Swept::Rows(table.watch, rows.iter().map(|row| row.get(0)).collect())).await;
         }
-        if !chunk.is_empty() {
-            let _ = out.send(Swept::Rows(table.watch, chunk)).await;
+        in_time(async { connection.execute("close page").await.map_err(Error::of("sweeping a table")) }).await?;
+        if i64::try_from(found).unwrap_or(i64::MAX) < page_rows {
+            break;
         }
         if let Some(through) = through {
             let _ = out.send(Swept::Page(table.watch, PgTime(through))).await;
-        }
-        if after.is_none() {
-            break;
         }
     }
     Ok(())
 }
 
-/// $1 the start in microseconds, $2 the rows of a page, $3 to $5 the place of the last row: stamp, partition, tuple.
-/// A row that moves meanwhile was changed, and is announced. `t.*`, because `t` may be a column.
+/// $1 the start in microseconds, $2 the rows of a page, $3 the last stamp of the page before. A row that gets another stamp
+/// meanwhile was changed and is announced, or gets a later one. `t.*`, because `t` may be a column.
 fn page_sql(table: &Table, continued: bool) -> String {
     let Table { watch, name, column, type_name, .. } = table;
     let start = "('epoch'::timestamptz + $1::bigint * interval '1 microsecond')";
     // A timestamp without a zone is UTC, as in the trigger.
     let start = if type_name.starts_with("timestamp without") { format!("timezone('UTC', {start})") } else { start.to_owned() };
-    let place = if continued {
-        format!("and (t.{column}, t.tableoid, t.ctid) > ($3::text::{type_name}, $4::text::oid, $5::text::tid)")
-    } else {
-        String::new()
-    };
+    let place = if continued { format!("and t.{column} > $3::text::{type_name}") } else { String::new() };
     format!(
-        "select unstale.row_{watch}(t.*), t.{column}::text, t.tableoid::text, t.ctid::text,
+        "declare page no scroll cursor with hold for
+         select unstale.row_{watch}(t.*), t.{column}::text,
                 case when isfinite(t.{column}) then (extract(epoch from t.{column}) * 1000000)::bigint end
            from {name} t
           where t.{column} >= {start} {place}
-          order by t.{column}, t.tableoid, t.ctid
-          limit $2"
+          order by t.{column}
+          fetch first ($2::bigint) rows with ties"
     )
 }
