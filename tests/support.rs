@@ -2,8 +2,6 @@
 //!
 //! A test that cannot have its servers fails and says what to install; it never passes by not running.
 
-#![expect(dead_code, reason = "a toolbox: not every tool is in use at every time")]
-
 pub(crate) mod daemon;
 pub(crate) mod link;
 pub(crate) mod servers;
