@@ -105,9 +105,6 @@ impl Sink {
 
     /// Bounded steps; a key that is there from the beginning to the end is found (<https://redis.io/commands/scan>).
     async fn delete_matching(&self, connection: &Connection, pattern: &str) -> Result<u64, Error> {
-        if !pattern.contains(['*']) {
-            return connection.ask(self.timeout, connection.client.unlink(pattern)).await;
-        }
         let mut existed = 0;
         let mut cursor = "0".to_owned();
         loop {

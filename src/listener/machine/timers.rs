@@ -23,9 +23,13 @@ impl Machine {
             State::Waiting { until } | State::Draining { until } => Some(*until),
             State::Connecting { since } => Some(*since + self.settings.timeout),
             State::Stopped => None,
-            State::CatchingUp(CatchUp::AwaitingRetry { until }) => heart.into_iter().chain(stall).chain([*until]).min(),
             State::Subscribing | State::CatchingUp(_) | State::Listening => {
-                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).min()
+                let retry = match self.state {
+                    State::CatchingUp(CatchUp::AwaitingRetry { until }) => Some(until),
+                    _ => None,
+                };
+                // The next heartbeat is not due before the last is answered.
+                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).chain(retry).min()
             }
         }
     }
