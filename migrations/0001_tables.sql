@@ -7,10 +7,11 @@ create schema if not exists unstale;
 
 comment on schema unstale is 'Keeps Redis in step with the tables in unstale.watches';
 
--- One row a watched table. Written by unstale.watch() and unstale.unwatch() alone.
+-- One row a watched table. Written by unstale.watch(), unstale.unwatch() and unstale.notice_ddl() alone.
+-- A watch that has ended stays until every instance has deleted its keys: it says what its logged changes mean.
 create table unstale.watch (
     id           integer     generated always as identity constraint watch_pkey primary key,
-    relation     regclass    not null constraint watch_relation_key unique,
+    relation     regclass    not null,
     table_name   text        not null, -- as it was called when it was watched, to name it after it was dropped
     keys         text[]      not null, -- the templates
     columns      text[]      not null, -- the columns that the templates name, in the order in which they first appear
@@ -22,8 +23,12 @@ create table unstale.watch (
     rev          integer     not null default 1, -- counts what changes the meaning of an announcement
     functions    text        not null, -- digest of the generated functions
     triggers     text        not null, -- digest of the triggers, so that an unchanged one is never touched
-    since        timestamptz not null default clock_timestamp() -- every later change is announced, and found or logged
+    since        timestamptz not null default clock_timestamp(), -- every later change is announced, and found or logged
+    layout       text        not null default '', -- digest of the partitions, as far as no trigger tells of them
+    ended        xid8                             -- the transaction that ended it; null: in force
 );
+
+create unique index watch_relation_key on unstale.watch (relation) where ended is null;
 
 -- The changes that a sweep by updated_at could not find, written in the writer's own transaction.
 -- The key begins with the transaction, because it is read by snapshot: ids and commit order differ.
@@ -65,11 +70,12 @@ create index gap_instance_opened_at_idx on unstale.gap (instance, opened_at);
 
 create view unstale.watches as
     -- Not coalesce(format(...), ...): %I refuses the nulls of a table that was dropped.
-    select case when c.oid is null then w.table_name else format('%I.%I', n.nspname, c.relname) end as table_name, w.keys, w.delivery, w.updated_at, w.only_columns,
-           w.sweep_attnum is null as logs_everything, w.since, w.id, w.rev
+    select case when c.oid is null then w.table_name || ' (dropped)' else format('%I.%I', n.nspname, c.relname) end as table_name,
+           w.keys, w.delivery, w.updated_at, w.only_columns, w.sweep_attnum is null as logs_everything, w.since, w.id, w.rev
       from unstale.watch w
       left join pg_class c on c.oid = w.relation -- none: it was dropped
       left join pg_namespace n on n.oid = c.relnamespace
+     where w.ended is null
      order by table_name;
 
 comment on view unstale.watches is 'What is watched, and how. Change it with unstale.watch() and unstale.unwatch().';

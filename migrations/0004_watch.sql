@@ -20,12 +20,12 @@ as $$
 declare
     wanted unstale.watch;
     known unstale.watch;
-    complete boolean; -- has every change been announced since `known.since`?
+    complete boolean := true; -- has every change been announced since `known.since`?
     caller_timeout constant text := current_setting('lock_timeout');
 begin
     wanted := unstale.wanted(watch.relation, watch.keys, watch.delivery, watch.updated_at, watch.only_columns);
 
-    select * into known from unstale.watch w where w.relation = watch.relation;
+    select * into known from unstale.watch w where w.relation = watch.relation and w.ended is null;
     if found and unstale.digests(wanted, known) = known and unstale.installed(known) then
         return 'unchanged';
     end if;
@@ -33,9 +33,11 @@ begin
     perform unstale.refuse_caller();
     -- Two calls at once: one waits, which keeps nobody from writing, and then finds its work done.
     perform unstale.lock('unstale.watch', 'share row exclusive', caller_timeout, '10s');
-    complete := not unstale.forget_dropped(watch.relation::text); -- a table of the same name had keys, too
-    select * into known from unstale.watch w where w.relation = watch.relation;
+    perform unstale.notice_ddl();
+    select * into known from unstale.watch w where w.relation = watch.relation and w.ended is null;
     if not found then
+        -- A table of this name had keys, too, and changed unwatched since then.
+        complete := not exists (select from unstale.watch w where w.table_name = watch.relation::text);
         insert into unstale.watch (relation, table_name, keys, columns, attnums, delivery, functions, triggers)
             values (watch.relation, watch.relation::text, '{}', '{}', '{}', watch.delivery, '', '')
             returning * into known;
@@ -45,6 +47,9 @@ begin
     else
         -- What was left to a sweep by the column of before is found by no sweep from now on.
         complete := unstale.installed(known) and known.sweep_attnum is not distinct from wanted.sweep_attnum;
+        if not known.keys <@ wanted.keys then
+            perform unstale.retire_templates(known, wanted.keys);
+        end if;
     end if;
 
     if (wanted.keys, wanted.columns, wanted.attnums) is distinct from (known.keys, known.columns, known.attnums) and known.functions <> '' then
@@ -65,7 +70,7 @@ begin
     update unstale.watch w
        set table_name = wanted.table_name, keys = wanted.keys, columns = wanted.columns, attnums = wanted.attnums, delivery = wanted.delivery,
            updated_at = wanted.updated_at, sweep_attnum = wanted.sweep_attnum, only_columns = wanted.only_columns, rev = wanted.rev,
-           functions = wanted.functions, triggers = wanted.triggers, since = wanted.since
+           functions = wanted.functions, triggers = wanted.triggers, since = wanted.since, layout = unstale.layout(wanted)
      where w.id = known.id;
     perform pg_notify('unstale', '{"watches":true}');
     if not complete then
@@ -208,6 +213,7 @@ begin
     wanted.id := known.id;
     wanted.rev := known.rev;
     wanted.since := known.since;
+    wanted.layout := known.layout;
     wanted.functions := md5(array_to_string(unstale.function_definitions(wanted), E'\n'));
     wanted.triggers := md5((select string_agg(t::text, E'\n' order by t.name) from unstale.trigger_definitions(wanted) t));
     return wanted;
@@ -287,8 +293,8 @@ declare
     caller_timeout constant text := current_setting('lock_timeout');
 begin
     perform unstale.lock('unstale.watch', 'share row exclusive', caller_timeout, '10s');
-    perform unstale.forget_dropped();
-    delete from unstale.watch w where w.relation = unwatch.relation returning * into known;
+    perform unstale.notice_ddl();
+    select * into known from unstale.watch w where w.relation = unwatch.relation and w.ended is null;
     if not found then
         perform set_config('lock_timeout', caller_timeout, true);
         return false;
@@ -300,14 +306,42 @@ begin
     for r in select t.tgrelid::regclass from pg_trigger t where t.tgname = format('unstale_%s_truncate', known.id) loop
         execute format('drop trigger unstale_%s_truncate on %s', known.id, r); -- on partitions
     end loop;
-    perform unstale.drop_functions(known.id);
+    perform unstale.retire(known);
     perform set_config('lock_timeout', caller_timeout, true);
-    perform pg_notify('unstale', '{"watches":true}');
     return true;
 end
 $$;
 
-comment on function unstale.unwatch is 'Undoes unstale.watch()';
+comment on function unstale.unwatch is 'Undoes unstale.watch(). All keys of the table are deleted, because nobody will delete them when it changes';
+
+-- Takes a watch out of force. Its keys will be deleted by nobody from now on, and the changes that an absent listener would
+-- have swept are found by no sweep any more: so all of them are deleted.
+create function unstale.retire(w unstale.watch) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform unstale.drop_functions(w.id);
+    update unstale.watch set ended = pg_current_xact_id() where id = w.id;
+    -- First, so that a listener that is asked for all keys of a watch knows it.
+    perform pg_notify('unstale', '{"watches":true}');
+    perform unstale.announce_all(w);
+end
+$$;
+
+-- The same for the templates of a watch that are not among `kept`, as a watch of their own.
+create function unstale.retire_templates(w unstale.watch, kept text[]) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into unstale.watch (relation, table_name, keys, columns, attnums, delivery, functions, triggers, ended)
+        select w.relation, w.table_name, array_agg(k), '{}', '{}', w.delivery, '', '', pg_current_xact_id() from unnest(w.keys) k where k <> all (kept)
+        returning * into w;
+    perform pg_notify('unstale', '{"watches":true}');
+    perform unstale.announce_all(w);
+end
+$$;
 
 create function unstale.drop_functions(watch_id integer) returns void
     language plpgsql
@@ -319,28 +353,71 @@ begin
     for f in select p.oid from pg_proc p
               where p.pronamespace = 'unstale'::regnamespace
                 and p.proname ~ format('^(row|same|fresh|insert|update|delete|truncate)_%s$', watch_id) loop
-        execute format('drop function %s', f);
+        begin
+            execute format('drop function %s', f);
+        exception when insufficient_privilege then
+            null; -- another role's watch of a table that was dropped: they are of no use, and do no harm
+        end;
     end loop;
 end
 $$;
 
--- DROP TABLE ... CASCADE takes the triggers along; this takes the rest. Its keys are stale, as after a TRUNCATE.
--- Returns whether one of them was called `table_name`.
-create function unstale.forget_dropped(table_name text default null) returns boolean
-    language plpgsql
+-- What a partitioned table's triggers do not tell: partitions that come and go, and the TRUNCATE of one that came after the
+-- watch, which gets a new file. Not pg_partition_tree(), which waits for whoever locks a partition.
+create function unstale.layout(w unstale.watch) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive tree(oid) as (
+        select i.inhrelid from pg_inherits i where i.inhparent = w.relation and not i.inhdetachpending
+        union all
+        select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
+    )
+    select coalesce(md5(string_agg(format('%s %s', c.oid, case when t.oid is null then c.relfilenode end), ' ' order by c.oid)), '')
+      from tree
+      join pg_class c on c.oid = tree.oid
+      left join pg_trigger t on t.tgrelid = c.oid and t.tgname = format('unstale_%s_truncate', w.id)
+$$;
+
+-- Announces what no trigger tells: DROP TABLE ... CASCADE, which takes the triggers along, and partitions. Every listener
+-- calls it now and then, and before it catches up. It waits for nobody: another call will do.
+-- Also forgets ended watches whose keys every instance has deleted.
+create function unstale.notice_ddl() returns void
+    language plpgsql security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    gone unstale.watch;
-    found_name boolean := false;
+    known unstale.watch;
 begin
-    for gone in delete from unstale.watch w where not exists (select from pg_class c where c.oid = w.relation) returning * loop
-        found_name := found_name or gone.table_name is not distinct from forget_dropped.table_name;
-        perform unstale.drop_functions(gone.id);
-        perform unstale.announce_all(gone);
+    if not exists (select from unstale.to_notice()) then
+        return;
+    end if;
+    begin
+        lock table unstale.watch in share row exclusive mode nowait;
+    exception when lock_not_available then
+        return;
+    end;
+    for known in select (n).* from unstale.to_notice() n loop
+        if known.ended is not null then
+            delete from unstale.watch w where w.id = known.id;
+        elsif not exists (select from pg_class c where c.oid = known.relation) then
+            perform unstale.retire(known);
+        else
+            update unstale.watch w set layout = unstale.layout(known) where w.id = known.id;
+            perform unstale.announce_all(known);
+        end if;
     end loop;
-    return found_name;
 end
+$$;
+
+create function unstale.to_notice() returns setof unstale.watch
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.* from unstale.watch w
+     where w.ended is null and (w.layout <> unstale.layout(w) or not exists (select from pg_class c where c.oid = w.relation))
+        -- Of instances that are forgotten, too: they are to delete all keys when they come back.
+        or w.ended < (select coalesce(c.replay_log_xmin, '0'::xid8) from unstale.checkpoint c order by 1 limit 1)
 $$;
 
 -- The sentences of watch() are for its caller alone; the trigger functions need no grant.

@@ -112,8 +112,8 @@ pub enum Observation {
         /// Why.
         reason: String,
     },
-    /// A watched table was dropped: all its keys are deleted.
-    TableDropped {
+    /// A watch ended, by `unstale.unwatch()` or DROP TABLE: all its keys are deleted.
+    WatchEnded {
         /// Schema and name.
         table: String,
     },

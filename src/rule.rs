@@ -132,8 +132,8 @@ pub struct Rule {
     pub rev: i32,
     /// Schema and name, for people.
     pub table: String,
-    /// The table was dropped while it was watched: all its keys are stale.
-    pub dropped: bool,
+    /// Not in force any more; changes from before are still to be understood.
+    pub ended: bool,
     templates: Vec<Template>,
     columns: Vec<String>,
 }
@@ -151,7 +151,7 @@ impl Rule {
                 columns.push(column.to_owned());
             }
         }
-        Ok(Self { watch, rev, table, dropped: false, templates, columns })
+        Ok(Self { watch, rev, table, ended: false, templates, columns })
     }
 
     /// What a change of this watch makes stale, handed to `stale` one by one, possibly repeated.

@@ -117,6 +117,50 @@ async fn a_table_that_the_listener_cannot_read_is_deleted_as_a_whole_with_the_re
     assert_eq!(world.left(["user:1", "email:1@old", "user:7", "other:1"]), ["other:1"]);
 }
 
+/// Stops a daemon, changes users 1 to 3 in the gap and lets `sql` end their watch, and starts it again: their keys must go,
+/// although no watch in force knows them.
+async fn deletes_the_keys_of_a_watch_that_ended_in_the_gap(sql: &str) {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    daemon.settles().await;
+    daemon.kill9();
+    world.fill(["user:1", "user:2", "user:3", "email:3@old", "other:1"]);
+    world
+        .execute(
+            "update users set name = 'bob', updated_at = clock_timestamp() where id = 1; update users set name = 'bob' where id = 2;
+             delete from users where id = 3",
+        )
+        .await;
+    world.execute(sql).await;
+    let mut daemon = world.daemon().impatient().start();
+    daemon.ready().await;
+    assert_eq!(world.left(["user:1", "user:2", "user:3", "email:3@old", "other:1"]), ["other:1"], "{sql}");
+}
+
+#[tokio::test]
+async fn keys_of_a_watch_that_was_made_anew_in_the_gap_are_deleted() {
+    let sql = "select unstale.unwatch('users'); select unstale.watch('users', array['person:{id}'])";
+    deletes_the_keys_of_a_watch_that_ended_in_the_gap(sql).await;
+}
+
+#[tokio::test]
+async fn keys_of_templates_that_were_replaced_in_the_gap_are_deleted() {
+    deletes_the_keys_of_a_watch_that_ended_in_the_gap("select unstale.watch('users', array['person:{id}'])").await;
+}
+
+#[tokio::test]
+async fn keys_of_a_table_that_was_dropped_in_the_gap_are_deleted() {
+    deletes_the_keys_of_a_watch_that_ended_in_the_gap("drop table users cascade").await;
+}
+
+#[tokio::test]
+async fn keys_of_a_table_that_was_dropped_and_noticed_in_the_gap_are_deleted() {
+    let sql = "drop table users cascade; create table more (id int); select unstale.watch('more', array['more:{id}'])";
+    deletes_the_keys_of_a_watch_that_ended_in_the_gap(sql).await;
+}
+
 #[tokio::test]
 async fn a_transaction_of_before_the_gap_that_commits_in_it_after_20_seconds_is_found() {
     let mut world = World::new().await;

@@ -31,7 +31,8 @@ pub async fn run(config: &Config, args: &Apply) -> anyhow::Result<()> {
         bail!("the configuration has no [[watch]]; list the tables there, or call unstale.watch() in SQL and leave `apply` alone");
     }
     let wanted = resolve(&mut connection, &config.watches).await?;
-    let (plan, unchanged) = plan(wanted, watches::load(&mut connection).await?);
+    let known = watches::load(&mut connection).await?.into_iter().filter(|watched| !watched.ended).collect();
+    let (plan, unchanged) = plan(wanted, known);
     let mut text: String = plan.iter().map(in_words).collect();
     let _ = writeln!(text, "{}", summary(&plan, unchanged));
     super::print(text.as_bytes())?;
@@ -71,7 +72,7 @@ fn plan(wanted: Vec<(String, Spec)>, known: Vec<Watched>) -> (Vec<Step>, usize) 
     let mut unchanged = 0;
     let mut known = known;
     for (table, spec) in wanted {
-        match known.iter().position(|watched| watched.table == table && !watched.dropped).map(|at| known.swap_remove(at)) {
+        match known.iter().position(|watched| watched.table == table).map(|at| known.swap_remove(at)) {
             None => changes.push(Step::Add { table, spec }),
             Some(watched) if watched.spec == spec => unchanged += 1,
             Some(watched) => changes.push(Step::Change { table, spec, from: watched.spec }),
@@ -142,7 +143,7 @@ mod tests {
     }
 
     fn watched(table: &str, keys: &[&str]) -> Watched {
-        Watched { id: 1, rev: 1, table: table.into(), dropped: false, spec: spec(keys) }
+        Watched { id: 1, rev: 1, table: table.into(), ended: false, spec: spec(keys) }
     }
 
     #[test]

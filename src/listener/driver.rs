@@ -301,7 +301,7 @@ impl Driver {
 fn compile(watches: Vec<Watched>) -> Vec<Rule> {
     let rule = |watched: Watched| match Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys) {
         Ok(mut rule) => {
-            rule.dropped = watched.dropped;
+            rule.ended = watched.ended;
             Some(rule)
         }
         Err(error) => {

@@ -219,7 +219,6 @@ pub struct Machine {
     redis_failure: Option<String>,
     redis_answered: Instant,
     reading: bool, // watches or log are being read, and nothing is received before
-    watches_read: Instant,
     lost_because: String,
     tallies: HashMap<i32, Tally>,
     skipped: Skipped,
@@ -246,7 +245,6 @@ impl Machine {
             redis_failure: None,
             redis_answered: now,
             reading: false,
-            watches_read: now,
             lost_because: "not connected yet".into(),
             tallies: HashMap::new(),
             skipped: Skipped::default(),
@@ -266,7 +264,6 @@ impl Machine {
             }
             Input::Watches(rules) => {
                 self.done_reading(now);
-                self.watches_read = now;
                 self.set_rules(rules);
             }
             Input::LogRead(changes) => {
@@ -378,10 +375,9 @@ impl Machine {
         if !matches!(self.state, State::Connecting { .. }) {
             return;
         }
-        self.say(Observation::Subscribed { watches: opening.rules.len() });
         self.heart = Heart::new(opening.backend, now);
-        self.watches_read = now;
         self.set_rules(opening.rules);
+        self.say(Observation::Subscribed { watches: intake::in_force(&self.rules) });
         // What is remembered is newer than what is stored, but a server that was restarted may have given out its xids again.
         let is_same_server = self.server.as_ref() == Some(&opening.server);
         self.compare_histories(opening.server, opening.stored.as_ref());

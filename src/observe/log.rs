@@ -48,7 +48,7 @@ pub fn write(observation: &Observation) {
         Observation::PayloadsSkipped { count, reason } => warn!(count, reason, "skipped payloads that are not ours"),
         Observation::WatchesChanged { watches } => info!(watches, "the watches changed"),
         Observation::WatchSkipped { table, reason } => error!(table, reason, "a watch cannot be used; watch the table again"),
-        Observation::TableDropped { table } => warn!(table, "a watched table was dropped: all its keys are deleted"),
+        Observation::WatchEnded { table } => warn!(table, "the table is no longer watched, or was dropped: all its keys are deleted"),
         Observation::Fresh { took } => debug!(seconds = took.as_secs_f64(), "a heartbeat went through"),
         Observation::Status { pending, watermark_age } => {
             debug!(pending, watermark_age_seconds = watermark_age.map(|age| age.as_secs_f64()), "status");

@@ -69,7 +69,7 @@ async fn run(connection: &mut PgConnection, only_note: bool) -> Result<(), Error
 
 /// Was the schema made with psql, or with a tool that has its own ledger? Then the newest object is there.
 async fn applied_by_hand(connection: &mut PgConnection) -> Result<bool, Error> {
-    let row = sqlx::query("select to_regproc('unstale.forget_dropped') is not null").fetch_one(connection).await;
+    let row = sqlx::query("select to_regproc('unstale.to_notice') is not null").fetch_one(connection).await;
     Ok(row.map_err(Error::of("looking for the schema"))?.get(0))
 }
 

@@ -19,8 +19,8 @@ use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Store
 /// Notifications between the connection and the driver. When the driver stops taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 4096;
 
-/// Heartbeats between two prunings of the log.
-const PRUNE_EVERY: u64 = 10;
+/// Heartbeats between two roundups: pruning the log, and looking for what no trigger tells.
+const ROUNDUP_EVERY: u64 = 10;
 
 /// What a session says of itself.
 #[derive(Debug)]
@@ -193,6 +193,7 @@ struct Control {
 
 impl Control {
     async fn opening(&mut self) -> Result<Event, Error> {
+        watches::notice_ddl(&mut self.connection).await?;
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
@@ -264,8 +265,9 @@ impl Control {
                     self.save(&progress).await?;
                 }
                 let sent = self.beat(n).await?;
-                if n.is_multiple_of(PRUNE_EVERY) {
+                if n.is_multiple_of(ROUNDUP_EVERY) {
                     log::prune(&mut self.connection).await?;
+                    watches::notice_ddl(&mut self.connection).await?;
                 }
                 Ok(Some(sent))
             }

@@ -14,8 +14,8 @@ pub struct Watched {
     pub rev: i32,
     /// Schema and name, quoted where SQL needs it.
     pub table: String,
-    /// The table was dropped.
-    pub dropped: bool,
+    /// Not in force any more; it says what its logged changes mean.
+    pub ended: bool,
     /// As it was asked for.
     pub spec: Spec,
 }
@@ -33,16 +33,15 @@ pub struct Spec {
     pub only_columns: Option<Vec<String>>,
 }
 
-/// Everything that is watched, by table.
+/// Everything that is watched, and was until lately, by table.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> {
     let rows = sqlx::query(
-        "select w.id, w.rev, v.table_name, not exists (select from pg_class c where c.oid = w.relation),
-                w.keys, w.delivery, w.updated_at, w.only_columns
-           from unstale.watch w join unstale.watches v on v.id = w.id
-          order by v.table_name",
+        "select w.id, w.rev, coalesce(v.table_name, w.table_name), w.ended is not null, w.keys, w.delivery, w.updated_at, w.only_columns
+           from unstale.watch w left join unstale.watches v on v.id = w.id
+          order by 3",
     )
     .fetch_all(connection)
     .await
@@ -51,7 +50,7 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
         id: row.get(0),
         rev: row.get(1),
         table: row.get(2),
-        dropped: row.get(3),
+        ended: row.get(3),
         spec: Spec { keys: row.get(4), delivery: row.get(5), updated_at: row.get(6), only_columns: row.get(7) },
     };
     Ok(rows.iter().map(watched).collect())
@@ -104,14 +103,21 @@ async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static s
         .map_err(Error::of(what))
 }
 
-/// `unstale.unwatch()`, or forgetting a table that was dropped.
+/// Announces what no trigger tells: dropped tables, partitions that come and go.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn notice_ddl(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query("select unstale.notice_ddl()").execute(connection).await.map_err(Error::of("looking for dropped tables"))?;
+    Ok(())
+}
+
+/// `unstale.unwatch()`, also of a table that was dropped.
 ///
 /// # Errors
 /// [`Error::Statement`], for instance if the table's lock is not to be had.
 pub async fn unwatch(connection: &mut PgConnection, watched: &Watched) -> Result<(), Error> {
-    let sql = if watched.dropped { "select unstale.forget_dropped()" } else { "select unstale.unwatch($1::text::regclass)" };
-    let query = sqlx::query(sql);
-    let query = if watched.dropped { query } else { query.bind(&watched.table) };
+    let query = sqlx::query("select unstale.unwatch(w.relation) from unstale.watch w where w.id = $1").bind(watched.id);
     query.execute(connection).await.map_err(Error::of("unstale.unwatch()"))?;
     Ok(())
 }

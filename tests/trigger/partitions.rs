@@ -67,6 +67,32 @@ async fn watching_again_completes_a_later_partition_and_takes_what_came_before_f
 }
 
 #[tokio::test]
+async fn what_no_trigger_tells_of_partitions_is_noticed() {
+    let mut ear = Ear::after(PARTS).await;
+    let notice = "select unstale.notice_ddl()";
+    assert_eq!(ear.hears(notice).await, [""; 0]);
+    ear.hears("truncate p1").await; // which has a trigger
+    ear.hears("vacuum full p1").await;
+    assert_eq!(ear.hears(notice).await, [""; 0]);
+    for sql in [ATTACH, "truncate p4", "truncate parts", "alter table parts detach partition p4", "drop table p32 cascade"] {
+        ear.hears(sql).await;
+        assert_eq!(ear.hears(notice).await, [r#"1 "all":true"#], "{sql}");
+        assert_eq!(ear.hears(notice).await, [""; 0], "{sql}");
+    }
+    assert_eq!(ear.logged().await.len(), 7, "for whoever is away");
+}
+
+#[tokio::test]
+async fn noticing_waits_for_nobody() {
+    let mut ear = Ear::after(PARTS).await;
+    let mut other = ear.session().await;
+    other.execute("begin; lock table p31; lock table unstale.watch in share row exclusive mode").await;
+    ear.hears("set lock_timeout = '1s'; alter table parts detach partition p1; select unstale.notice_ddl()").await;
+    other.execute("rollback").await;
+    assert_eq!(ear.hears("select unstale.notice_ddl()").await, [r#"1 "all":true"#]);
+}
+
+#[tokio::test]
 async fn another_watch_reaches_every_partition_and_still_fires_always() {
     let mut ear = Ear::after(PARTS).await;
     ear.hears(ATTACH).await;
@@ -77,8 +103,10 @@ async fn another_watch_reaches_every_partition_and_still_fires_always() {
     session.execute("set session_replication_role = replica; insert into p4 (id, at) values (9, 41)").await;
     session.execute("update p4 set k = 'unsaid', updated_at = now(); update p4 set at = 42").await;
     let inserted = r#"2 "new":{"id":"9","at":"41"}"#;
-    // All, because p4 was incomplete; and a stamp that is gained counts whatever only_columns says.
-    let expected = [r#"2 "all":true"#, inserted, inserted, r#"2 "new":{"id":"9","at":"42"},"old":{"id":"9","at":"41"}"#];
+    // All, because of the new partitions, the templates of before, and p4 that was incomplete; and a stamp that is gained
+    // counts whatever only_columns says.
+    let all = r#"1 "all":true"#;
+    let expected = [all, all, r#"2 "all":true"#, inserted, inserted, r#"2 "new":{"id":"9","at":"42"},"old":{"id":"9","at":"41"}"#];
     assert_eq!(ear.hears("select 1").await, expected);
     assert_eq!(ear.hears("update p4 set k = 'unsaid', updated_at = clock_timestamp()").await, [""; 0]);
     assert_eq!(ear.hears("update p4 set at = 43").await, [r#"2 "new":{"id":"9","at":"43"},"old":{"id":"9","at":"42"}"#]);

@@ -37,7 +37,7 @@ async fn other_keys_are_another_revision_and_other_columns_only_another_trigger(
     assert_eq!(ear.rows(OTHER).await, ["changed"]);
     // A session that had planned the functions of before.
     session.execute("update users set email = 'b'").await;
-    assert_eq!(ear.hears("select 1").await, [r#"2 "new":{"id":"1","name":"n"}"#]);
+    assert_eq!(ear.hears("select 1").await, [r#"1 "all":true"#, r#"2 "new":{"id":"1","name":"n"}"#], "of the template that is gone");
     assert_eq!(ear.rows("select unstale.watch('users', array['user:{id}', 'name:{name}'], only_columns => '{name}')").await, ["changed"]);
     assert_eq!(ear.rows("select rev::text from unstale.watches").await, ["2"]);
     assert_eq!(ear.hears("update users set email = 'c', updated_at = clock_timestamp()").await, [""; 0]);
@@ -126,7 +126,12 @@ async fn unwatch_leaves_nothing_and_says_whether_there_was_something() {
         ear.rows("select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname ~ '_[0-9]+$'").await,
         [""; 0]
     );
+    assert_eq!(ear.hears("select 1").await, [r#"1 "all":true"#]);
     assert_eq!(ear.hears("insert into users values (1); truncate users; drop table users").await, [""; 0]);
+    assert_eq!(ear.rows("select table_name from unstale.watch where ended is not null").await, ["public.users"]);
+    ear.hears("insert into unstale.checkpoint values ('a', null, '3', null, pg_current_xact_id(), null, '', '1 day')").await;
+    ear.hears("select unstale.notice_ddl()").await;
+    assert_eq!(ear.rows("select table_name from unstale.watch").await, [""; 0], "everybody has deleted its keys");
 }
 
 #[tokio::test]

@@ -101,7 +101,7 @@ impl Machine {
     pub(super) fn logged(&mut self, lane: Lane, change: &str) {
         let believed = match change::parse(change) {
             Ok(Announcement::Change(change)) => match self.changed(lane, &change) {
-                Err(Malformed::UnknownWatch) => Ok(()), // it was unwatched since
+                Err(Malformed::UnknownWatch) => Ok(()), // ended long ago, and its keys were deleted then
                 result => result,
             },
             Ok(_) => Err(Malformed::Meaningless),
@@ -128,25 +128,14 @@ impl Machine {
 
     pub(super) fn set_rules(&mut self, rules: Vec<Rule>) {
         let new: Rules = rules.into_iter().map(|rule| (rule.watch, rule)).collect();
-        for rule in new.values().filter(|rule| rule.dropped) {
-            let known = self.rules.get(&rule.watch).is_some_and(|known| known.dropped);
-            if !known {
-                rule.everything().for_each(|target| {
-                    self.batch.add(Lane::Live, target);
-                });
-                self.actions.push(Action::Observe(Observation::TableDropped { table: rule.table.clone() }));
+        for ended in new.values().filter(|rule| rule.ended) {
+            if self.rules.get(&ended.watch).is_some_and(|known| !known.ended) {
+                self.say(Observation::WatchEnded { table: ended.table.clone() });
             }
-        }
-        // Nobody deletes their keys from now on, and their table may have been dropped: `watch()` forgets such watches,
-        // possibly before we have seen them as dropped.
-        for gone in self.rules.values().filter(|rule| !rule.dropped && !new.contains_key(&rule.watch)) {
-            gone.everything().for_each(|target| {
-                self.batch.add(Lane::Live, target);
-            });
         }
         if new != self.rules {
             if !matches!(self.state, State::Connecting { .. }) {
-                self.say(Observation::WatchesChanged { watches: new.len() });
+                self.say(Observation::WatchesChanged { watches: in_force(&new) });
             }
             self.rules = new;
         }
@@ -156,4 +145,9 @@ impl Machine {
         self.reading = false;
         self.heart.heard = now;
     }
+}
+
+/// How many of them are watches in force.
+pub(super) fn in_force(rules: &Rules) -> usize {
+    rules.values().filter(|rule| !rule.ended).count()
 }

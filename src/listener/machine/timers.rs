@@ -2,15 +2,12 @@
 //!
 //! Each is a field that [`Machine::deadline`] and `tick` compare with the clock's reading.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::batch::Lane;
 use crate::observe::Cause;
 
 use super::{Action, CatchUp, Machine, State};
-
-/// How often the watches are read again without being told. DROP TABLE ... CASCADE tells nobody.
-const WATCHES_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Machine {
     /// When to tick at the latest.
@@ -72,11 +69,6 @@ impl Machine {
         }
         if self.heart.answered && now >= self.heart.asked + self.settings.interval {
             self.beat(now);
-        }
-        if !self.reading && now >= self.watches_read + WATCHES_INTERVAL {
-            self.watches_read = now;
-            self.reading = true;
-            self.actions.push(Action::ReadWatches);
         }
         self.tell_skipped(now);
         self.tell_progress(now);
