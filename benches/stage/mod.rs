@@ -65,6 +65,11 @@ impl Listener {
         http::get(self.port, "/ready").is_ok_and(|(status, _)| status == 200)
     }
 
+    /// Does it listen already, and still catch up?
+    pub(crate) fn is_catching_up(&self) -> bool {
+        http::get(self.port, "/ready").is_ok_and(|(_, body)| body.contains("catching up"))
+    }
+
     /// The most memory that was ever in use, as the kernel words it.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<String> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
