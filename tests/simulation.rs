@@ -80,3 +80,8 @@ fn a_sweep_that_reads_before_listen_is_noticed() {
 fn a_fail_over_of_redis_that_is_not_told_is_noticed() {
     is_found(Flaw::FailOverUnnoticed);
 }
+
+#[test]
+fn a_sweep_that_goes_on_from_the_last_stamp_it_brought_is_noticed() {
+    is_found(Flaw::PagesTrusted);
+}

@@ -49,7 +49,8 @@ impl World {
                 }
             }
             Action::Observe(observation) => self.say(|| format!("    {observation:?}")),
-            Action::Stop(_) | Action::OpenGap(..) | Action::CloseGap(_) => {}
+            Action::CloseGap(_) => self.brought = None,
+            Action::Stop(_) | Action::OpenGap(..) => {}
             Action::ReadLog { .. } => unreachable!("no payload here is too long"),
         }
     }
@@ -76,25 +77,35 @@ impl World {
         self.later(3, Event::Input { session: self.session, input: Input::BeatSent(beat) });
     }
 
-    /// Rows in the order of their stamps, each read when its turn comes; then the log.
+    /// Pages in the order of their stamps, each read when its turn comes; then the log.
     fn start_sweep(&mut self, from: Option<Checkpoint>, done: Option<PgTime>) {
         self.sweep += 1;
-        let sweep = self.sweep;
+        self.sweep_pace = if self.one_in(3) { 2_000 } else { 20 };
+        let done = if self.flaw == Flaw::PagesTrusted { self.brought } else { done };
         let watermark = from.and_then(|from| from.watermark).max(done).map_or(i64::MIN, |watermark| watermark.0);
+        let page =
+            Event::SweepPage { sweep: self.sweep, after: watermark.saturating_sub(1), log_from: from.map_or(0, |from| from.log_xmin) };
+        self.later(self.sweep_pace, page);
+    }
+
+    /// All rows of the next stamp.
+    fn sweep_page(&mut self, after: i64, log_from: u64) {
         let rows = match (self.flaw, &self.before_listen) {
-            (Flaw::SweepBeforeListen, Some(rows)) => rows.clone(),
-            _ => self.rows.clone(),
+            (Flaw::SweepBeforeListen, Some(rows)) => rows,
+            _ => &self.rows,
         };
-        let mut at = self.now;
-        let pace = if self.one_in(3) { 500_000 } else { 20_000 };
-        let mut found: Vec<_> = rows.into_iter().filter(|(_, row)| row.stamp >= watermark).collect();
-        found.sort_by_key(|(_, row)| row.stamp);
-        for (id, row) in found {
-            at += Duration::from_micros(self.below(pace));
-            self.at(at, Event::SweepRow { sweep, id, row });
+        let sweep = self.sweep;
+        let Some(stamp) = rows.values().map(|row| row.stamp).filter(|stamp| *stamp > after).min() else {
+            return self.later(20, Event::SweepLog { sweep, from: log_from });
+        };
+        let page: Vec<_> = rows.iter().filter(|(_, row)| row.stamp == stamp).map(|(id, row)| (*id, row.email)).collect();
+        for (id, email) in page {
+            self.machine.swept(1, &format!(r#"{{"id":"{id}","email":"{email}"}}"#));
         }
-        at += Duration::from_micros(self.below(20_000));
-        self.at(at, Event::SweepLog { sweep, from: from.map_or(0, |from| from.log_xmin) });
+        self.machine.swept_page(1, PgTime(stamp));
+        self.brought = Some(PgTime(stamp));
+        self.handle(Input::Tick);
+        self.later(self.sweep_pace, Event::SweepPage { sweep, after: stamp, log_from });
     }
 
     pub(super) fn happen(&mut self, event: Event) {
@@ -123,13 +134,11 @@ impl World {
                     self.wait_in_line(Event::Notification { session, backend, payload });
                 }
             }
-            Event::SweepRow { sweep, id, row } if sweep == self.sweep => {
+            Event::SweepPage { sweep, after, log_from } if sweep == self.sweep => {
                 if self.machine.accepts(Lane::CatchUp) {
-                    self.machine.swept(1, &format!(r#"{{"id":"{id}","email":"{}"}}"#, row.email));
-                    self.machine.swept_page(1, PgTime(row.stamp));
-                    self.handle(Input::Tick);
+                    self.sweep_page(after, log_from);
                 } else {
-                    self.wait_in_line(Event::SweepRow { sweep, id, row });
+                    self.wait_in_line(Event::SweepPage { sweep, after, log_from });
                 }
             }
             Event::SweepLog { sweep, from } if sweep == self.sweep => {
@@ -174,7 +183,7 @@ impl World {
     fn wait_in_line(&mut self, first: Event) {
         let same = |event: &Event| match &first {
             Event::Notification { .. } => matches!(event, Event::Notification { .. }),
-            _ => matches!(event, Event::SweepRow { .. } | Event::SweepLogged { .. } | Event::SweepEnd { .. } | Event::SweepLog { .. }),
+            _ => matches!(event, Event::SweepPage { .. } | Event::SweepLogged { .. } | Event::SweepEnd { .. } | Event::SweepLog { .. }),
         };
         let (mut line, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.schedule)
             .into_sorted_vec()
