@@ -63,10 +63,11 @@ async fn one_gap(stage: &Stage, sql: &mut PgConnection) -> anyhow::Result<()> {
 
     let listener = stage.start()?;
     let (mut waits, mut id) = (Vec::new(), 0_i64);
-    while !listener.is_catching_up() {
-        ensure!(!listener.is_ready(), "it has caught up before it was seen to");
+    let catches_up = || listener.readiness().is_err_and(|reason| reason.contains("catching up"));
+    while !catches_up() {
+        ensure!(listener.readiness().is_err(), "it has caught up before it was seen to");
     }
-    while listener.is_catching_up() {
+    while catches_up() {
         id = id % 1000 + 1;
         let key = format!("live:{id}");
         cache.put(&key, "old")?;

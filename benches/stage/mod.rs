@@ -50,7 +50,7 @@ impl Stage {
     pub(crate) fn listen(&self) -> anyhow::Result<Listener> {
         let listener = self.start()?;
         let deadline = Instant::now() + PATIENCE;
-        while !listener.is_ready() {
+        while listener.readiness().is_err() {
             ensure!(Instant::now() < deadline, "the listener was not ready within {PATIENCE:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -60,14 +60,13 @@ impl Stage {
 }
 
 impl Listener {
-    /// Is it?
-    pub(crate) fn is_ready(&self) -> bool {
-        http::get(self.port, "/ready").is_ok_and(|(status, _)| status == 200)
-    }
-
-    /// Does it listen already, and still catch up?
-    pub(crate) fn is_catching_up(&self) -> bool {
-        http::get(self.port, "/ready").is_ok_and(|(_, body)| body.contains("catching up"))
+    /// Is it ready, or else why not?
+    pub(crate) fn readiness(&self) -> Result<(), String> {
+        match http::get(self.port, "/ready") {
+            Ok((200, _)) => Ok(()),
+            Ok((_, reason)) => Err(reason),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// The most memory that was ever in use, as the kernel words it.
