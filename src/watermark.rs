@@ -183,6 +183,12 @@ impl Watermark {
         self.past.iter().take_while(|beat| beat.xmax <= xmin).last().map(|beat| beat.at.earlier(2 * MARGIN))
     }
 
+    /// Redis is as it was up to a window ago. Checkpoints since then do not describe it, nor any moment of it until the gap is
+    /// closed, to which it may be set back once more: the one of before that stays the one to replay from for a whole window.
+    pub fn undone(&mut self) {
+        self.recent.clear();
+    }
+
     fn remember(&mut self, at: PgTime, checkpoint: Checkpoint) {
         // Where the clock was set back, the later entries are as old as they were.
         if self.recent.back().is_none_or(|(last, _)| *last < at.earlier(self.window / REPLAY_STEPS) || at < *last) {
@@ -289,5 +295,23 @@ mod tests {
             assert!(watermark.recent.len() <= 17);
         }
         assert!(watermark.proven().replay.is_some());
+    }
+
+    #[test]
+    fn a_redis_that_forgets_twice_is_replayed_from_before_the_first_time() {
+        let mut watermark = Watermark::new(Proven::default(), WINDOW);
+        let mut beats = |watermark: &mut Watermark, seconds: std::ops::Range<u64>| {
+            for n in seconds {
+                watermark.sent(beat(n, n as i64, n, n));
+                watermark.acknowledged(n);
+            }
+        };
+        beats(&mut watermark, 1..200);
+        let before = seconds(watermark.proven().replay);
+        watermark.undone();
+        beats(&mut watermark, 200..259);
+        assert_eq!(seconds(watermark.proven().replay), before, "until a window ago it was as it had been a window before");
+        beats(&mut watermark, 259..280);
+        assert!(seconds(watermark.proven().replay) >= Some(190));
     }
 }

@@ -17,6 +17,9 @@ use world::{Flaw, World};
 /// Histories in an ordinary run.
 const HISTORIES: u64 = 400;
 
+/// Histories that failed once. 2533: Redis fails over, back to within an earlier fail-over that was not caught up with yet.
+const FAILED_ONCE: [u64; 1] = [2533];
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
 }
@@ -48,7 +51,8 @@ fn nothing_is_forgotten_in_any_history() {
         World::new(seed, Flaw::None, true).run().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         return;
     }
-    let failed = failing(Flaw::None, 0..number("UNSTALE_HISTORIES").unwrap_or(HISTORIES));
+    let mut failed = failing(Flaw::None, 0..number("UNSTALE_HISTORIES").unwrap_or(HISTORIES));
+    failed.extend(FAILED_ONCE.iter().flat_map(|&seed| failing(Flaw::None, seed..seed + 1)));
     if let Some((seed, why)) = failed.first() {
         panic!("{} histories fail; the first is UNSTALE_SEED={seed}: {why}", failed.len());
     }

@@ -115,6 +115,7 @@ impl Machine {
     /// Another Redis, or the same after a restart: what the last one acknowledged lately may be undone.
     pub(super) fn redis_changed(&mut self, now: Instant) {
         self.say(Observation::RedisChanged);
+        self.watermark.undone();
         let in_session = matches!(self.state, State::CatchingUp(_) | State::Listening);
         if in_session {
             self.open_gap_in_session(now, Cause::Redis)
