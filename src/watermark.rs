@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn a_redis_that_forgets_twice_is_replayed_from_before_the_first_time() {
         let mut watermark = Watermark::new(Proven::default(), WINDOW);
-        let mut beats = |watermark: &mut Watermark, seconds: std::ops::Range<u64>| {
+        let beats = |watermark: &mut Watermark, seconds: std::ops::Range<u64>| {
             for n in seconds {
                 watermark.sent(beat(n, n as i64, n, n));
                 watermark.acknowledged(n);
