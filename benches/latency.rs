@@ -1,97 +1,155 @@
-//! How long after its commit is a row's key gone, and how fast does a bulk statement's backlog drain?
+//! How long after its commit is a row's key gone?
 //!
-//! Prints both beside a baseline of the same run: the application's own "UPDATE, then DEL" in the same process.
-//! `./dev bench latency`, on private throw-away servers, in about half a minute.
+//! At several rates and in each delivery, beside the application's own "UPDATE, then DEL" in the same run. Redis itself says
+//! when a key goes (keyspace events). `./dev bench latency`, in about five minutes; `UNSTALE_ROUNDS=1` is quicker.
 
 mod stage;
 
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection as _, Executor as _};
-use stage::{Stage, percentile};
-use unstale::scratch::redis::Client;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use stage::Stage;
+use stage::report::{Report, median, percentile};
+use unstale::scratch::redis::{Client, Reply};
 
-const CHANGES: u32 = 2_000;
-const PER_SECOND: u32 = 200;
-const BULK_ROWS: i64 = 200_000;
+const ROWS: u32 = 25_000;
+const RATES: [u32; 3] = [100, 1_000, 5_000];
+const SECONDS: u32 = 4;
+const WRITERS: u32 = 8;
+/// By the application, and in each delivery.
+const CASES: [&str; 4] = ["UPDATE, then DEL", "row", "statement", "log"];
 
-#[tokio::main(flavor = "current_thread")]
+/// Of one run, in milliseconds; and the rate that the writers reached.
+struct Outcome {
+    percentiles: [f64; 3],
+    reached: f64,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
-    let stage = Stage::build()?;
+    let rounds: usize = std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse())?;
+    let stage = Arc::new(Stage::build()?);
+    let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
+    for (case, name) in CASES.iter().enumerate() {
+        let create = format!(
+            "create table t{case} (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp()) with (fillfactor = 50);
+             insert into t{case} select g, 'name' from generate_series(1, {ROWS}) g"
+        );
+        sql.execute(AssertSqlSafe(create)).await?;
+        if case > 0 {
+            sql.execute(AssertSqlSafe(format!("select unstale.watch('t{case}', array['k{case}:{{id}}'], '{name}')"))).await?;
+        }
+    }
+    sql.execute("vacuum analyze").await?;
+    let _listener = stage.listen()?;
+    stage.redis.client()?.ask(&["config", "set", "notify-keyspace-events", "Eg"])?;
+
+    let mut report = Report::new("latency", "From the commit's answer to the key being gone");
+    let header = ["", "p50", "p99", "p99.9", "changes/s"].map(str::to_owned).to_vec();
+    let mut groups = Vec::new();
+    for rate in RATES {
+        let mut outcomes: Vec<Vec<Outcome>> = CASES.iter().map(|_| Vec::new()).collect();
+        for round in 1..=rounds {
+            eprintln!("{rate} changes a second, round {round} of {rounds}");
+            for (case, outcomes) in outcomes.iter_mut().enumerate() {
+                outcomes.push(run(&stage, case, rate).await?);
+            }
+        }
+        let mut rows = vec![header.clone()];
+        let mut medians = Vec::new();
+        for (name, outcomes) in CASES.iter().zip(&outcomes) {
+            let of = |i: usize| median(outcomes.iter().map(|outcome| outcome.percentiles[i]).collect());
+            let reached = median(outcomes.iter().map(|outcome| outcome.reached).collect());
+            rows.push(vec![(*name).to_owned(), ms(of(0)), ms(of(1)), ms(of(2)), format!("{reached:.0}")]);
+            medians.push(of(0));
+        }
+        report.say(&format!("## {rate} changes a second\n\nMedians of {rounds} alternating rounds."));
+        report.table(&rows);
+        groups.push((format!("{rate}/s"), medians));
+    }
+    report.plot("latency.svg", "median latency in ms", &CASES, &groups)?;
+    report.save()
+}
+
+/// Each of some rows is changed once, its key cached before.
+async fn run(stage: &Arc<Stage>, case: usize, rate: u32) -> anyhow::Result<Outcome> {
+    let changes = (rate * SECONDS).min(ROWS);
+    let mut cache = stage.redis.client()?;
+    cache.put_all((1..=changes).map(|id| format!("k{case}:{id}")), "old")?;
+    let gone = watch_keys(stage, case, changes)?;
+    let began = Instant::now() + Duration::from_millis(50);
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        let stage = stage.clone();
+        writers.push(tokio::spawn(async move { write(&stage, case, rate, (writer + 1..=changes).step_by(WRITERS as usize), began).await }));
+    }
+    let mut committed = vec![began; changes as usize + 1];
+    for writer in writers {
+        for (id, at) in writer.await?? {
+            committed[id as usize] = at;
+        }
+    }
+    let reached = f64::from(changes) / began.elapsed().as_secs_f64();
+    let mut waits = Vec::new();
+    for _ in 0..changes {
+        let (id, at) = gone.recv().context("a key is still cached")?;
+        waits.push(at.saturating_duration_since(committed[id as usize]));
+    }
+    Ok(Outcome { percentiles: [0.5, 0.99, 0.999].map(|share| percentile(&mut waits, share).as_secs_f64() * 1000.0), reached })
+}
+
+/// What it has written, with the time of each commit's answer.
+async fn write(
+    stage: &Stage,
+    case: usize,
+    rate: u32,
+    ids: impl Iterator<Item = u32>,
+    began: Instant,
+) -> anyhow::Result<Vec<(u32, Instant)>> {
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
     let mut cache = stage.redis.client()?;
-    sql.execute(
-        "create table users (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp());
-         create table plain (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp());
-         insert into users select g, 'name ' || g from generate_series(1, 200000) g;
-         insert into plain select * from users;
-         select unstale.watch('public.users', array['user:{id}'])",
-    )
-    .await?;
-    let listener = stage.listen()?;
-
-    println!("{CHANGES} changes at {PER_SECOND} a second, from the commit's answer to the key being gone:");
-    let floor = latency(&mut sql, &mut cache, "plain", true).await?;
-    let unstale = latency(&mut sql, &mut cache, "users", false).await?;
-    println!("  UPDATE, then DEL   p50 {:>9.3?}   p99 {:>9.3?}   p99.9 {:>9.3?}", floor[0], floor[1], floor[2]);
-    println!("  unstale, row       p50 {:>9.3?}   p99 {:>9.3?}   p99.9 {:>9.3?}", unstale[0], unstale[1], unstale[2]);
-    println!("  ratio              p50 {:>8.1}x", unstale[0].as_secs_f64() / floor[0].as_secs_f64());
-
-    println!("one UPDATE of {BULK_ROWS} rows with a cached key each:");
-    let took = bulk(&mut sql, &mut cache, "plain").await?;
-    println!("  unwatched          {:>9.3?}", took.0);
-    let (statement, drained) = bulk(&mut sql, &mut cache, "users").await?;
-    println!(
-        "  row                {statement:>9.3?}   ({:.2}x), then {drained:.3?} until the last key is gone",
-        statement.as_secs_f64() / took.0.as_secs_f64()
-    );
-    println!("  listener's peak RSS {}", listener.peak_memory()?);
-    Ok(())
+    let statement = format!("update t{case} set name = 'new', updated_at = clock_timestamp() where id = $1");
+    let mut done = Vec::new();
+    for id in ids {
+        tokio::time::sleep_until((began + Duration::from_secs(1) * (id - 1) / rate).into()).await;
+        sqlx::query(AssertSqlSafe(statement.as_str())).bind(i64::from(id)).execute(&mut sql).await?;
+        done.push((id, Instant::now()));
+        if case == 0 {
+            cache.ask(&["del", &format!("k0:{id}")])?;
+        }
+    }
+    Ok(done)
 }
 
-/// p50, p99 and p99.9.
-async fn latency(sql: &mut PgConnection, cache: &mut Client, table: &str, by_hand: bool) -> anyhow::Result<[Duration; 3]> {
-    let statement = format!("update {table} set name = 'new', updated_at = clock_timestamp() where id = $1");
-    let mut samples = Vec::new();
-    let pace = Duration::from_secs(1) / PER_SECOND;
-    let mut next = Instant::now();
-    for id in 1..=i64::from(CHANGES) {
-        let key = format!("user:{id}");
-        cache.put(&key, "old")?;
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
-        next += pace;
-        sqlx::query(sqlx::AssertSqlSafe(statement.as_str())).bind(id).execute(&mut *sql).await?;
-        let committed = Instant::now();
-        if by_hand {
-            cache.ask(&["del", &key])?;
+/// When each of the keys goes, as Redis says it.
+fn watch_keys(stage: &Stage, case: usize, keys: u32) -> anyhow::Result<Receiver<(u32, Instant)>> {
+    let (send, gone) = channel();
+    let mut events: Client = stage.redis.client()?;
+    ensure!(matches!(events.ask(&["subscribe", "__keyevent@0__:del"])?, Reply::List(_)), "no events");
+    let prefix = format!("k{case}:");
+    std::thread::spawn(move || {
+        let mut left = keys;
+        while left > 0 {
+            let Ok(Reply::List(push)) = events.next_push() else { return };
+            let now = Instant::now();
+            if let Some(Reply::Value(Some(key))) = push.last()
+                && let Some(id) = String::from_utf8_lossy(key).strip_prefix(&prefix).and_then(|id| id.parse().ok())
+            {
+                left -= 1;
+                let _ = send.send((id, now)); // unless the bench has failed
+            }
         }
-        while cache.has(&key)? {
-            ensure!(committed.elapsed() < Duration::from_secs(10), "{key} is still cached");
-        }
-        samples.push(committed.elapsed());
-    }
-    Ok([0.5, 0.99, 0.999].map(|share| percentile(&mut samples, share)))
+    });
+    Ok(gone)
 }
 
-/// How long the statement takes, and how long after it the last key is gone.
-async fn bulk(sql: &mut PgConnection, cache: &mut Client, table: &str) -> anyhow::Result<(Duration, Duration)> {
-    let watched = table == "users";
-    if watched {
-        cache.put_all((1..=BULK_ROWS).map(|id| format!("user:{id}")), "old")?;
-        ensure!(cache.size()? >= BULK_ROWS.unsigned_abs(), "the keys are not there");
-    }
-    let began = Instant::now();
-    let statement = format!("update {table} set name = 'bulk', updated_at = clock_timestamp()");
-    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(sql).await.context("the bulk UPDATE")?;
-    let (statement, committed) = (began.elapsed(), Instant::now());
-    while watched && cache.size()? > 0 {
-        ensure!(committed.elapsed() < Duration::from_secs(60), "keys are still cached");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok((statement, committed.elapsed()))
+fn ms(milliseconds: f64) -> String {
+    format!("{milliseconds:.2} ms")
 }

@@ -10,7 +10,8 @@ use anyhow::ensure;
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgConnection, PgPoolCopyExt as _, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
-use stage::{Stage, percentile};
+use stage::Stage;
+use stage::report::percentile;
 
 const ROWS: u64 = 1_000_000;
 /// Between two live changes.

@@ -84,17 +84,17 @@ fn doing<T: Into<String>>(what: T) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { doing: what.into(), source }
 }
 
-/// A new private directory, in memory where there is room.
+/// A new private directory, in memory where there is room, unless it should be `on_disk`.
 ///
 /// It is short (Unix socket paths end at 104 bytes), and its parents are open to every user, because a server that
 /// gave up root must be able to reach it. Whoever asks for it removes it.
-fn new_directory() -> Result<PathBuf, Error> {
+fn new_directory(on_disk: bool) -> Result<PathBuf, Error> {
     let shm = Path::new("/dev/shm");
     let free = rustix::fs::statvfs(shm).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
     let private = Permissions::from_mode(0o700);
     let create = |base: &Path| tempfile::Builder::new().prefix("unstale-").permissions(private.clone()).tempdir_in(base);
     let made = match free {
-        SHM_FREE_BYTES.. => create(shm).or_else(|_| create(Path::new("/tmp"))),
+        SHM_FREE_BYTES.. if !on_disk => create(shm).or_else(|_| create(Path::new("/tmp"))),
         _ => create(Path::new("/tmp")),
     };
     Ok(made.map_err(doing("make a directory in /tmp"))?.keep())

@@ -1,5 +1,10 @@
 //! What the benches share: private servers with the schema in them, and the listener.
 
+#[allow(dead_code, reason = "not every bench has others beside it")]
+pub(crate) mod peers;
+#[allow(dead_code, reason = "not every bench writes one")]
+pub(crate) mod report;
+
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,9 +28,11 @@ pub(crate) struct Listener {
 }
 
 impl Stage {
-    /// Starts the servers and migrates.
+    /// Starts the servers, PostgreSQL on a disk as in production, and migrates.
     pub(crate) fn build() -> anyhow::Result<Self> {
-        let postgres = Postgres::start(&postgres::Options { tcp: true, ..Default::default() })?;
+        let settings = [("shared_buffers", "512MB"), ("max_wal_size", "4GB"), ("full_page_writes", "on"), ("max_connections", "200")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let postgres = Postgres::start(&postgres::Options { tcp: true, fsync: true, on_disk: true, settings, ..Default::default() })?;
         let redis = Redis::start(&redis::Options { tcp: true, ..Default::default() })?;
         let stage = Self { postgres, redis, guard: Guard::new()? };
         let mut migrate = Command::new(env!("CARGO_BIN_EXE_unstale"));
@@ -59,7 +66,13 @@ impl Stage {
     }
 }
 
+#[allow(dead_code, reason = "not every bench asks for everything")]
 impl Listener {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Is it ready, or else why not?
     pub(crate) fn readiness(&self) -> Result<(), String> {
         match http::get(self.port, "/ready") {
@@ -81,10 +94,4 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let _ = self.process.kill();
     }
-}
-
-/// The sample that `share` of all are not above.
-pub(crate) fn percentile(samples: &mut [Duration], share: f64) -> Duration {
-    samples.sort();
-    samples.get(((samples.len().max(1) - 1) as f64 * share) as usize).copied().unwrap_or_default()
 }

@@ -106,7 +106,19 @@ impl Guard {
     /// # Errors
     /// When there is no place for the directory, or no `sh`.
     pub fn new() -> Result<Self, Error> {
-        let directory = new_directory()?;
+        Self::in_memory_or_not(false)
+    }
+
+    /// The same on a disk.
+    ///
+    /// # Errors
+    /// As [`Guard::new`].
+    pub fn on_disk() -> Result<Self, Error> {
+        Self::in_memory_or_not(true)
+    }
+
+    fn in_memory_or_not(on_disk: bool) -> Result<Self, Error> {
+        let directory = new_directory(on_disk)?;
         Self::over(directory.clone()).inspect_err(|_| {
             // Nothing lives in it yet, and the error is already on its way.
             let _ = fs::remove_dir(&directory);

@@ -26,9 +26,8 @@ use programs::{Programs, User};
 const SOCKET_PORT: u16 = 5432;
 
 /// What every throw-away cluster runs with.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 7] = [
     ("max_connections", "200"),
-    ("max_prepared_transactions", "10"),
     // A page torn by a power failure matters only where fsync is on.
     ("full_page_writes", "off"),
     // In the data directory, and gone with it. The default, POSIX shared memory, outlives a SIGKILL.
@@ -44,8 +43,10 @@ const SETTINGS: [(&str, &str); 8] = [
 pub struct Options {
     /// Listen on a free port of 127.0.0.1 as well.
     pub tcp: bool,
-    /// Sync to disk as in production. For benchmarks: on tmpfs, and over `kill9`, it makes no difference.
+    /// Sync to disk as in production. On tmpfs, and over `kill9`, it makes no difference.
     pub fsync: bool,
+    /// Keep the cluster on a disk, not in memory: for benchmarks.
+    pub on_disk: bool,
     /// Where to keep a prepared data directory for the next start (saves half a second); `None` leaves nothing behind.
     pub template_cache: Option<PathBuf>,
     /// More settings, which win over ours: `("wal_level", "logical")`.
@@ -71,7 +72,7 @@ impl Postgres {
     /// # Errors
     /// When no server programs are found, or initdb or the server fails.
     pub fn start(options: &Options) -> Result<Self, Error> {
-        let guard = Guard::new()?;
+        let guard = if options.on_disk { Guard::on_disk()? } else { Guard::new()? };
         let mut postgres = Self {
             programs: Programs::find()?,
             user: User::for_servers()?,

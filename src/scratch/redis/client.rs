@@ -57,6 +57,14 @@ impl Client {
         self.reply()
     }
 
+    /// What Redis sends by itself, after `ask(&["subscribe", ...])`.
+    ///
+    /// # Errors
+    /// When the connection breaks or stays silent.
+    pub fn next_push(&mut self) -> io::Result<Reply> {
+        self.reply()
+    }
+
     /// A command whose reply is a number.
     ///
     /// # Errors

@@ -1,0 +1,139 @@
+//! A burst of a million changes in one transaction: how long after its commit is the last key gone? And what does that cost?
+//!
+//! Beside it, the same burst with what people write instead: Node with pg-listen and ioredis, Python with asyncpg and
+//! redis-py (`benches/peers`, from npm and PyPI). All alternate within a round; figures are medians of five.
+//! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker.
+
+mod stage;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use stage::Stage;
+use stage::peers::{self, Kind};
+use stage::report::{Report, median};
+
+const ROWS: u64 = 1_000_000;
+const IDLE: Duration = Duration::from_secs(20);
+
+/// Who deletes the keys, and how the table is delivered.
+const CASES: [(&str, Option<Kind>, &str); 5] = [
+    ("unstale, row", None, "row"),
+    ("unstale, statement", None, "statement"),
+    ("unstale, log", None, "log"),
+    ("Node: pg-listen, ioredis", Some(Kind::Node), "row"),
+    ("Python: asyncpg, redis-py", Some(Kind::Python), "row"),
+];
+
+/// Of one burst.
+struct Burst {
+    /// Changes a second, from the commit to the last key gone.
+    speed: f64,
+    /// CPU seconds of the listener.
+    cpu: f64,
+    /// The most memory it ever used, in MB.
+    memory: f64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    if std::env::args().any(|argument| argument == "--test") {
+        return Ok(()); // `cargo test --benches` measures nothing
+    }
+    let rounds: usize = std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse())?;
+    peers::install()?;
+    let stage = Stage::build()?;
+    let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
+    sql.execute("create table users (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp()) with (fillfactor = 45)").await?;
+    sql.execute(AssertSqlSafe(format!("insert into users select g, 'name' from generate_series(1, {ROWS}) g"))).await?;
+    sql.execute("vacuum analyze users").await?;
+
+    let mut report = Report::new("drain", "A burst of a million changes");
+    let mut bursts: Vec<Vec<Burst>> = CASES.iter().map(|_| Vec::new()).collect();
+    for round in 1..=rounds {
+        for (case, bursts) in CASES.iter().zip(&mut bursts) {
+            eprintln!("round {round} of {rounds}: {}", case.0);
+            bursts.push(burst(&stage, &mut sql, case).await.with_context(|| case.0)?);
+        }
+    }
+    let mut rows = vec![["", "changes/s", "against unstale, row", "CPU seconds", "peak RSS"].map(str::to_owned).to_vec()];
+    let mut groups = Vec::new();
+    let mut first = 0.0;
+    for ((name, ..), bursts) in CASES.iter().zip(&bursts) {
+        let of = |figure: fn(&Burst) -> f64| median(bursts.iter().map(figure).collect());
+        let speed = of(|burst| burst.speed);
+        first = if first == 0.0 { speed } else { first };
+        let (cpu, memory) = (of(|burst| burst.cpu), of(|burst| burst.memory));
+        rows.push(vec![
+            (*name).to_owned(),
+            format!("{speed:.0}"),
+            format!("{:.2}", speed / first),
+            format!("{cpu:.2}"),
+            format!("{memory:.0} MB"),
+        ]);
+        groups.push(((*name).to_owned(), vec![speed]));
+    }
+    report.say("One UPDATE of 1,000,000 rows, each with a cached key; from its commit to the last key gone. More is better.");
+    report.table(&rows);
+    let groups: Vec<_> = groups
+        .into_iter()
+        .map(|(name, values)| (name.replace("unstale, ", "").split(':').next().unwrap_or_default().to_owned(), values))
+        .collect();
+    report.plot("drain.svg", "changes deleted in a second", &["changes/s"], &groups)?;
+    idle(&stage, &mut report)?;
+    report.save()
+}
+
+async fn burst(stage: &Stage, sql: &mut PgConnection, (_, kind, delivery): &(&str, Option<Kind>, &str)) -> anyhow::Result<Burst> {
+    sql.execute(AssertSqlSafe(format!("select unstale.watch('users', array['user:{{id}}'], '{delivery}')"))).await?;
+    sql.execute("vacuum users").await?;
+    let mut cache = stage.redis.client()?;
+    cache.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
+    let (ours, theirs) = match kind {
+        None => (Some(stage.listen()?), None),
+        Some(kind) => (None, Some(peers::start(*kind, stage)?)),
+    };
+    // A new watch, or a start, deletes all keys; the peers know nothing of that.
+    cache.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
+    ensure!(cache.size()? >= ROWS, "the keys are not there");
+    let pid = ours.as_ref().map(stage::Listener::pid).or(theirs.as_ref().map(peers::Peer::pid)).context("one of them runs")?;
+    let before = cpu_seconds(pid)?;
+    sql.execute("update users set name = 'new', updated_at = clock_timestamp()").await?;
+    let committed = Instant::now();
+    while cache.size()? > 0 {
+        ensure!(committed.elapsed() < Duration::from_secs(120), "{} keys are still cached", cache.size()?);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let speed = ROWS as f64 / committed.elapsed().as_secs_f64();
+    Ok(Burst { speed, cpu: cpu_seconds(pid)? - before, memory: peak_megabytes(pid)? })
+}
+
+fn idle(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+    eprintln!("idle for {IDLE:?}");
+    let listener = stage.listen()?;
+    let before = cpu_seconds(listener.pid())?;
+    std::thread::sleep(IDLE);
+    let share = (cpu_seconds(listener.pid())? - before) / IDLE.as_secs_f64();
+    report.say(&format!(
+        "Idle, with the default settings: {:.2} % of a core, {:.1} MB RSS.",
+        share * 100.0,
+        peak_megabytes(listener.pid())?
+    ));
+    Ok(())
+}
+
+/// User and system time that a process has used, in seconds.
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().context("a name in brackets")?.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    Ok(ticks / 100.0)
+}
+
+fn peak_megabytes(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel reports it")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}
