@@ -30,23 +30,36 @@ create table unstale.watch (
 
 create unique index watch_relation_key on unstale.watch (relation) where ended is null;
 
--- The changes that a sweep by updated_at could not find, written in the writer's own transaction.
--- The key begins with the transaction, because it is read by snapshot: ids and commit order differ.
+-- The changes that a sweep by updated_at could not find, and those that are delivered without NOTIFY, written in the
+-- writer's own transaction. Read by snapshot, because ids and commit order differ.
+--
+-- Its rows are in three parts, of which one is written: a part that every listener is done with is emptied by TRUNCATE, which
+-- leaves nothing to vacuum even while an old transaction holds back vacuum. unstale.rotate_log() does it.
 create table unstale.change_log (
-    xid    xid8    not null default pg_current_xact_id(),
-    id     bigint  generated always as identity,
-    watch  integer not null, -- no foreign key: a writer must never wait for, nor fail because of, unstale.watch
-    change text    not null, -- what NOTIFY would have said, of any length
-    constraint change_log_pkey primary key (xid, id)
+    xid       xid8    not null default pg_current_xact_id(),
+    id        bigint  not null,
+    watch     integer not null, -- no foreign key: a writer must never wait for, nor fail because of, unstale.watch
+    announced boolean not null, -- NOTIFY has said it, too
+    change    text    not null  -- what NOTIFY says or would have said, of any length
 );
+
+create sequence unstale.change_log_id as bigint cache 32 owned by unstale.change_log.id;
+alter table unstale.change_log alter id set default nextval('unstale.change_log_id');
+
+create table unstale.change_log_1 () inherits (unstale.change_log) with (toast_tuple_target = 8160, autovacuum_enabled = off);
+create table unstale.change_log_2 () inherits (unstale.change_log) with (toast_tuple_target = 8160, autovacuum_enabled = off);
+create table unstale.change_log_3 () inherits (unstale.change_log) with (toast_tuple_target = 8160, autovacuum_enabled = off);
+create index change_log_1_xid_id_idx on unstale.change_log_1 (xid, id);
+create index change_log_2_xid_id_idx on unstale.change_log_2 (xid, id);
+create index change_log_3_xid_id_idx on unstale.change_log_3 (xid, id);
 
 -- How far each listener has come. Everything before it was deleted from that listener's Redis.
 create table unstale.checkpoint (
     instance         text        constraint checkpoint_pkey primary key,
     watermark        timestamptz,          -- rows stamped before it are done; null until the first heartbeats have passed
-    log_xmin         xid8        not null, -- logged transactions before it are done
+    log              pg_snapshot not null, -- logged transactions that are visible in it are done
     replay_watermark timestamptz,          -- the same as of replay.window ago: where a sweep begins
-    replay_log_xmin  xid8,                 -- when Redis may have undone what it had acknowledged
+    replay_log       pg_snapshot,          -- when Redis may have undone what it had acknowledged
     redis            text,                 -- run id of the Redis that acknowledged it
     history          text        not null, -- system identifier and timeline of the PostgreSQL that it is about
     forget_after     interval    not null, -- without a sign of life for so long, the log is no longer kept for it

@@ -1,14 +1,24 @@
--- What is generated for each watch: three small SQL functions over the table's row, four trigger functions, and their
--- triggers. With the functions just below, this is all that ever runs in a writer's transaction.
+-- What is generated for each watch: small SQL functions over the table's row, trigger functions, and their triggers. With the
+-- functions just below, this is all that ever runs in a writer's transaction.
+--
+-- delivery    triggers                     each change goes to
+-- row         for each row                 NOTIFY, and to the log if a sweep could not find it
+-- statement   for each statement           NOTIFY, many rows to a payload; likewise the log; beyond a bound only to the log
+-- log         for each statement, or row   the log, and a bell that hardly anybody has to ring
+--
+-- Statement triggers do not fire for what logical replication applies, nor for a partition that is written through its parent.
+-- So each has a row trigger beside it that fires in replica sessions only, and partitions have row triggers alone.
 --
 -- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this about 2.
 -- Why SQL functions with a BEGIN ATOMIC body: they are stored by column number, so RENAME COLUMN keeps working, and
 -- PostgreSQL inlines them. Why each trigger's WHEN names every column that is used, behind a `true or` that costs nothing:
 -- DROP COLUMN and ALTER COLUMN TYPE are then refused with the trigger's name, and DROP ... CASCADE takes the trigger along,
 -- instead of leaving one behind that fails the next write.
+-- Why the statement triggers have no WHEN: to prepare one for a statement costs as much as a fifth of a small write. Their
+-- functions look whether what they call is still there.
 -- Why the trigger functions have no SET search_path, as everything else here has: it cost a sixth. They are the one thing
--- that is parsed under the writer's search_path, so they hold nothing that it could turn: no operator, no cast, and no name
--- without its schema.
+-- that is parsed under the writer's search_path, so they hold nothing that it could turn: no operator, type or name without its
+-- schema.
 -- Safe while an older listener runs: nothing existed before.
 
 -- A change that is not found again by `updated_at >= clock - margin` goes to the log. Sweeps read back twice as far, so
@@ -16,6 +26,11 @@
 create function unstale.margin() returns interval
     language sql immutable
     return interval '5 seconds';
+
+-- Key of the advisory lock that a ringing writer holds until it has committed, and a reading listener as long as it reads.
+create function unstale.bell() returns bigint
+    language sql immutable
+    return 7599390160;
 
 -- What a change of one row says.
 create function unstale.one_row(head text, one text) returns text
@@ -27,14 +42,46 @@ create function unstale.two_rows(head text, after text, before text) returns tex
     language sql immutable
     return head || after || coalesce(',"old":' || before, '') || '}';
 
--- Sends a change; false: it says only in which transaction's log the change is. A payload may have 7,999 bytes, and
--- NOTIFY would fail the write for a longer one.
-create function unstale.announce(watch_id integer, change text) returns boolean
+-- Sends a change; false: it is too long. A payload may have 7,999 bytes, and NOTIFY would fail the write for a longer one.
+create function unstale.announce(change text) returns boolean
     language sql
-    return case when octet_length(change) < 8000
-                then pg_notify('unstale', change) is not null
-                else pg_notify('unstale', '{"watch":' || watch_id::text || ',"log":"' || pg_current_xact_id()::text || '"}') is null
+    return case when octet_length(change) < 8000 then pg_notify('unstale', change) is not null else false end;
+
+-- Tells the listeners to read the log, unless one of them is reading all the time, or somebody else is ringing: NOTIFY takes
+-- one lock per cluster until the commit is flushed. Whoever is missed is found by the next reading. A transaction that has
+-- notified cannot be prepared, so where transactions may be, `set unstale.bell = on` is for those that are not.
+create function unstale.ring() returns boolean
+    language sql
+    return case when case current_setting('unstale.bell', true) when 'on' then true when 'off' then false
+                          else current_setting('max_prepared_transactions') = '0' end
+                then case when pg_try_advisory_xact_lock(unstale.bell()) then pg_notify('unstale', '{"bell":true}') is not null else false end
+                else false
            end;
+
+-- The part of the log that is written now. A function, because plans that hold its value are made anew when it is replaced,
+-- and because that needs no lock that a writer would hold.
+create function unstale.part() returns integer
+    language sql stable
+    return 1;
+
+-- Writes a change into the log, and rings unless it was announced.
+create function unstale.log(watch_id integer, change text, announced boolean) returns boolean
+    language plpgsql
+as $$
+begin
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (watch_id, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (watch_id, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (watch_id, announced, change);
+    end if;
+    if announced then
+        return true;
+    end if;
+    return unstale.ring();
+end
+$$;
 
 -- What a column is called now.
 create function unstale.column_now(relation regclass, attnum smallint) returns text
@@ -94,20 +141,39 @@ begin
             w.id, watched, unstale.sweep_expression(w.relation, w.sweep_attnum, 't'));
     end if;
 
-    return definitions || array[
-        unstale.trigger_function(w.id, 'insert', fresh,
+    definitions := definitions || array[
+        unstale.trigger_function(w, 'insert', fresh,
             format('unstale.one_row(%L, unstale.row_%s(new))', head || '"new":', w.id)),
-        unstale.trigger_function(w.id, 'update', 'same and ' || fresh,
+        unstale.trigger_function(w, 'update', 'same and ' || fresh,
             format('unstale.two_rows(%L, unstale.row_%2$s(new), case when same then null else unstale.row_%2$s(old) end)', head || '"new":', w.id)),
-        unstale.trigger_function(w.id, 'delete', null,
+        unstale.trigger_function(w, 'delete', null,
             format('unstale.one_row(%L, unstale.row_%s(old))', head || '"old":', w.id)),
-        unstale.trigger_function(w.id, 'truncate', null, quote_literal(head || '"all":true}'))];
+        unstale.trigger_function(w, 'truncate', null, quote_literal(head || '"all":true}'))];
+    if unstale.has_statement_triggers(w) then
+        definitions := definitions || format(
+            'create or replace function unstale.uses_%s() returns boolean language sql begin atomic select unstale.row_%1$s(null) is null%s; end',
+            w.id, case when w.sweep_attnum is not null then format(' or unstale.fresh_%s(null)', w.id) else '' end);
+        fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r)', w.id) end;
+        definitions := definitions || array[
+            unstale.statement_function(w, 'inserts', 'new_rows', fresh, head),
+            unstale.statement_function(w, 'updates', 'new_rows', fresh, head),
+            unstale.statement_function(w, 'deletes', 'old_rows', null, head)];
+    end if;
+    return definitions;
 end
 $$;
 
--- One trigger function: announce the change, and log it too unless it was announced in full and a sweep would find it.
--- `change` and `sweepable` (null: never) are expressions. IF, not PERFORM or SELECT: plpgsql evaluates it by itself.
-create function unstale.trigger_function(watch_id integer, operation text, sweepable text, change text) returns text
+-- Partitions have row triggers: a statement's trigger fires only on the table that it names.
+create function unstale.has_statement_triggers(w unstale.watch) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.delivery <> 'row' and c.relkind = 'r' and not c.relispartition from pg_class c where c.oid = w.relation
+$$;
+
+-- A row's trigger function: announce the change, and log it too unless it was announced in full and a sweep would find it.
+-- `change` and `sweepable` (null: never) are expressions. Assignments, not PERFORM or SELECT: plpgsql evaluates them by itself.
+create function unstale.trigger_function(w unstale.watch, operation text, sweepable text, change text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -116,18 +182,111 @@ as $$
 as $body$
 declare
     %3$schange constant pg_catalog.text := %4$s;
-    announced constant pg_catalog.bool := unstale.announce(%1$s, change);
+    announced constant pg_catalog.bool := %5$s;
+    rung pg_catalog.bool;
 begin
-    if announced and %5$s then
+    if announced and %6$s then
         return null;
     end if;
-    insert into unstale.change_log (watch, change) values (%1$s, change);
+    rung := unstale.log(%1$s, change, announced);
     return null;
 end
 $body$
-$f$, watch_id, operation,
-     case operation when 'update' then format(E'same constant pg_catalog.bool := unstale.same_%s(old, new);\n    ', watch_id) end,
-     change, coalesce(sweepable, 'false'))
+$f$, w.id, operation,
+     case operation when 'update' then format(E'same constant pg_catalog.bool := unstale.same_%s(old, new);\n    ', w.id) end,
+     change, case w.delivery when 'log' then 'false' else 'unstale.announce(change)' end, coalesce(sweepable, 'false'))
+$$;
+
+-- The rows of a transition table from 33 on, packed into chunks that NOTIFY could take.
+create function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format($f$select pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
+              from (select unstale.row_%1$s(r) as image, %2$s as fresh,
+                           pg_catalog.sum(pg_catalog.octet_length(unstale.row_%1$s(r)) operator(pg_catalog.+) 1)
+                               over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
+                      from (select * from %3$s offset %4$s) r) s
+             group by s.part$f$, w.id, fresh, transition, first)
+$$;
+
+-- The body of a statement that is logged: the first rows one by one, which costs the least if there are no others.
+create function unstale.into_log(w unstale.watch, transition text, head text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(format($f$    %1$s
+        insert into unstale.change_log_%2$s (watch, announced, change)
+            select %3$s, false, unstale.one_row(%4$L, unstale.row_%3$s(r)) from %5$s r limit 32;
+        get diagnostics told = row_count;
+        if pg_catalog.int8eq(told, 32) then
+            insert into unstale.change_log_%2$s (watch, announced, change)
+            select %3$s, false, unstale.one_row(%6$L, pg_catalog.concat(c.images, ']')) from (%7$s) c;
+        end if;
+$f$, case part when 1 then 'if pg_catalog.int4eq(unstale.part(), 1) then' when 2 then 'elsif pg_catalog.int4eq(unstale.part(), 2) then' else 'else' end,
+     part, w.id, head || case transition when 'old_rows' then '"old":' else '"new":' end, transition, head || '"rows":[',
+     unstale.chunks(w, transition, 'null::pg_catalog.bool', '32')), '' order by part) || $f$    end if;
+    if pg_catalog.int8gt(told, 0) then
+        done := unstale.ring();
+    end if;$f$
+      from generate_series(1, 3) part
+$$;
+
+-- The body of a statement that is announced. Beyond 64 payloads the log is cheaper, for everybody.
+create function unstale.aloud(w unstale.watch, transition text, fresh text, head text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format($f$    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_%1$s(r), ',') as images, pg_catalog.bool_and(%2$s) as fresh
+      into few from (select * from %3$s limit 33) r;
+    if pg_catalog.int8gt(few.rows, 32) then
+        for chunk in
+            %4$s
+        loop
+            done := unstale.tell(%1$s, unstale.one_row(%5$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(told, 64));
+            told := pg_catalog.int8pl(told, 1);
+        end loop;
+    elsif pg_catalog.int8gt(few.rows, 0) then
+        done := unstale.tell(%1$s, unstale.one_row(%5$L, pg_catalog.concat(few.images, ']')), few.fresh, true);
+    end if;$f$, w.id, coalesce(fresh, 'false'), transition, unstale.chunks(w, transition, coalesce(fresh, 'false'), '0'), head || '"rows":[')
+$$;
+
+-- A statement's trigger function: the rows as they are now, or were. An UPDATE that changes keys has a row trigger beside it.
+-- Most statements have few rows, and want few steps.
+create function unstale.statement_function(w unstale.watch, operation text, transition text, fresh text, head text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format($f$create or replace function unstale.%2$s_%1$s() returns trigger
+    language plpgsql security definer
+as $body$
+declare
+    few pg_catalog.record;
+    chunk pg_catalog.record;
+    told pg_catalog.int8 default 0;
+    done pg_catalog.bool;
+begin
+    if pg_catalog.to_regproc('unstale.uses_%1$s') is null then
+        return null; -- a column was dropped with CASCADE
+    end if;
+%3$s
+    return null;
+end
+$body$
+$f$, w.id, operation,
+     case w.delivery when 'log' then unstale.into_log(w, transition, head) else unstale.aloud(w, transition, fresh, head) end)
+$$;
+
+-- Announces a change if that is wanted and possible, and logs it unless a sweep would find what was announced.
+create function unstale.tell(watch_id integer, change text, sweepable boolean, aloud boolean) returns boolean
+    language plpgsql
+as $$
+begin
+    if aloud and unstale.announce(change) then
+        return sweepable or unstale.log(watch_id, change, true);
+    end if;
+    return unstale.log(watch_id, change, false);
+end
 $$;
 
 -- A condition on `new` or `old` that names every used column.
@@ -139,14 +298,36 @@ as $$
       from unnest(w.attnums || w.sweep_attnum) n where n is not null
 $$;
 
--- The triggers of a watch: name, event with its WHEN, and the function.
-create function unstale.trigger_definitions(w unstale.watch) returns table (name text, event text, condition text, function text)
+-- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those.
+create function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select t.operation, format('unstale_%s_%s', w.id, t.operation), t.enabled::"char"
+      from (select unstale.has_statement_triggers(w) as by_statement, w.only_columns is null as all_updates) s,
+           lateral (values
+               ('insert', case when by_statement then 'R' else 'A' end),
+               ('update', case when by_statement and all_updates then 'R' else 'A' end),
+               ('delete', case when by_statement then 'R' else 'A' end),
+               ('truncate', 'A'),
+               ('inserts', case when by_statement then 'O' end),
+               ('updates', case when by_statement and all_updates then 'O' end),
+               ('rekeys', case when by_statement and all_updates and cardinality(w.attnums) > 0 then 'O' end),
+               ('deletes', case when by_statement then 'O' end)
+           ) t(operation, enabled)
+     where t.enabled is not null
+$$;
+
+-- The triggers of a watch: name, event, level with its WHEN, function, and when it fires.
+create function unstale.trigger_definitions(w unstale.watch)
+    returns table (name text, event text, condition text, function text, enabled "char")
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     uses constant text := unstale.uses(w, 'new'); -- depends on every used column
     counts text; -- only_columns as a condition on an UPDATE
+    keys text; -- does an UPDATE change a key?
     image text[];
 begin
     if w.only_columns is not null then
@@ -159,15 +340,24 @@ begin
             counts := counts || format(' or coalesce(new.%1$I < old.%1$I, true)', unstale.column_now(w.relation, w.sweep_attnum));
         end if;
     end if;
+    select format('record_image_ne(row(%s), row(%s))', string_agg(format('old.%I', c), ', '), string_agg(format('new.%I', c), ', '))
+      into keys from (select unstale.column_now(w.relation, n) from unnest(w.attnums) n) k(c);
 
     return query
-    select format('unstale_%s_%s', w.id, o.operation), o.event, o.when_clause, format('unstale.%s_%s()', o.operation, w.id)
-      from (values
-        ('insert', 'after insert', 'for each row when (true or ' || uses || ')'),
-        ('update', 'after update', 'for each row when (' || coalesce(counts, 'true') || ' or (false and (' || uses || ')))'),
-        ('delete', 'after delete', 'for each row when (true or ' || unstale.uses(w, 'old') || ')'),
-        ('truncate', 'after truncate', 'for each statement')
-      ) as o(operation, event, when_clause);
+    select t.name, d.event, d.condition, format('unstale.%s_%s()', d.function, w.id), t.enabled
+      from unstale.trigger_names(w) t
+      join (values
+        -- Its transition table is there so that ATTACH PARTITION is refused, with the trigger's name: it would silence the others.
+        ('insert', 'after insert', case when unstale.has_statement_triggers(w) then 'referencing new table as new_rows ' else '' end
+            || 'for each row when (true or ' || uses || ')', 'insert'),
+        ('update', 'after update', 'for each row when (' || coalesce(counts, 'true') || ' or (false and (' || uses || ')))', 'update'),
+        ('delete', 'after delete', 'for each row when (true or ' || unstale.uses(w, 'old') || ')', 'delete'),
+        ('truncate', 'after truncate', 'for each statement', 'truncate'),
+        ('inserts', 'after insert', 'referencing new table as new_rows for each statement', 'inserts'),
+        ('updates', 'after update', 'referencing new table as new_rows for each statement', 'updates'),
+        ('rekeys', 'after update', 'for each row when (' || keys || ')', 'update'),
+        ('deletes', 'after delete', 'referencing old table as old_rows for each statement', 'deletes')
+      ) as d(operation, event, condition, function) on d.operation = t.operation;
 end
 $$;
 
@@ -181,34 +371,35 @@ as $$
     select t.relid from pg_partition_tree(relation) t
 $$;
 
--- Are all triggers of the watch there, everywhere, firing ALWAYS, and all functions?
+-- Are all triggers of the watch there, everywhere, firing when they should, and all functions?
 create function unstale.installed(w unstale.watch) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     select not exists (
-        select from unstale.tree(w.relation) r(relation), unnest(array['insert', 'update', 'delete', 'truncate']) o(operation)
-         where not exists (select from pg_trigger t
-                            where t.tgrelid = r.relation and t.tgname = format('unstale_%s_%s', w.id, o.operation) and t.tgenabled = 'A'))
+        select from unstale.tree(w.relation) r(relation), unstale.trigger_names(w) d
+         where not exists (select from pg_trigger t where t.tgrelid = r.relation and t.tgname = d.name and t.tgenabled = d.enabled))
        and not exists (
-        select from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate']) f(name)
+        select from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate', 'uses', 'inserts', 'updates', 'deletes']) f(name)
          where (f.name <> 'fresh' or w.sweep_attnum is not null)
+           and (f.name not in ('uses', 'inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
            and not exists (select from pg_proc p
                             where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', f.name, w.id)))
 $$;
 
--- Creates what is missing, and everything if `replace_all`. The caller holds the locks.
+-- Creates what is missing, and everything if `replace_all`; drops what another delivery had. The caller holds the locks.
 create function unstale.install(w unstale.watch, replace_all boolean) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     definition record;
+    surplus record;
     r regclass;
 begin
     for definition in select * from unstale.trigger_definitions(w) loop
         for r in select * from unstale.tree(w.relation) loop
-            continue when r <> w.relation and definition.condition like 'for each row%'; -- cloned from the parent
+            continue when r <> w.relation and definition.condition like '%for each row%'; -- cloned from the parent
             if replace_all or not exists (select from pg_trigger t where t.tgrelid = r and t.tgname = definition.name) then
                 execute format('create or replace trigger %I %s on %s %s execute function %s',
                                definition.name, definition.event, r, definition.condition, definition.function);
@@ -216,10 +407,18 @@ begin
         end loop;
         -- ALWAYS: also under session_replication_role = replica, and for what logical replication applies.
         for r in select * from unstale.tree(w.relation) loop
-            if exists (select from pg_trigger t where t.tgrelid = r and t.tgname = definition.name and t.tgenabled <> 'A') then
-                execute format('alter table only %s enable always trigger %I', r, definition.name);
+            if exists (select from pg_trigger t where t.tgrelid = r and t.tgname = definition.name and t.tgenabled <> definition.enabled) then
+                execute format('alter table only %s enable %s trigger %I', r,
+                               case definition.enabled when 'A' then 'always' when 'R' then 'replica' else '' end, definition.name);
             end if;
         end loop;
+    end loop;
+    for surplus in
+        select t.tgname, t.tgrelid::regclass as relation from pg_trigger t join unstale.tree(w.relation) tree(relation) on tree.relation = t.tgrelid
+         where t.tgname like format('unstale\_%s\_%%', w.id) and t.tgparentid = 0
+           and t.tgname not in (select d.name from unstale.trigger_names(w) d)
+    loop
+        execute format('drop trigger %I on %s', surplus.tgname, surplus.relation);
     end loop;
 end
 $$;

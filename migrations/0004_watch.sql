@@ -122,10 +122,13 @@ begin
     select string_agg(n.needed, ', ') into missing
       from (select 'usage on schema unstale' where not has_schema_privilege('unstale', 'usage')
             union all
-            select 'insert on unstale.change_log' where not has_table_privilege('unstale.change_log', 'insert')
+            select format('insert on unstale.%s', part) from unnest(array['change_log_1', 'change_log_2', 'change_log_3']) part
+             where not has_table_privilege('unstale.' || part, 'insert')
+            union all
+            select 'usage on sequence unstale.change_log_id' where not has_sequence_privilege('unstale.change_log_id', 'usage')
             union all
             select format('execute on function %s', p.oid::regprocedure) from pg_proc p
-             where p.pronamespace = 'unstale'::regnamespace and p.proname in ('announce', 'one_row', 'two_rows', 'margin')
+             where p.pronamespace = 'unstale'::regnamespace and p.proname in ('announce', 'one_row', 'two_rows', 'margin', 'part', 'log', 'tell', 'ring', 'bell')
                and not has_function_privilege(p.oid, 'execute')) n(needed);
     if missing is not null then
         raise exception 'the triggers that % would make could not run: it has no %', current_user, missing
@@ -142,8 +145,7 @@ as $$
 declare
     change constant text := format('{"watch":%s,"rev":%s,"all":true}', w.id, w.rev);
 begin
-    perform unstale.announce(w.id, change);
-    insert into unstale.change_log (watch, change) values (w.id, change);
+    perform unstale.log(w.id, change, unstale.announce(change));
 end
 $$;
 
@@ -159,11 +161,11 @@ declare
     sweep record;
 begin
     perform unstale.refuse_relation(relation);
-    if delivery in ('statement', 'log') then
-        raise exception 'delivery %: not yet in this version', quote_literal(delivery)
-            using errcode = 'feature_not_supported', hint = 'Use delivery => ''row''.';
-    elsif delivery is distinct from 'row' then
+    if delivery is null or delivery not in ('row', 'statement', 'log') then
         perform unstale.refuse(format('delivery %s is unknown', coalesce(quote_literal(delivery), 'null')), 'Use ''row'', ''statement'' or ''log''.');
+    elsif delivery = 'statement' and (select c.relkind = 'p' or c.relispartition from pg_class c where c.oid = relation) then
+        perform unstale.refuse(format('%s is partitioned, or a partition: a statement''s trigger does not fire on partitions that it does not name', relation),
+                               'Use delivery => ''row'' or ''log''.');
     end if;
     if coalesce(cardinality(keys), 0) = 0 or array_position(keys, null) is not null then
         perform unstale.refuse(format('%s: a watch needs at least one key template, and none that is null', relation), 'For example keys => array[''user:{id}''].');
@@ -288,8 +290,7 @@ as $$
 #variable_conflict use_column
 declare
     known unstale.watch;
-    r regclass;
-    operation text;
+    installed record;
     caller_timeout constant text := current_setting('lock_timeout');
 begin
     perform unstale.lock('unstale.watch', 'share row exclusive', caller_timeout, '10s');
@@ -300,11 +301,11 @@ begin
         return false;
     end if;
     perform unstale.lock(known.relation, 'access exclusive', caller_timeout, '1s');
-    foreach operation in array array['insert', 'update', 'delete', 'truncate'] loop
-        execute format('drop trigger if exists unstale_%s_%s on %s', known.id, operation, known.relation);
-    end loop;
-    for r in select t.tgrelid::regclass from pg_trigger t where t.tgname = format('unstale_%s_truncate', known.id) loop
-        execute format('drop trigger unstale_%s_truncate on %s', known.id, r); -- on partitions
+    for installed in -- on partitions, too, also on those that were detached
+        select t.tgname, t.tgrelid::regclass as relation from pg_trigger t
+         where t.tgname ~ format('^unstale_%s_[a-z]+$', known.id) and t.tgparentid = 0
+    loop
+        execute format('drop trigger %I on %s', installed.tgname, installed.relation);
     end loop;
     perform unstale.retire(known);
     perform set_config('lock_timeout', caller_timeout, true);
@@ -352,7 +353,7 @@ declare
 begin
     for f in select p.oid from pg_proc p
               where p.pronamespace = 'unstale'::regnamespace
-                and p.proname ~ format('^(row|same|fresh|insert|update|delete|truncate)_%s$', watch_id) loop
+                and p.proname ~ format('^(row|same|fresh|uses|insert|update|delete|truncate|inserts|updates|deletes)_%s$', watch_id) loop
         begin
             execute format('drop function %s', f);
         exception when insufficient_privilege then
@@ -417,7 +418,64 @@ as $$
     select w.* from unstale.watch w
      where w.ended is null and (w.layout <> unstale.layout(w) or not exists (select from pg_class c where c.oid = w.relation))
         -- Of instances that are forgotten, too: they are to delete all keys when they come back.
-        or w.ended < (select coalesce(c.replay_log_xmin, '0'::xid8) from unstale.checkpoint c order by 1 limit 1)
+        or exists (select from unstale.checkpoint)
+           and not exists (select from unstale.checkpoint c where pg_visible_in_snapshot(w.ended, c.replay_log) is not true)
+$$;
+
+-- Empties the parts of the log that every instance was done with a replay window ago, and lets the next one be written once
+-- the current one has grown. Every listener calls it now and then. It waits for nobody, and no writer for it: nobody writes
+-- to a part that is not the current one but a transaction that began when it was, and that keeps us from locking it.
+create function unstale.rotate_log(threshold bigint default 8388608) returns void
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    current_part constant integer := unstale.part();
+    free_part integer;
+begin
+    if not pg_try_advisory_xact_lock(unstale.bell() + 1) then
+        return;
+    end if;
+    for part in 1 .. 3 loop
+        continue when part = current_part;
+        if pg_relation_size(format('unstale.change_log_%s', part)) > 0 and unstale.is_done_with(part) then
+            begin
+                execute format('lock table unstale.change_log_%s in access exclusive mode nowait', part);
+                if unstale.is_done_with(part) then
+                    execute format('truncate unstale.change_log_%s', part);
+                    free_part := part;
+                end if;
+            exception when lock_not_available then
+                null; -- next time
+            end;
+        elsif pg_relation_size(format('unstale.change_log_%s', part)) = 0 then
+            free_part := part;
+        end if;
+    end loop;
+    if free_part is not null and pg_relation_size(format('unstale.change_log_%s', current_part)) > threshold then
+        execute format('create or replace function unstale.part() returns integer language sql stable return %s', free_part);
+    end if;
+end
+$$;
+
+-- Has every instance that is not forgotten done all that is in this part, a replay window ago? Not done is what its snapshot
+-- does not see: transactions after it, and those that were open in it.
+create function unstale.is_done_with(part integer) returns boolean
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    done boolean;
+begin
+    execute format($q$
+        select coalesce(bool_and(
+                   c.replay_log is not null
+                   and not exists (select from unstale.change_log_%1$s l where l.xid >= pg_snapshot_xmax(c.replay_log))
+                   and not exists (select from pg_snapshot_xip(c.replay_log) x join unstale.change_log_%1$s l on l.xid = x)), false)
+          from unstale.checkpoint c
+         where c.saved_at >= clock_timestamp() - c.forget_after$q$, part) into done;
+    return done;
+end
 $$;
 
 -- The sentences of watch() are for its caller alone; the trigger functions need no grant.

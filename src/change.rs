@@ -6,8 +6,9 @@
 //!
 //! ```json
 //! {"watch":7,"rev":2,"new":{"id":"42","email":"b@c.d"},"old":{"id":"42","email":"a@c.d"}}
+//! {"watch":7,"rev":2,"rows":[{"id":"42","email":"b@c.d"},{"id":"43","email":null}]}
 //! {"watch":7,"rev":2,"all":true}
-//! {"watch":7,"log":"981"}
+//! {"bell":true}
 //! {"heartbeat":12}
 //! {"watches":true}
 //! ```
@@ -20,22 +21,17 @@ use serde::de::{MapAccess, Visitor};
 /// A payload, read strictly; it borrows from the text.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Announcement<'a> {
-    /// A row was inserted, updated or deleted.
+    /// Rows were inserted, updated or deleted.
     Change(Change<'a>),
-    /// The transaction's changes of one watch are too long for NOTIFY: they are in `unstale.change_log`.
-    Logged {
-        /// `unstale.watch.id`.
-        watch: i32,
-        /// The transaction, `unstale.change_log.xid`.
-        xid: u64,
-    },
+    /// Something was written to the log that is said nowhere else.
+    Bell,
     /// A listener's own heartbeat. Believed only if it comes from that listener's backend.
     Heartbeat(u64),
     /// `unstale.watch()` or `unstale.unwatch()` changed something.
     Watches,
 }
 
-/// One changed row, or all of a table.
+/// Changed rows, or all of a table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Change<'a> {
     /// `unstale.watch.id`.
@@ -49,7 +45,7 @@ pub struct Change<'a> {
 /// The rows whose keys a change deletes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum What<'a> {
-    /// The row as it was, as it is, or both where a key column changed.
+    /// A row as it was, as it is, or both where a key column changed; or those of a whole statement.
     Rows(Vec<Row<'a>>),
     /// TRUNCATE: every row.
     All,
@@ -106,8 +102,10 @@ struct Fields<'a> {
     new: Option<Row<'a>>,
     #[serde(borrow)]
     old: Option<Row<'a>>,
+    #[serde(borrow)]
+    rows: Option<Vec<Row<'a>>>,
     all: Option<bool>,
-    log: Option<Cow<'a, str>>,
+    bell: Option<bool>,
     heartbeat: Option<u64>,
     watches: Option<bool>,
 }
@@ -118,23 +116,42 @@ struct Fields<'a> {
 /// [`Malformed`]: count it and go on.
 pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
     let change = |watch, rev, what| Announcement::Change(Change { watch, rev, what });
-    match serde_json::from_str(payload)? {
-        Fields { watch: Some(watch), rev: Some(rev), new, old, all: None, log: None, heartbeat: None, watches: None }
+    let fields = serde_json::from_str(payload)?;
+    match fields {
+        Fields { watch: Some(watch), rev: Some(rev), new, old, rows: None, all: None, bell: None, heartbeat: None, watches: None }
             if new.is_some() || old.is_some() =>
         {
             Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
         }
-        Fields { watch: Some(watch), rev: Some(rev), all: Some(true), new: None, old: None, log: None, heartbeat: None, watches: None } => {
-            Ok(change(watch, rev, What::All))
-        }
-        Fields { watch: Some(watch), log: Some(xid), rev: None, new: None, old: None, all: None, heartbeat: None, watches: None } => {
-            Ok(Announcement::Logged { watch, xid: xid.parse().map_err(|_| Malformed::Meaningless)? })
-        }
-        Fields { heartbeat: Some(n), watch: None, rev: None, new: None, old: None, all: None, log: None, watches: None } => {
-            Ok(Announcement::Heartbeat(n))
-        }
-        Fields { watches: Some(true), watch: None, rev: None, new: None, old: None, all: None, log: None, heartbeat: None } => {
-            Ok(Announcement::Watches)
+        Fields {
+            watch: Some(watch),
+            rev: Some(rev),
+            rows: Some(rows),
+            new: None,
+            old: None,
+            all: None,
+            bell: None,
+            heartbeat: None,
+            watches: None,
+        } => Ok(change(watch, rev, What::Rows(rows))),
+        Fields {
+            watch: Some(watch),
+            rev: Some(rev),
+            all: Some(true),
+            new: None,
+            old: None,
+            rows: None,
+            bell: None,
+            heartbeat: None,
+            watches: None,
+        } => Ok(change(watch, rev, What::All)),
+        Fields { watch: None, rev: None, new: None, old: None, rows: None, all: None, bell, heartbeat, watches } => {
+            match (bell, heartbeat, watches) {
+                (Some(true), None, None) => Ok(Announcement::Bell),
+                (None, Some(n), None) => Ok(Announcement::Heartbeat(n)),
+                (None, None, Some(true)) => Ok(Announcement::Watches),
+                _ => Err(Malformed::Meaningless),
+            }
         }
         _ => Err(Malformed::Meaningless),
     }
@@ -192,7 +209,10 @@ mod tests {
     fn each_announcement_is_recognised() {
         let all = Announcement::Change(Change { watch: 7, rev: 1, what: What::All });
         assert_eq!(parse(r#"{"watch":7,"rev":1,"all":true}"#).expect("truncate"), all);
-        assert_eq!(parse(r#"{"watch":7,"log":"981"}"#).expect("logged"), Announcement::Logged { watch: 7, xid: 981 });
+        let rows =
+            Announcement::Change(Change { watch: 7, rev: 1, what: What::Rows(vec![row(&[("id", Some("1"))]), row(&[("id", None)])]) });
+        assert_eq!(parse(r#"{"watch":7,"rev":1,"rows":[{"id":"1"},{"id":null}]}"#).expect("a statement"), rows);
+        assert_eq!(parse(r#"{"bell":true}"#).expect("bell"), Announcement::Bell);
         assert_eq!(parse(r#"{"heartbeat":12}"#).expect("heartbeat"), Announcement::Heartbeat(12));
         assert_eq!(parse(r#"{"watches":true}"#).expect("watches"), Announcement::Watches);
     }
@@ -216,7 +236,10 @@ mod tests {
             r#"{"watch":7,"rev":1,"all":true,"new":{"id":"1"}}"#,
             r#"{"watch":7,"rev":1,"new":{"id":"1"},"more":1}"#,
             r#"{"watch":99999999999,"rev":1,"all":true}"#,
-            r#"{"watch":7,"log":"-1"}"#,
+            r#"{"watch":7,"rev":1,"rows":[],"new":{"id":"1"}}"#,
+            r#"{"watch":7,"rev":1,"rows":[1]}"#,
+            r#"{"watch":7,"bell":true}"#,
+            r#"{"bell":false}"#,
             r#"{"watches":true,"heartbeat":1}"#,
             r#"{"watches":true} {"watches":true}"#,
         ] {

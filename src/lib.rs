@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! table --trigger--> NOTIFY --> pg::session --> change --> rule --keys--> batch --> sink --UNLINK--> Redis
-//!   |                              |                                                  |
-//!   +--what a sweep could not find--> unstale.change_log --after a gap--+        acknowledged
-//!   +--rows stamped since the watermark------------pg::sweep------------+             |
-//!                                                                                     v
+//!   |                              ^                                                  |
+//!   |                              +--- delivery => 'log' ---+                   acknowledged
+//!   +--that, and what a sweep could not find--> unstale.change_log --after a gap--+   |
+//!   +--rows stamped since the watermark------------pg::sweep----------------------+   v
 //!        heartbeat: time, snapshot, NOTIFY --> comes back in order --> watermark moves on
 //! ```
 //!

@@ -1,8 +1,8 @@
 //! How far an instance has come, provably.
 //!
-//! A heartbeat reads `t = statement_timestamp()` and a snapshot (`xmin`, `xmax`), in this order, and then sends itself a
-//! NOTIFY. A transaction queues its NOTIFYs before it ends, and the queue keeps their order. So when heartbeat `n` has
-//! arrived and all that arrived before it is acknowledged by Redis, every transaction with an xid below `xmin(n)` is done.
+//! A heartbeat reads `t = statement_timestamp()` and a snapshot, in this order, and then sends itself a NOTIFY. A transaction
+//! queues its NOTIFYs before it ends, and the queue keeps their order. So when heartbeat `n` has arrived, the log has been read
+//! after it was sent, and all that arrived until then is acknowledged by Redis, every transaction that the snapshot sees is done.
 //!
 //! What is still to come has an xid of `xmin(n)` or more. Let `j` be the latest heartbeat with `xmax(j) <= xmin(n)`: an xid
 //! of `xmax(j)` or more was given out after `t(j)`, so that such a transaction's triggers ran after `t(j)`. They leave a
@@ -10,7 +10,7 @@
 //!
 //! - rows to be swept after a gap carry a stamp of at least `t(j) - margin`; the clock may have stepped back by another
 //!   margin, so the watermark is `t(j) - 2 margins`;
-//! - logged changes to be read after a gap carry an xid of at least `xmin(n)`.
+//! - logged changes to be read after a gap are those that snapshot `n` does not see.
 //!
 //! This holds for transactions open for hours, prepared ones included, and needs no privilege.
 //!
@@ -18,6 +18,9 @@
 //! checkpoint of `replay.window` ago is kept, too. Pure.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How much older than the clock a stamp may be without being logged. `unstale.margin()` in the migrations is the same.
@@ -39,30 +42,78 @@ impl PgTime {
     }
 }
 
+/// A `pg_snapshot`: which transactions had ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Every transaction with a smaller xid had ended.
+    pub xmin: u64,
+    /// No transaction had this xid or a larger one.
+    pub xmax: u64,
+    /// Those in between that had not ended.
+    pub open: Arc<[u64]>,
+}
+
+impl Snapshot {
+    /// Sees nothing.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { xmin: 3, xmax: 3, open: Arc::new([]) } // 3: the first xid that is ever given out
+    }
+
+    /// Had this transaction ended?
+    #[must_use]
+    pub fn sees(&self, xid: u64) -> bool {
+        xid < self.xmin || xid < self.xmax && !self.open.contains(&xid)
+    }
+}
+
+/// As PostgreSQL writes it, `xmin:xmax:xid,xid`.
+impl fmt::Display for Snapshot {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}:", self.xmin, self.xmax)?;
+        self.open.iter().enumerate().try_for_each(|(n, xid)| write!(formatter, "{}{xid}", if n > 0 { "," } else { "" }))
+    }
+}
+
+/// A text that is no `pg_snapshot`.
+#[derive(Debug, thiserror::Error)]
+#[error("not a pg_snapshot")]
+pub struct NoSnapshot;
+
+impl FromStr for Snapshot {
+    type Err = NoSnapshot;
+
+    fn from_str(text: &str) -> Result<Self, NoSnapshot> {
+        let number = |text: &str| text.parse().map_err(|_| NoSnapshot);
+        let (xmin, rest) = text.split_once(':').ok_or(NoSnapshot)?;
+        let (xmax, open) = rest.split_once(':').ok_or(NoSnapshot)?;
+        let open = open.split(',').filter(|xid| !xid.is_empty()).map(number).collect::<Result<_, _>>()?;
+        Ok(Self { xmin: number(xmin)?, xmax: number(xmax)?, open })
+    }
+}
+
 /// A heartbeat as it was sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beat {
     /// Counts from 1 in each session.
     pub n: u64,
     /// `statement_timestamp()`, not later than the snapshot.
     pub at: PgTime,
-    /// Every transaction with a smaller xid had ended.
-    pub xmin: u64,
-    /// No transaction had this xid or a larger one.
-    pub xmax: u64,
+    /// `pg_current_snapshot()`.
+    pub snapshot: Snapshot,
 }
 
 /// Where catching up begins: `unstale.checkpoint`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Rows with an older stamp are done; `None` before the first transactions are known to have ended.
     pub watermark: Option<PgTime>,
-    /// Logged changes of smaller xids are done.
-    pub log_xmin: u64,
+    /// Logged changes of the transactions that it sees are done.
+    pub log: Snapshot,
 }
 
 /// What is proven, and what was a while ago.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Proven {
     /// Where catching up begins.
     pub checkpoint: Option<Checkpoint>,
@@ -107,13 +158,21 @@ const REPLAY_STEPS: u32 = 16;
 /// The ledger of one session's heartbeats.
 #[derive(Debug)]
 pub struct Watermark {
-    last: Option<Beat>,
+    last: Option<PgTime>, // when the last heartbeat was sent
     sent: VecDeque<Beat>, // still to be acknowledged, by n
-    past: VecDeque<Beat>, // acknowledged or not, by xmax: where t(j) is looked up
+    past: VecDeque<Past>, // acknowledged or not, by xmax: where t(j) is looked up
     doublings: u32,       // `past` keeps the heartbeats whose n is a multiple of 2^doublings
     proven: Proven,
     window: Duration,
     recent: VecDeque<(PgTime, Checkpoint)>, // within the window, some steps apart, with the time at which they were proven
+}
+
+/// What of a heartbeat is remembered for long.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    n: u64,
+    at: PgTime,
+    xmax: u64,
 }
 
 impl Watermark {
@@ -132,12 +191,12 @@ impl Watermark {
 
     /// A heartbeat was sent.
     pub fn sent(&mut self, beat: Beat) {
-        self.last = Some(beat);
+        self.last = Some(beat.at);
+        if beat.n.trailing_zeros() >= self.doublings || self.past.is_empty() {
+            self.past.push_back(Past { n: beat.n, at: beat.at, xmax: beat.snapshot.xmax });
+        }
         if self.sent.len() < LEDGER {
             self.sent.push_back(beat); // one that is left out proves nothing, and a later one will
-        }
-        if beat.n.trailing_zeros() >= self.doublings || self.past.is_empty() {
-            self.past.push_back(beat);
         }
         if self.past.len() > LEDGER {
             self.doublings += 1;
@@ -146,7 +205,8 @@ impl Watermark {
         }
     }
 
-    /// Heartbeat `n` came back, and Redis has acknowledged everything that came before it. Returns the new checkpoint.
+    /// Heartbeat `n` came back, the log was read after it was sent, and Redis has acknowledged everything that came until then.
+    /// Returns the new checkpoint.
     ///
     /// Only to be called while no gap is open: what happened in a gap did not come before it.
     pub fn acknowledged(&mut self, n: u64) -> Option<Checkpoint> {
@@ -154,7 +214,8 @@ impl Watermark {
         while let Some(beat) = self.sent.pop_front_if(|beat| beat.n <= n) {
             latest = Some(beat);
         }
-        let Beat { at, xmin, .. } = latest?;
+        let Beat { at, snapshot, .. } = latest?;
+        let xmin = snapshot.xmin;
         // xmax never falls from one heartbeat to the next.
         while self.past.get(1).is_some_and(|next| next.xmax <= xmin) {
             self.past.pop_front();
@@ -164,10 +225,10 @@ impl Watermark {
         }
         let proven = self.through(xmin);
         // Not the maximum with what was known: where the clock was set back, new rows are stamped by the new clock.
-        let known = self.proven.checkpoint.and_then(|known| known.watermark);
-        let checkpoint = Checkpoint { watermark: proven.or(known), log_xmin: xmin };
-        self.proven.checkpoint = Some(checkpoint);
-        self.remember(at, checkpoint);
+        let known = self.proven.checkpoint.as_ref().and_then(|known| known.watermark);
+        let checkpoint = Checkpoint { watermark: proven.or(known), log: snapshot };
+        self.proven.checkpoint = Some(checkpoint.clone());
+        self.remember(at, checkpoint.clone());
         Some(checkpoint)
     }
 
@@ -175,7 +236,7 @@ impl Watermark {
     /// this session.
     #[must_use]
     pub fn would_prove(&self, n: u64) -> Option<PgTime> {
-        self.sent.iter().rfind(|beat| beat.n <= n).and_then(|beat| self.through(beat.xmin))
+        self.sent.iter().rfind(|beat| beat.n <= n).and_then(|beat| self.through(beat.snapshot.xmin))
     }
 
     /// t(j) less two margins, j being the latest heartbeat with `xmax(j) <= xmin`.
@@ -203,14 +264,14 @@ impl Watermark {
     /// How far the clock was ahead of the watermark at the last heartbeat.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
-        let micros = self.last?.at.0.saturating_sub(self.proven.checkpoint?.watermark?.0);
+        let micros = self.last?.0.saturating_sub(self.proven.checkpoint.as_ref()?.watermark?.0);
         Some(Duration::from_micros(u64::try_from(micros).unwrap_or(0)))
     }
 
     /// What is proven.
     #[must_use]
     pub fn proven(&self) -> Proven {
-        self.proven
+        self.proven.clone()
     }
 }
 
@@ -221,7 +282,7 @@ mod tests {
     const WINDOW: Duration = Duration::from_secs(60);
 
     fn beat(n: u64, seconds: i64, xmin: u64, xmax: u64) -> Beat {
-        Beat { n, at: PgTime(seconds * 1_000_000), xmin, xmax }
+        Beat { n, at: PgTime(seconds * 1_000_000), snapshot: Snapshot { xmin, xmax, open: Arc::new([]) } }
     }
 
     fn seconds(checkpoint: Option<Checkpoint>) -> Option<i64> {
@@ -229,10 +290,23 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_is_read_as_postgresql_writes_it() {
+        for text in ["3:3:", "10:20:10", "10:20:10,14,19"] {
+            assert_eq!(text.parse::<Snapshot>().expect("one").to_string(), text);
+        }
+        let snapshot: Snapshot = "10:20:10,14".parse().expect("one");
+        assert_eq!([9, 10, 11, 14, 19, 20].map(|xid| snapshot.sees(xid)), [true, false, true, false, true, false]);
+        for text in ["", "1", "1:2", "a:b:", "1:2:x"] {
+            assert!(text.parse::<Snapshot>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn nothing_is_proven_before_the_first_transactions_have_ended() {
         let mut watermark = Watermark::new(Proven::default(), WINDOW);
         watermark.sent(beat(1, 100, 5, 9));
-        assert_eq!(watermark.acknowledged(1), Some(Checkpoint { watermark: None, log_xmin: 5 }));
+        let log = Snapshot { xmin: 5, xmax: 9, open: Arc::new([]) };
+        assert_eq!(watermark.acknowledged(1), Some(Checkpoint { watermark: None, log }));
     }
 
     #[test]
@@ -275,7 +349,7 @@ mod tests {
 
     #[test]
     fn it_follows_a_clock_that_is_set_back() {
-        let checkpoint = Some(Checkpoint { watermark: Some(PgTime(500_000_000)), log_xmin: 3 });
+        let checkpoint = Some(Checkpoint { watermark: Some(PgTime(500_000_000)), log: Snapshot::nothing() });
         let stored = Proven { checkpoint, replay: None };
         let mut watermark = Watermark::new(stored, WINDOW);
         watermark.sent(beat(1, 100, 5, 9));

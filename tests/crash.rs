@@ -88,7 +88,7 @@ struct Chaos {
     progress: bool,
     faults: Faults,
     shared: Arc<Shared>,
-    /// Where `log_xmin` of the checkpoint is read.
+    /// Where `log` of the checkpoint is read.
     proof: &'static str,
 }
 
@@ -182,7 +182,7 @@ impl Chaos {
         let marked = marked.bind(MARKER).bind(self.shared.version()).fetch_one(&mut sql).await.expect("PostgreSQL is up");
         let xid: String = marked.get(0);
         until("the marker is through", async || !cache.has(&key).expect("Redis is up")).await;
-        let passed = format!("select coalesce(bool_or(log_xmin > $1::text::xid8), false) from {}", self.proof);
+        let passed = format!("select coalesce(bool_or(pg_visible_in_snapshot($1::text::xid8, log)), false) from {}", self.proof);
         until("the checkpoint has passed the marker", async || {
             let passed = sqlx::query(sqlx::AssertSqlSafe(passed.as_str())).bind(&xid).fetch_one(&mut sql).await;
             passed.expect("PostgreSQL is up").get::<bool, _>(0)
@@ -286,7 +286,7 @@ fn texts(reply: Reply) -> Vec<Option<String>> {
     replies.into_iter().map(text).collect()
 }
 
-/// Does what `UNSTALE_CHAOS_FLAW` asks for. Returns where the true `log_xmin` of the checkpoint is.
+/// Does what `UNSTALE_CHAOS_FLAW` asks for. Returns where the true `log` of the checkpoint is.
 async fn break_something(world: &World) -> &'static str {
     match std::env::var("UNSTALE_CHAOS_FLAW").as_deref() {
         Err(_) => return "unstale.checkpoint",
@@ -294,7 +294,9 @@ async fn break_something(world: &World) -> &'static str {
             world
                 .execute(
                     "create function public.forget() returns trigger language plpgsql as 'begin return null; end';
-                     create trigger flaw before insert on unstale.change_log for each row execute function public.forget();",
+                     create trigger flaw before insert on unstale.change_log_1 for each row execute function public.forget();
+                     create trigger flaw before insert on unstale.change_log_2 for each row execute function public.forget();
+                     create trigger flaw before insert on unstale.change_log_3 for each row execute function public.forget();",
                 )
                 .await;
             return "unstale.checkpoint";
@@ -304,15 +306,15 @@ async fn break_something(world: &World) -> &'static str {
     }
     world
         .execute(
-            "create table public.proof (log_xmin xid8);
+            "create table public.proof (log pg_snapshot);
              -- What it makes of an inserted row is also what ON CONFLICT DO UPDATE sees.
              create function public.hurry() returns trigger language plpgsql as '
              begin
-                 insert into public.proof values (new.log_xmin);
+                 insert into public.proof values (new.log);
                  new.watermark := clock_timestamp();
-                 new.log_xmin := pg_current_xact_id();
+                 new.log := pg_current_snapshot();
                  new.replay_watermark := new.watermark;
-                 new.replay_log_xmin := new.log_xmin;
+                 new.replay_log := new.log;
                  return new;
              end';
              create trigger flaw before insert on unstale.checkpoint for each row execute function public.hurry();",

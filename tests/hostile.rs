@@ -47,14 +47,13 @@ fn hostile_payloads(watch: i64, rev: i64) -> Vec<String> {
     payloads
 }
 
-/// Well-formed, and yet to no effect: heartbeats of others, logged transactions that nobody knows, watches that have not changed.
-fn forged_payloads(watch: i64) -> Vec<String> {
+/// Well-formed, and yet to no effect: heartbeats of others, a bell for nothing, watches that have not changed.
+fn forged_payloads() -> Vec<String> {
     let of = |n: u64| {
         [
             format!(r#"{{"heartbeat":{}}}"#, u64::MAX - n),
             format!(r#"{{"heartbeat":{n}}}"#),
-            format!(r#"{{"watch":{watch},"log":"{}"}}"#, u64::MAX - n),
-            format!(r#"{{"watch":{watch},"log":"{n}"}}"#),
+            format!(r#"{{"bell":true{}}}"#, " ".repeat(usize::try_from(n).unwrap_or(0))),
             format!(r#"{{"watches":true{}}}"#, " ".repeat(usize::try_from(n).unwrap_or(0))),
         ]
     };
@@ -79,7 +78,7 @@ async fn whoever_notifies_without_any_grant_deletes_nothing_and_stops_nothing() 
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("set role {role}"))).execute(&mut *stranger).await.expect("a role");
     sqlx::raw_sql("select count(*) from unstale.watch").execute(&mut *stranger).await.expect_err("it has no grant");
     let hostile = hostile_payloads(watch, rev);
-    for payload in hostile.iter().chain(&forged_payloads(watch)) {
+    for payload in hostile.iter().chain(&forged_payloads()) {
         let sent = sqlx::query("select pg_notify('unstale', $1)").bind(payload).execute(&mut *stranger).await;
         sent.unwrap_or_else(|error| panic!("{payload}: {error}"));
     }

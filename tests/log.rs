@@ -1,6 +1,8 @@
 //! Reading `unstale.change_log` on a real server.
 
-use unstale::pg::log::page;
+use sqlx::Connection as _;
+use unstale::pg::log::{Reader, page};
+use unstale::watermark::Snapshot;
 
 use crate::support::world::World;
 
@@ -8,17 +10,89 @@ use crate::support::world::World;
 async fn pages_of_the_log_follow_each_other_also_where_xids_get_one_more_digit() {
     let world = World::new().await;
     world
-        .execute("insert into unstale.change_log (xid, watch, change) select (995 + n)::text::xid8, 1, n from generate_series(1, 9) n")
+        .execute(
+            "insert into unstale.change_log_2 (xid, watch, announced, change)
+             select (995 + n)::text::xid8, 1, n % 2 = 0, n from generate_series(1, 9) n",
+        )
         .await;
     let mut sql = world.sql.acquire().await.expect("the cluster is up");
+    let done: Snapshot = "997:1002:999".parse().expect("a snapshot");
     let (mut read, mut after) = (Vec::new(), None);
     loop {
-        let (changes, last) = page(&mut sql, 997, after, 2).await.expect("the table is there");
+        let (changes, last) = page(&mut sql, &done, after, 2).await.expect("the table is there");
         if last.is_none() {
             break;
         }
         read.extend(changes);
         after = last;
     }
-    assert_eq!(read, ["2", "3", "4", "5", "6", "7", "8", "9"]);
+    assert_eq!(read, ["4", "7", "8", "9"], "one that was open, and those that came later");
+}
+
+/// All pages of a reading.
+async fn reading(reader: &mut Reader, world: &World) -> Vec<String> {
+    let mut sql = world.sql.acquire().await.expect("the cluster is up");
+    let mut read = Vec::new();
+    loop {
+        let page = reader.page(&mut sql).await.expect("the table is there");
+        read.extend(page.changes);
+        if !page.more {
+            return read;
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_change_is_read_once_in_whatever_order_transactions_end() {
+    let world = World::new().await;
+    let log = |change: &str| format!("insert into unstale.change_log_1 (watch, announced, change) values (1, false, '{change}')");
+    let mut reader = Reader::new(&mut world.sql.acquire().await.expect("a connection")).await.expect("the server is up");
+    let (mut first, mut second) = (world.sql.acquire().await.expect("a connection"), world.sql.acquire().await.expect("a connection"));
+    let mut early = first.begin().await.expect("begins");
+    sqlx::query(sqlx::AssertSqlSafe(log("early"))).execute(&mut *early).await.expect("written");
+    let mut aborted = second.begin().await.expect("begins");
+    sqlx::query(sqlx::AssertSqlSafe(log("aborted"))).execute(&mut *aborted).await.expect("written");
+    world.execute(&log("quick")).await;
+    assert_eq!(reading(&mut reader, &world).await, ["quick"]);
+    assert_eq!(reading(&mut reader, &world).await, [""; 0]);
+    world.execute("insert into unstale.change_log_3 (watch, announced, change) select 1, n = 7, n from generate_series(1, 100) n").await;
+    let hundred = reading(&mut reader, &world).await;
+    assert_eq!(hundred.len(), 99, "in several pages, and one was announced");
+    early.commit().await.expect("commits");
+    aborted.rollback().await.expect("rolls back");
+    world.execute(&log("late")).await;
+    assert_eq!(reading(&mut reader, &world).await, ["early", "late"]);
+    assert_eq!(reading(&mut reader, &world).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
+    let world = World::new().await;
+    let rows = "select count(*) from unstale.change_log";
+    let write = |n: u32| format!("do 'begin for n in 1..{n} loop perform unstale.log(1, n::text, true); end loop; end'");
+    let save = "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
+                values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')
+                on conflict (instance) do update set replay_log = pg_current_snapshot()";
+    world.execute(&write(500)).await;
+    world.execute("select unstale.rotate_log(0)").await; // the next part is written now
+    assert_eq!(world.number(rows).await, 500, "nobody has done it");
+    let mut open = world.sql.begin().await.expect("begins");
+    sqlx::query("select unstale.log(1, 'open', true)").execute(&mut *open).await.expect("written");
+    world.execute(save).await;
+    world.execute(&write(100)).await;
+    world.execute("select unstale.rotate_log(0)").await;
+    assert_eq!(world.number(rows).await, 100, "a transaction in the other part keeps only that");
+    world.execute(save).await;
+    world.execute("select unstale.rotate_log(0)").await;
+    assert_eq!(world.number(rows).await, 100, "the open transaction has written to it");
+    open.commit().await.expect("commits");
+    world.execute("select unstale.rotate_log(0)").await;
+    assert_eq!(world.number(rows).await, 101, "which was not done when it ended");
+    world.execute(save).await;
+    world.execute("select unstale.rotate_log(0)").await;
+    assert_eq!(world.number(rows).await, 0);
+    assert_eq!(
+        world.number("select count(distinct oid) from pg_proc where proname = 'log' and pronamespace = 'unstale'::regnamespace").await,
+        1
+    );
 }

@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod crash;
 mod daemon;
+mod delivery;
 mod demo;
 mod gap;
 mod hostile;

@@ -86,6 +86,11 @@ fn a_fail_over_of_redis_that_is_not_told_is_noticed() {
 }
 
 #[test]
+fn a_log_that_is_read_by_its_last_id_is_noticed() {
+    is_found(Flaw::LogReadInOrder);
+}
+
+#[test]
 fn a_sweep_that_goes_on_from_the_last_stamp_it_brought_is_noticed() {
     is_found(Flaw::PagesTrusted);
 }

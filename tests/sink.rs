@@ -39,7 +39,7 @@ async fn not_ready_because(daemon: &Daemon, text: &str) -> String {
 #[tokio::test]
 async fn a_command_whose_reply_is_lost_does_not_count_as_done_and_is_repeated() {
     let (mut world, link, mut daemon) = linked().await;
-    let log_xmin = "select log_xmin::text::bigint from unstale.checkpoint where instance = 'test'";
+    let log_xmin = "select pg_snapshot_xmin(log)::text::bigint from unstale.checkpoint where instance = 'test'";
     until("there is a checkpoint", async || world.number("select count(*) from unstale.checkpoint").await == 1).await;
     link.hold_replies();
     world.change_users().await;

@@ -3,6 +3,7 @@
 //! Owns: [`Ear`], which hears all that a statement says and nothing else: a marker is sent after it and seen first.
 
 mod ddl;
+mod deliveries;
 mod partitions;
 mod statements;
 mod sweepable;
@@ -17,6 +18,9 @@ use crate::support::world::World;
 /// Keys by id and e-mail, and a stamp.
 const USERS: &str = "create table users (id bigint primary key, email text, name text, updated_at timestamptz default clock_timestamp());
     select unstale.watch('users', array['user:{id}', 'by-email:{email}'])";
+
+/// What is said of a change that is only in the log.
+const BELL: &str = r#"{"bell":true}"#;
 
 /// A database, and a connection that listens to it.
 pub(crate) struct Ear {
@@ -54,7 +58,7 @@ impl Ear {
 
     /// What was logged since the last call, in order.
     pub(crate) async fn logged(&self) -> Vec<String> {
-        let sql = "with d as (delete from unstale.change_log returning *) select change from d order by xid, id";
+        let sql = "with d as (delete from unstale.change_log returning *) select change from d order by d.xid, d.id";
         self.rows(sql).await.iter().map(|change| shortened(change)).collect()
     }
 

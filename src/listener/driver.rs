@@ -174,7 +174,7 @@ impl Driver {
                 Input::BeatSent(beat)
             }
             Some(Event::Watches(watches)) => Input::Watches(compile(watches)),
-            Some(Event::LogRead(changes)) => Input::LogRead(changes),
+            Some(Event::LogRead(page)) => Input::LogRead { changes: page.changes, more: page.more },
         };
         self.handle(input);
     }
@@ -226,7 +226,7 @@ impl Driver {
             }
             Action::Beat { n, progress } => self.ask(Request::Beat(n, progress)),
             Action::ReadWatches => self.ask(Request::Watches),
-            Action::ReadLog { watch, xid } => self.ask(Request::Log { watch, xid }),
+            Action::ReadLog { awake } => self.ask(Request::Log { awake }),
             Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
             Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
             Action::Sweep { checkpoint, done } => {

@@ -17,6 +17,7 @@
 mod gap;
 mod heart;
 mod intake;
+mod log;
 mod timers;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Store
 use gap::{Gap, Recent};
 use heart::Heart;
 use intake::Skipped;
+use log::Log;
 
 /// What the configuration decides.
 #[derive(Debug, Clone)]
@@ -115,8 +117,13 @@ pub enum Input {
     BeatSent(Beat),
     /// The watches as they are now.
     Watches(Vec<Rule>),
-    /// The changes that were asked for with [`Action::ReadLog`].
-    LogRead(Vec<String>),
+    /// A page of changes that are only in the log, asked for with [`Action::ReadLog`].
+    LogRead {
+        /// What NOTIFY would have said.
+        changes: Vec<String>,
+        /// There is another page.
+        more: bool,
+    },
     /// The sweep has brought everything.
     SweepEnded,
     /// The sweep failed.
@@ -163,12 +170,10 @@ pub enum Action {
     },
     /// Read the watches, and receive nothing before.
     ReadWatches,
-    /// Read a transaction's logged changes of one watch, and receive nothing before.
+    /// Read the next page of changes that are only in the log.
     ReadLog {
-        /// `unstale.watch.id`.
-        watch: i32,
-        /// The transaction.
-        xid: u64,
+        /// It will be read again and again: nobody need ring.
+        awake: bool,
     },
     /// Read everything since the checkpoint from the tables and the log.
     Sweep {
@@ -212,13 +217,14 @@ pub struct Machine {
     watermark: Watermark,
     backoff: Backoff,
     heart: Heart,
+    log: Log,
     gap: Option<Gap>,
     redis: Option<Arc<str>>, // run id of the one that answered last
     server: Option<Server>,  // the PostgreSQL of the last session
     recent: Recent,
     redis_failure: Option<String>,
     redis_answered: Instant,
-    reading: bool, // watches or log are being read, and nothing is received before
+    reading: bool, // the watches are being read, and nothing is received before
     lost_because: String,
     tallies: HashMap<i32, Tally>,
     skipped: Skipped,
@@ -238,6 +244,7 @@ impl Machine {
             rules: Rules::new(),
             backoff,
             heart: Heart::new(0, now),
+            log: Log::default(),
             gap: Some(Gap::new(Cause::Start, now)),
             redis: None,
             server: None,
@@ -260,18 +267,17 @@ impl Machine {
             Input::Lost(reason) => self.lost(now, Cause::Session, reason),
             Input::BeatSent(beat) => {
                 self.heart.answered = true;
+                self.log.beat = beat.n;
                 self.watermark.sent(beat);
+                self.read_log();
             }
             Input::Watches(rules) => {
-                self.done_reading(now);
+                self.reading = false;
+                self.heart.heard = now;
                 self.set_rules(rules);
+                self.go_on_with_log(now);
             }
-            Input::LogRead(changes) => {
-                self.done_reading(now);
-                for change in changes {
-                    self.logged(Lane::Live, &change);
-                }
-            }
+            Input::LogRead { changes, more } => self.log_read(now, changes, more),
             Input::SweepEnded => {
                 if self.state == State::CatchingUp(CatchUp::Sweeping) {
                     let mark = self.batch.mark(Lane::CatchUp);
@@ -376,12 +382,13 @@ impl Machine {
             return;
         }
         self.heart = Heart::new(opening.backend, now);
+        self.log = Log::default();
         self.set_rules(opening.rules);
         self.say(Observation::Subscribed { watches: intake::in_force(&self.rules) });
         // What is remembered is newer than what is stored, but a server that was restarted may have given out its xids again.
         let is_same_server = self.server.as_ref() == Some(&opening.server);
         self.compare_histories(opening.server, opening.stored.as_ref());
-        let stored = opening.stored.as_ref().map(|stored| stored.proven).unwrap_or_default();
+        let stored = opening.stored.as_ref().map(|stored| stored.proven.clone()).unwrap_or_default();
         let proven = if is_same_server { self.watermark.proven() } else { stored };
         self.watermark = Watermark::new(proven, self.settings.window);
         if self.redis.is_none() {
@@ -398,6 +405,17 @@ impl Machine {
             self.backoff.reset();
             self.catch_up();
         }
+        self.log.heard = n;
+        self.beat_is_complete();
+    }
+
+    /// A heartbeat that has come back proves something once the log was read after it was sent.
+    fn beat_is_complete(&mut self) {
+        let n = self.log.heard.min(self.log.read);
+        if n <= self.log.complete {
+            return;
+        }
+        self.log.complete = n;
         if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
             return; // what came before it was not collected
         }
@@ -496,6 +514,7 @@ impl Machine {
             self.say(Observation::Fresh { took: now - asked });
         }
         self.settle_pages();
+        self.ask_for_log(now);
         if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
             && self.batch.is_settled(mark)
             && let Some(gap) = self.gap.take()

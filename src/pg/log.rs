@@ -1,86 +1,165 @@
-//! `unstale.change_log`: what a sweep could not find.
+//! `unstale.change_log`: what a sweep could not find, and what is said nowhere else.
+//!
+//! Ids and commit order differ, so the reader keeps no last id. It keeps the snapshot of its last reading: a row is new if
+//! its transaction had not ended then, and has now. That is one of those that were open in it, or one of after it. So each
+//! row is read once, however long its transaction was open, and a transaction that stays open makes no reading longer.
 
-use futures_util::TryStreamExt;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use super::Error;
+use crate::watermark::Snapshot;
 
-/// Rows deleted at once, so that pruning never holds its locks, or the connection, for long.
-const PRUNE_ROWS: i64 = 5_000;
+/// A page should have about so many bytes of changes.
+const PAGE_BYTES: usize = 256 << 10;
 
-/// What of one transaction is read at once; beyond, all keys of the table are deleted instead.
-const TRANSACTION_ROWS: i64 = 10_000;
-const TRANSACTION_BYTES: i64 = 4 << 20;
+/// Rows of a page, at the least and at the most.
+const PAGE_ROWS: std::ops::RangeInclusive<usize> = 32..=2_000;
 
-/// A page of logged changes of transactions from `xmin` on, in the order (xid, id), after the place `after`.
+/// A place in the log: a transaction, and an id in it.
+type Place = (String, i64);
+
+/// Reads what is said nowhere else, page by page.
+#[derive(Debug)]
+pub struct Reader {
+    seen: Snapshot,
+    rows: usize,            // of a page
+    open: Option<Place>,    // where the pages of the transactions that were open go on
+    after: Option<Place>,   // where those of later ones do
+    next: Option<Snapshot>, // what will have been seen after the last page
+}
+
+/// A page.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Page {
+    /// What NOTIFY would have said.
+    pub changes: Vec<String>,
+    /// Ask again.
+    pub more: bool,
+}
+
+impl Reader {
+    /// Of what has not ended yet. LISTEN is active: what has ended is the sweep's business.
+    ///
+    /// # Errors
+    /// [`Error::Statement`].
+    pub async fn new(connection: &mut PgConnection) -> Result<Self, Error> {
+        // PostgreSQL would plan each reading anew, which takes ten times as long as to read.
+        sqlx::query("set plan_cache_mode = force_generic_plan")
+            .execute(&mut *connection)
+            .await
+            .map_err(Error::of("preparing to read the log"))?;
+        let row = sqlx::query("select pg_current_snapshot()::text").fetch_one(connection).await.map_err(Error::of("taking a snapshot"))?;
+        Ok(Self { seen: parse_snapshot(row.get(0))?, rows: *PAGE_ROWS.start(), open: None, after: None, next: None })
+    }
+
+    /// The next page. After one without more, everything that had been committed before it was asked for has been read.
+    ///
+    /// # Errors
+    /// [`Error::Statement`].
+    pub async fn page(&mut self, connection: &mut PgConnection) -> Result<Page, Error> {
+        let first = |xid: u64| (xid.to_string(), 0);
+        let (open_xid, open_id) = self.open.clone().unwrap_or_else(|| first(0));
+        let (after_xid, after_id) = self.after.clone().unwrap_or_else(|| first(self.seen.xmax));
+        let rows = sqlx::query(
+            "select pg_current_snapshot()::text, null::text, 0::bigint, false
+             union all
+             (select l.change, l.xid::text, l.id, true from unstale.change_log l
+               where l.xid = any ($1::text[]::xid8[]) and (l.xid, l.id) > ($2::text::xid8, $3) and not l.announced
+               order by l.xid, l.id limit $6)
+             union all
+             (select l.change, l.xid::text, l.id, false from unstale.change_log l
+               where (l.xid, l.id) > ($4::text::xid8, $5) and not l.announced
+               order by l.xid, l.id limit $6)",
+        )
+        .bind(self.seen.open.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .bind(open_xid)
+        .bind(open_id)
+        .bind(after_xid)
+        .bind(after_id)
+        .bind(i64::try_from(self.rows).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await
+        .map_err(Error::of("reading the log"))?;
+
+        let mut changes = Vec::with_capacity(rows.len());
+        let mut full = [0, 0];
+        for row in &rows {
+            let Some(xid) = row.get::<Option<String>, _>(1) else {
+                // The first of the pages: a row that it does not see is read again, one that it sees is in these pages.
+                self.next.get_or_insert(parse_snapshot(row.get(0))?);
+                continue;
+            };
+            let was_open: bool = row.get(3);
+            full[usize::from(was_open)] += 1;
+            *(if was_open { &mut self.open } else { &mut self.after }) = Some((xid, row.get(2)));
+            changes.push(row.get::<String, _>(0));
+        }
+        let more = full.contains(&self.rows);
+        if !more && let Some(next) = self.next.take() {
+            (self.open, self.after, self.seen) = (None, None, next);
+        }
+        let bytes: usize = changes.iter().map(String::len).sum();
+        if let Some(average) = bytes.checked_div(changes.len()) {
+            self.rows = (PAGE_BYTES / average.max(1)).clamp(*PAGE_ROWS.start(), *PAGE_ROWS.end());
+        }
+        Ok(Page { changes, more })
+    }
+}
+
+/// A snapshot as PostgreSQL writes it.
+///
+/// # Errors
+/// [`Error::Unsuitable`].
+pub fn parse_snapshot(text: &str) -> Result<Snapshot, Error> {
+    text.parse().map_err(|_| Error::Unsuitable(format!("PostgreSQL wrote a snapshot that cannot be read: {text}")))
+}
+
+/// A page of the logged changes that `done` does not see, announced or not, in the order (xid, id), after the place `after`.
 /// Returns the changes and the place of the last.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn page(
     connection: &mut PgConnection,
-    xmin: u64,
-    after: Option<(String, i64)>,
+    done: &Snapshot,
+    after: Option<Place>,
     rows: i64,
-) -> Result<(Vec<String>, Option<(String, i64)>), Error> {
-    let (xid, id) = after.unwrap_or_else(|| (xmin.to_string(), i64::MIN));
-    let mut stream = sqlx::query(
+) -> Result<(Vec<String>, Option<Place>), Error> {
+    let (xid, id) = after.unwrap_or_else(|| (done.xmin.to_string(), 0));
+    let rows = sqlx::query(
         // ORDER BY of a bare name would be by the text in the select list, where 1000 comes before 999.
         "select l.change, l.xid::text, l.id from unstale.change_log l
-          where (l.xid, l.id) > ($1::text::xid8, $2) order by l.xid, l.id limit $3",
+          where (l.xid, l.id) > ($1::text::xid8, $2) and not pg_visible_in_snapshot(l.xid, $3::text::pg_snapshot)
+          order by l.xid, l.id limit $4",
     )
     .bind(xid)
     .bind(id)
+    .bind(done.to_string())
     .bind(rows)
-    .fetch(connection);
-    let (mut changes, mut last) = (Vec::new(), None);
-    while let Some(row) = stream.try_next().await.map_err(Error::of("reading the log"))? {
-        changes.push(row.get(0));
-        last = Some((row.get(1), row.get(2)));
-    }
-    Ok((changes, last))
-}
-
-/// One transaction's changes of one watch; of more than can be held, the one change that stands for all of them.
-///
-/// # Errors
-/// [`Error::Statement`].
-pub async fn of_transaction(connection: &mut PgConnection, watch: i32, xid: u64) -> Result<Vec<String>, Error> {
-    let rows = sqlx::query(
-        r#"with logged as materialized (
-               select change from unstale.change_log where xid = $1::text::xid8 and watch = $2 limit $3 + 1
-           ), size as (
-               select count(*) <= $3 and coalesce(sum(octet_length(change)), 0) <= $4 as fits from logged
-           )
-           select change from logged, size where fits
-           union all
-           select format('{"watch":%s,"rev":0,"all":true}', $2) from size where not fits"#,
-    )
-    .bind(xid.to_string())
-    .bind(watch)
-    .bind(TRANSACTION_ROWS)
-    .bind(TRANSACTION_BYTES)
     .fetch_all(connection)
-    .await;
-    Ok(rows.map_err(Error::of("reading the log"))?.iter().map(|row| row.get(0)).collect())
+    .await
+    .map_err(Error::of("reading the log"))?;
+    let last = rows.last().map(|row| (row.get(1), row.get(2)));
+    Ok((rows.iter().map(|row| row.get(0)).collect(), last))
 }
 
-/// Deletes some of what every instance has done, a replay window ago; instances that are forgotten do not count.
+/// Empties what of the log every instance has done, a replay window ago; instances that are forgotten do not count.
 ///
 /// # Errors
 /// [`Error::Statement`].
-pub async fn prune(connection: &mut PgConnection) -> Result<(), Error> {
-    sqlx::query(
-        "delete from unstale.change_log where (xid, id) in (
-             select l.xid, l.id from unstale.change_log l
-              where l.xid < (select coalesce(c.replay_log_xmin, '0'::xid8) from unstale.checkpoint c
-                              where c.saved_at >= clock_timestamp() - c.forget_after order by 1 limit 1)
-              order by l.xid, l.id limit $1)",
-    )
-    .bind(PRUNE_ROWS)
-    .execute(connection)
-    .await
-    .map_err(Error::of("pruning the log"))?;
+pub async fn rotate(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query("select unstale.rotate_log()").execute(connection).await.map_err(Error::of("emptying the log"))?;
     Ok(())
+}
+
+/// Keeps writers from ringing while this listener reads the log all the time; the reading after it ends finds what they
+/// did not ring for.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn stay_awake(connection: &mut PgConnection, awake: bool) -> Result<bool, Error> {
+    let sql = if awake { "select pg_try_advisory_lock_shared(unstale.bell())" } else { "select pg_advisory_unlock_shared(unstale.bell())" };
+    let row = sqlx::query(sql).fetch_one(connection).await.map_err(Error::of("telling writers whether to ring"))?;
+    Ok(awake && row.get(0))
 }

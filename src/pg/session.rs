@@ -19,7 +19,7 @@ use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Store
 /// Notifications between the connection and the driver. When the driver stops taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 4096;
 
-/// Heartbeats between two roundups: pruning the log, and looking for what no trigger tells.
+/// Heartbeats between two roundups: emptying the log, and looking for what no trigger tells.
 const ROUNDUP_EVERY: u64 = 10;
 
 /// What a session says of itself.
@@ -31,8 +31,8 @@ pub enum Event {
     BeatSent(Beat, f64),
     /// The watches as they are now.
     Watches(Vec<Watched>),
-    /// The changes of one transaction.
-    LogRead(Vec<String>),
+    /// The next changes that are only in the log.
+    LogRead(log::Page),
     /// The checkpoint is stored.
     Saved,
     /// The end.
@@ -61,12 +61,10 @@ pub enum Request {
     Beat(u64, Option<Progress>),
     /// Read the watches.
     Watches,
-    /// Read a transaction's logged changes of one watch.
+    /// Read the next page of changes that are only in the log.
     Log {
-        /// `unstale.watch.id`.
-        watch: i32,
-        /// The transaction.
-        xid: u64,
+        /// It will be asked for again and again, so that nobody need ring.
+        awake: bool,
     },
     /// Note an open gap, since this long ago.
     OpenGap(Cause, Duration),
@@ -131,7 +129,8 @@ async fn run(
     super::check_server(&mut connection).await?;
     migrate::check(&mut connection).await?;
     let mut listener = listen(postgres, &mut connection, timeout / 2).await?;
-    let mut control = Control { connection, name, timeout, history: String::new(), gap: None };
+    let reader = log::Reader::new(&mut connection).await?;
+    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, awake: false };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -189,6 +188,8 @@ struct Control {
     timeout: Duration,
     history: String,
     gap: Option<i64>, // id in the ledger
+    reader: log::Reader,
+    awake: bool, // holds the lock that keeps writers from ringing
 }
 
 impl Control {
@@ -214,8 +215,8 @@ impl Control {
 
     async fn stored(&mut self) -> Result<Option<Stored>, Error> {
         let row = sqlx::query(
-            "select log_xmin::text::bigint, (extract(epoch from watermark) * 1000000)::bigint,
-                    replay_log_xmin::text::bigint, (extract(epoch from replay_watermark) * 1000000)::bigint,
+            "select log::text, (extract(epoch from watermark) * 1000000)::bigint,
+                    replay_log::text, (extract(epoch from replay_watermark) * 1000000)::bigint,
                     redis, history, saved_at < clock_timestamp() - forget_after
                from unstale.checkpoint where instance = $1",
         )
@@ -224,11 +225,11 @@ impl Control {
         .await
         .map_err(Error::of("reading the checkpoint"))?;
         let Some(row) = row else { return Ok(None) };
-        let checkpoint = |at: usize| {
-            let log_xmin = row.get::<Option<i64>, _>(at)?.cast_unsigned();
-            Some(Checkpoint { watermark: row.get::<Option<i64>, _>(at + 1).map(PgTime), log_xmin })
+        let checkpoint = |at: usize| match row.get(at) {
+            None => Ok(None),
+            Some(log) => Ok(Some(Checkpoint { watermark: row.get::<Option<i64>, _>(at + 1).map(PgTime), log: log::parse_snapshot(log)? })),
         };
-        let proven = Proven { checkpoint: checkpoint(0), replay: checkpoint(2) };
+        let proven = Proven { checkpoint: checkpoint(0)?, replay: checkpoint(2)? };
         Ok(Some(Stored { proven, redis: row.get(4), history: row.get(5), forgotten: row.get(6) }))
     }
 
@@ -266,13 +267,18 @@ impl Control {
                 }
                 let sent = self.beat(n).await?;
                 if n.is_multiple_of(ROUNDUP_EVERY) {
-                    log::prune(&mut self.connection).await?;
+                    log::rotate(&mut self.connection).await?;
                     watches::notice_ddl(&mut self.connection).await?;
                 }
                 Ok(Some(sent))
             }
             Request::Watches => Ok(Some(Event::Watches(watches::load(&mut self.connection).await?))),
-            Request::Log { watch, xid } => Ok(Some(Event::LogRead(log::of_transaction(&mut self.connection, watch, xid).await?))),
+            Request::Log { awake } => {
+                if awake != self.awake {
+                    self.awake = log::stay_awake(&mut self.connection, awake).await?;
+                }
+                Ok(Some(Event::LogRead(self.reader.page(&mut self.connection).await?)))
+            }
             Request::OpenGap(cause, ago) => self.open_gap(cause, ago).await.map(|()| None),
             Request::CloseGap(summary) => self.close_gap(summary).await.map(|()| None),
             Request::Save(progress) => {
@@ -286,37 +292,34 @@ impl Control {
     /// `clock_timestamp()` would be.
     async fn beat(&mut self, n: u64) -> Result<Event, Error> {
         let row = sqlx::query(
-            "select (extract(epoch from statement_timestamp()) * 1000000)::bigint,
-                    pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint,
-                    pg_notification_queue_usage(), pg_notify($1, $2)
-               from pg_current_snapshot() s",
+            "select (extract(epoch from statement_timestamp()) * 1000000)::bigint, pg_current_snapshot()::text,
+                    pg_notification_queue_usage(), pg_notify($1, $2)",
         )
         .bind(CHANNEL)
         .bind(format!(r#"{{"heartbeat":{n}}}"#))
         .fetch_one(&mut self.connection)
         .await
         .map_err(Error::of("sending a heartbeat"))?;
-        let (at, xmin, xmax): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
-        let beat = Beat { n, at: PgTime(at), xmin: xmin.cast_unsigned(), xmax: xmax.cast_unsigned() };
-        Ok(Event::BeatSent(beat, row.get(3)))
+        let beat = Beat { n, at: PgTime(row.get(0)), snapshot: log::parse_snapshot(row.get(1))? };
+        Ok(Event::BeatSent(beat, row.get(2)))
     }
 
     async fn save(&mut self, progress: &Progress) -> Result<(), Error> {
-        let Proven { checkpoint: Some(checkpoint), replay } = progress.proven else { return Ok(()) };
+        let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else { return Ok(()) };
         sqlx::query(
-            "insert into unstale.checkpoint (instance, watermark, log_xmin, replay_watermark, replay_log_xmin, redis, history, forget_after)
-             values ($1, 'epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text::xid8,
-                     'epoch'::timestamptz + $4::bigint * interval '1 microsecond', $5::text::xid8, $6, $7, $8 * interval '1 second')
+            "insert into unstale.checkpoint (instance, watermark, log, replay_watermark, replay_log, redis, history, forget_after)
+             values ($1, 'epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text::pg_snapshot,
+                     'epoch'::timestamptz + $4::bigint * interval '1 microsecond', $5::text::pg_snapshot, $6, $7, $8 * interval '1 second')
              on conflict (instance) do update
-                set watermark = excluded.watermark, log_xmin = excluded.log_xmin, replay_watermark = excluded.replay_watermark,
-                    replay_log_xmin = excluded.replay_log_xmin, redis = excluded.redis, history = excluded.history,
+                set watermark = excluded.watermark, log = excluded.log, replay_watermark = excluded.replay_watermark,
+                    replay_log = excluded.replay_log, redis = excluded.redis, history = excluded.history,
                     forget_after = excluded.forget_after, saved_at = clock_timestamp()",
         )
         .bind(&self.name.instance)
         .bind(checkpoint.watermark.map(|time| time.0))
-        .bind(checkpoint.log_xmin.to_string())
-        .bind(replay.and_then(|replay| replay.watermark).map(|time| time.0))
-        .bind(replay.map(|replay| replay.log_xmin.to_string()))
+        .bind(checkpoint.log.to_string())
+        .bind(replay.as_ref().and_then(|replay| replay.watermark).map(|time| time.0))
+        .bind(replay.as_ref().map(|replay| replay.log.to_string()))
         .bind(&progress.redis)
         .bind(&self.history)
         .bind(self.name.forget_after.as_secs_f64())

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 
 use super::sqlstate::{Class, class};
 use super::{Error, Postgres, log};
-use crate::watermark::{Checkpoint, MARGIN, PgTime};
+use crate::watermark::{Checkpoint, MARGIN, PgTime, Snapshot};
 
-/// Rows in one [`Swept`]: a few tens of kilobytes. [`NEXT_CHUNK`] says the same.
-const CHUNK: usize = 500;
+/// Rows of a page of the log: each may be a payload's size, 8 kB.
+const LOG_ROWS: i64 = 500;
 
-/// The next rows of the page that the server keeps.
+/// The next rows of the page that the server keeps: a few tens of kilobytes.
 const NEXT_CHUNK: &str = "fetch 500 from page";
 
 /// A page that takes longer is given up, lest its snapshot hold back vacuum.
@@ -111,13 +111,11 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
         };
         let _ = out.send(Swept::Unreadable { watch: table.watch, table: table.name, reason }).await;
     }
+    let done = from.checkpoint.as_ref().map_or_else(Snapshot::nothing, |from| from.log.clone());
     let mut after = None;
     loop {
-        let xmin = from.checkpoint.map_or(0, |from| from.log_xmin);
-        let (changes, last) = in_time(log::page(&mut connection, xmin, after, page_rows)).await?;
-        for chunk in changes.chunks(CHUNK) {
-            let _ = out.send(Swept::Log(chunk.to_vec())).await;
-        }
+        let (changes, last) = in_time(log::page(&mut connection, &done, after, LOG_ROWS)).await?;
+        let _ = out.send(Swept::Log(changes)).await;
         match last {
             Some(_) if !out.is_closed() => after = last,
             _ => return Ok(()),
@@ -170,7 +168,7 @@ async fn sweep_table(
     out: &mpsc::Sender<Swept>,
 ) -> Result<(), Error> {
     let made = table.since - i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0);
-    let proven = from.checkpoint.and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
+    let proven = from.checkpoint.as_ref().and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
     let start = proven.map_or(made, |proven| proven.0.max(made));
     let mut after: Option<String> = None;
     while !out.is_closed() {

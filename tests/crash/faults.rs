@@ -51,7 +51,7 @@ pub(super) enum Fault {
     Slow,
     /// VACUUM FULL: its rows move, and no trigger says so.
     Rewritten,
-    /// Its watch gets another template, or loses it: triggers and functions are replaced.
+    /// Its watch gets another template or delivery, or loses it: triggers and functions are replaced.
     WatchedAnew,
 }
 
@@ -210,10 +210,10 @@ impl Faults {
             (Part::Backends, Fault::Terminated) => self.execute(&signal_backends("pg_terminate_backend", which)).await,
             (Part::Backends, _) => self.execute(&signal_backends("pg_cancel_backend", which)).await,
             (Part::Table, Fault::Rewritten) => {
-                let table = ["kept_0", "neglected", "plain"][which % 3];
+                let table = ["kept_0", "neglected", "plain", "logged"][which % 4];
                 self.execute(&format!("set lock_timeout = '200ms'; vacuum full public.{table}")).await;
             }
-            (Part::Table, _) => self.execute(tables::WATCHES[which % 2]).await,
+            (Part::Table, _) => self.execute(tables::WATCHES[which % tables::WATCHES.len()]).await,
             (Part::Redis, Fault::Killed) => block_in_place(|| self.world.redis.kill9()),
             (Part::Redis, _) => self.world.redis.pause(),
             (Part::PostgresLink, fault) => spoil(&self.postgres, fault).await,

@@ -30,17 +30,20 @@ pub(super) struct Table {
 }
 
 /// Everything that is written.
-pub(super) const TABLES: [Table; 4] = [
+pub(super) const TABLES: [Table; 6] = [
     Table { name: "kept", ids: 1200, column: Column::Kept, whole: false },
     Table { name: "neglected", ids: 800, column: Column::Neglected, whole: false },
     Table { name: "plain", ids: 600, column: Column::Missing, whole: false },
+    Table { name: "told", ids: 800, column: Column::Kept, whole: false },
+    Table { name: "logged", ids: 600, column: Column::Missing, whole: false },
     Table { name: "small", ids: 40, column: Column::Kept, whole: true },
 ];
 
 /// The id of a row of `kept` that only the end of a round writes.
 pub(super) const MARKER: i32 = 0;
 
-/// Tables and watches. `kept` is partitioned and counts only some columns; `neglected` has a stamp without a zone.
+/// Tables and watches. `kept` is partitioned and counts only some columns; `neglected` has a stamp without a zone; `told` is
+/// delivered by statement, and `logged` by the log.
 pub(super) const SCHEMA: &str = "
     create table public.kept (id int primary key, email text, version bigint not null, note int default 0, updated_at timestamptz)
         partition by hash (id);
@@ -49,20 +52,29 @@ pub(super) const SCHEMA: &str = "
     create table public.neglected (id int primary key, email text, version bigint not null, note int default 0,
                                    updated_at timestamp default timezone('UTC', now()));
     create table public.plain (id int primary key, email text, version bigint not null, note int default 0);
+    create table public.told (id int primary key, email text, version bigint not null, note int default 0, updated_at timestamptz);
+    create table public.logged (id int primary key, email text, version bigint not null, note int default 0);
     create table public.small (id int primary key, email text, version bigint not null, note int default 0, updated_at timestamptz);
     create index on public.kept using hash (email);
     create index on public.neglected using hash (email);
     create index on public.plain using hash (email);
+    create index on public.told using hash (email);
+    create index on public.logged using hash (email);
     select unstale.watch('public.kept', keys => array['kept:{id}', 'kept:by-email:{email}'], only_columns => array['version']);
     select unstale.watch('public.neglected', keys => array['neglected:{id}', 'neglected:by-email:{email}']);
     select unstale.watch('public.plain', keys => array['plain:{id}', 'plain:by-email:{email}']);
+    select unstale.watch('public.told', keys => array['told:{id}', 'told:by-email:{email}'], delivery => 'statement');
+    select unstale.watch('public.logged', keys => array['logged:{id}', 'logged:by-email:{email}'], delivery => 'log');
     select unstale.watch('public.small', keys => array['small:{id}', 'small:by-email:{email}', 'small:all']);
 ";
 
-/// What the watch of `neglected` changes to, and back.
-pub(super) const WATCHES: [&str; 2] = [
+/// What the watches of `neglected` and `told` change to, and back: other templates, and other deliveries.
+pub(super) const WATCHES: [&str; 5] = [
     "select unstale.watch('public.neglected', keys => array['neglected:noted:{note}:{id}', 'neglected:{id}', 'neglected:by-email:{email}'])",
     "select unstale.watch('public.neglected', keys => array['neglected:{id}', 'neglected:by-email:{email}'])",
+    "select unstale.watch('public.told', keys => array['told:{id}', 'told:by-email:{email}'], delivery => 'log')",
+    "select unstale.watch('public.told', keys => array['told:{id}', 'told:by-email:{email}'])",
+    "select unstale.watch('public.told', keys => array['told:{id}', 'told:by-email:{email}'], delivery => 'statement')",
 ];
 
 impl Table {

@@ -152,10 +152,12 @@ impl Transaction<'_> {
 
     async fn statement(&mut self, sql: &mut PgConnection, random: &mut Random) -> sqlx::Result<()> {
         let table = match random.below(100) {
-            0..45 => &TABLES[0],
-            45..70 => &TABLES[1],
-            70..90 => &TABLES[2],
-            _ => &TABLES[3],
+            0..35 => &TABLES[0],
+            35..53 => &TABLES[1],
+            53..66 => &TABLES[2],
+            66..80 => &TABLES[3],
+            80..92 => &TABLES[4],
+            _ => &TABLES[5],
         };
         let verb = match random.below(100) {
             0..10 if table.whole => Verb::Truncate,

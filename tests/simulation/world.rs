@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use unstale::batch::{Command, Limits};
 use unstale::listener::machine::{CatchUp, Input, Machine, Settings, State};
 use unstale::observe::Readiness;
-use unstale::watermark::{MARGIN, PgTime, Progress};
+use unstale::watermark::{MARGIN, PgTime, Progress, Snapshot};
 
 /// A way to break the design on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(super) enum Flaw {
     FailOverUnnoticed,
     /// A sweep that was cut off goes on from the last stamp that it has brought.
     PagesTrusted,
+    /// The log is read from the last transaction on that was found in it.
+    LogReadInOrder,
 }
 
 const IDS: u64 = 8;
@@ -52,7 +54,8 @@ struct Transaction {
     prepared: bool,
     writes: BTreeMap<u64, Option<Row>>,
     notifies: Vec<String>,
-    log: Vec<String>,
+    log: Vec<(bool, String)>, // was it announced?
+    rings: bool,              // holds the bell until it ends
 }
 
 /// What will happen at some time. `session` and `listener` say to whom; if they are gone by then, nothing happens.
@@ -61,10 +64,11 @@ enum Event {
     ListenActive { session: u64 },
     Input { session: u64, input: Input },
     Notification { session: u64, backend: u32, payload: String },
-    SweepPage { sweep: u64, after: i64, log_from: u64 },
-    SweepLog { sweep: u64, from: u64 },
+    SweepPage { sweep: u64, after: i64, done: Snapshot },
+    SweepLog { sweep: u64, done: Snapshot },
     SweepLogged { sweep: u64, change: String },
     SweepEnd { sweep: u64 },
+    LogPage { session: u64, awake: bool },
     RedisAttempt { listener: u64, command: Command },
     RedisReply { listener: u64, id: u64, redis: u64 },
     PostgresBack,
@@ -111,12 +115,17 @@ pub(super) struct World {
     rows: Rows,
     before_listen: Option<Rows>,
     open: Vec<Transaction>,
-    log: Vec<(u64, String)>,
+    log: Vec<(u64, bool, String)>,
+    delivers_by_log: bool,
     progress: Option<Progress>,
     // the session; each has a number
     session: u64,
     listening: bool,
     black_holed: bool,
+    seen: Snapshot, // of the log
+    seen_next: Option<Snapshot>,
+    pages: VecDeque<String>, // of a reading that has begun
+    awake: bool,
     last_delivery: Duration,
     lost_since: Duration,
     sweep: u64,
@@ -169,10 +178,15 @@ impl World {
             before_listen: None,
             open: Vec::new(),
             log: Vec::new(),
+            delivers_by_log: seed % 2 == 1,
             progress: None,
             session: 0,
             listening: false,
             black_holed: false,
+            seen: Snapshot::nothing(),
+            seen_next: None,
+            pages: VecDeque::new(),
+            awake: false,
             last_delivery: Duration::ZERO,
             lost_since: Duration::ZERO,
             sweep: 0,
@@ -391,6 +405,7 @@ impl World {
             self.lost_since = self.now;
         }
         self.session += 1;
+        self.awake = false;
         self.listening = false;
         self.black_holed = false;
     }
@@ -415,7 +430,8 @@ impl World {
             && !self.black_holed // it is not quiet before that is noticed
             && self.redis_heard == self.redis_id
             && self.machine.pending() == 0
-            && !self.schedule.iter().any(|Reverse(scheduled)| matches!(scheduled.event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. }))
+            && !self.schedule.iter().any(|Reverse(scheduled)| matches!(scheduled.event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. } | Event::LogPage { .. } | Event::Input { .. }))
+            && self.log.iter().all(|(xid, announced, _)| *announced || self.seen.sees(*xid)) // or it will be read with the next heartbeat
     }
 
     fn compare(&self) -> Result<(), String> {

@@ -156,7 +156,7 @@ async fn a_table_with_as_many_columns_as_there_can_be_is_watched() {
     let mut ear =
         Ear::after(&format!("create table wide ({}); select unstale.watch('wide', array[{}])", columns.join(", "), keys.join(", "))).await;
     let heard = ear.hears("insert into wide default values").await;
-    assert!(heard.len() == 1 && heard[0].starts_with(r#"{"watch":1,"log":""#), "{heard:?}");
+    assert_eq!(heard, [super::BELL], "it is longer than NOTIFY takes");
     ear.logged().await;
     ear.world.execute("update wide set c1600 = 7").await;
     let logged = ear.logged().await;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::batch::{Lane, Mark, Work};
 use crate::observe::{Cause, GapSummary, Observation};
 use crate::rule::Target;
-use crate::watermark::{Checkpoint, PgTime, Progress, Server, Stored};
+use crate::watermark::{Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
 
 use super::{Action, CatchUp, Machine, State};
 
@@ -209,7 +209,7 @@ impl Machine {
                 flush("PostgreSQL failed over or was restored while this instance was away: what was lost is not known")
             }
             (Some(known), Some(stored)) if known.history != server.history => {
-                let watermark = stored.proven.checkpoint.and_then(|checkpoint| checkpoint.watermark);
+                let watermark = stored.proven.checkpoint.as_ref().and_then(|checkpoint| checkpoint.watermark);
                 let is_old = watermark.zip(remembered).is_some_and(|(stored, known)| stored < known.earlier(self.settings.window));
                 if is_old || system(&known) != system(&server) {
                     flush("the database was restored to an earlier time, or is another one")
@@ -262,7 +262,7 @@ impl Machine {
             }
             Resume::Checkpoint => proven.checkpoint,
             Resume::Replay => proven.replay,
-            Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log_xmin: 0, ..replay }),
+            Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log: Snapshot::nothing(), ..replay }),
         };
         let done = self.gap.as_ref().map(Gap::done_now).unwrap_or_default();
         self.actions.push(Action::Sweep { checkpoint: from, done });

@@ -40,12 +40,10 @@ impl Machine {
                 self.actions.push(Action::ReadWatches);
                 Ok(())
             }
-            Announcement::Logged { watch, xid } if self.rules.contains_key(&watch) => {
-                self.reading = true;
-                self.actions.push(Action::ReadLog { watch, xid });
+            Announcement::Bell => {
+                self.read_log();
                 Ok(())
             }
-            Announcement::Logged { .. } => Err(Malformed::UnknownWatch),
             Announcement::Change(change) => self.changed(Lane::Live, &change),
         });
         self.believe(believed);
@@ -99,7 +97,12 @@ impl Machine {
 
     /// A change as the log holds it.
     pub(super) fn logged(&mut self, lane: Lane, change: &str) {
-        let believed = match change::parse(change) {
+        self.logged_as(lane, change::parse(change));
+    }
+
+    /// The same, parsed.
+    pub(super) fn logged_as(&mut self, lane: Lane, parsed: Result<Announcement<'_>, Malformed>) {
+        let believed = match parsed {
             Ok(Announcement::Change(change)) => match self.changed(lane, &change) {
                 Err(Malformed::UnknownWatch) => Ok(()), // ended long ago, and its keys were deleted then
                 result => result,
@@ -139,11 +142,6 @@ impl Machine {
             }
             self.rules = new;
         }
-    }
-
-    pub(super) fn done_reading(&mut self, now: Instant) {
-        self.reading = false;
-        self.heart.heard = now;
     }
 }
 

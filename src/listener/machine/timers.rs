@@ -26,7 +26,8 @@ impl Machine {
                     _ => None,
                 };
                 // The next heartbeat is not due before the last is answered.
-                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).chain(retry).min()
+                let log = self.log.due().filter(|_| !self.batch.is_full(Lane::Live));
+                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).chain(retry).chain(log).min()
             }
         }
     }

@@ -13,6 +13,7 @@ impl World {
             0..=4 => self.fill(),
             5 if self.open.len() < 4 => self.begin(),
             6 if !self.open.is_empty() => self.end(),
+            7 if self.one_in(10) => self.switch(),
             _ => self.write(),
         }
     }
@@ -39,8 +40,15 @@ impl World {
             return;
         }
         let xid = self.take_xid();
-        let transaction =
-            Transaction { xid, began: self.clock(), prepared: false, writes: BTreeMap::new(), notifies: Vec::new(), log: Vec::new() };
+        let transaction = Transaction {
+            xid,
+            began: self.clock(),
+            prepared: false,
+            writes: BTreeMap::new(),
+            notifies: Vec::new(),
+            log: Vec::new(),
+            rings: false,
+        };
         self.say(|| format!("begin {xid}"));
         self.open.push(transaction);
     }
@@ -110,12 +118,8 @@ impl World {
             (_, Some(new)) => format!(r#"{{"watch":1,"rev":1,"new":{}}}"#, object(new)),
         };
         self.say(|| format!("  {} writes {id}: {old:?} -> {new:?}", self.open[at].xid));
-        let transaction = &mut self.open[at];
-        transaction.notifies.push(change.clone());
-        if !(fresh && (same_keys || inserted)) && self.flaw != Flaw::NothingLogged {
-            transaction.log.push(change);
-        }
-        transaction.writes.insert(id, new);
+        self.tell(at, change, fresh && (same_keys || inserted));
+        self.open[at].writes.insert(id, new);
     }
 
     /// Only alone: it takes the table's lock.
@@ -124,12 +128,33 @@ impl World {
             return;
         }
         let change = r#"{"watch":1,"rev":1,"all":true}"#.to_owned();
+        self.tell(at, change, false);
+        self.open[at].writes = self.rows.keys().map(|id| (*id, None)).collect();
+    }
+
+    /// The triggers.
+    fn tell(&mut self, at: usize, change: String, sweepable: bool) {
+        let is_ringing = self.awake || self.open.iter().any(|transaction| transaction.rings);
+        let announced = !self.delivers_by_log;
         let transaction = &mut self.open[at];
-        transaction.notifies.push(change.clone());
-        if self.flaw != Flaw::NothingLogged {
-            transaction.log.push(change);
+        if announced {
+            transaction.notifies.push(change.clone());
+        } else if !is_ringing {
+            transaction.rings = true;
+            transaction.notifies.push(r#"{"bell":true}"#.into());
         }
-        transaction.writes = self.rows.keys().map(|id| (*id, None)).collect();
+        if !announced || !sweepable && self.flaw != Flaw::NothingLogged {
+            transaction.log.push((announced, change));
+        }
+    }
+
+    /// The other delivery. It takes the table's lock, so that no transaction has written under the old one and goes on.
+    fn switch(&mut self) {
+        if self.up && self.open.iter().all(|transaction| transaction.writes.is_empty()) {
+            self.delivers_by_log = !self.delivers_by_log;
+            self.say(|| format!("delivery by log: {}", self.delivers_by_log));
+            self.notify(1, r#"{"watches":true}"#.into());
+        }
     }
 
     fn end(&mut self) {
@@ -151,7 +176,7 @@ impl World {
                 None => self.rows.remove(&id),
             };
         }
-        self.log.extend(transaction.log.into_iter().map(|change| (transaction.xid, change)));
+        self.log.extend(transaction.log.into_iter().map(|(announced, change)| (transaction.xid, announced, change)));
         for payload in transaction.notifies {
             self.notify(1, payload);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use unstale::batch::{Command, Lane, Work};
 use unstale::listener::machine::{Action, Input, Opening, State};
 use unstale::rule::Rule;
-use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Stored};
+use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
 
 use super::{Event, Flaw, World};
 
@@ -51,13 +51,18 @@ impl World {
             Action::Observe(observation) => self.say(|| format!("    {observation:?}")),
             Action::CloseGap(_) => self.brought = None,
             Action::Stop(_) | Action::OpenGap(..) => {}
-            Action::ReadLog { .. } => unreachable!("no payload here is too long"),
+            Action::ReadLog { awake } => {
+                if self.listening && !self.black_holed {
+                    self.later(3, Event::LogPage { session: self.session, awake });
+                }
+            }
         }
     }
 
     fn save(&mut self, progress: Progress) {
-        let kept_from = progress.proven.replay.map_or(0, |replay| replay.log_xmin);
-        self.log.retain(|(xid, _)| *xid >= kept_from); // pruned
+        if let Some(replay) = &progress.proven.replay {
+            self.log.retain(|(xid, ..)| !replay.log.sees(*xid)); // emptied
+        }
         self.progress = progress.proven.checkpoint.is_some().then_some(progress);
     }
 
@@ -68,13 +73,41 @@ impl World {
         if let Some(progress) = progress {
             self.save(progress);
         }
-        let xmax = self.next_xid;
-        let oldest = self.open.iter().map(|transaction| transaction.xid).min().unwrap_or(xmax);
-        let xmin = if self.flaw == Flaw::OpenTransactionsIgnored { xmax } else { oldest };
-        let beat = Beat { n, at: PgTime(self.clock()), xmin, xmax };
+        let beat = Beat { n, at: PgTime(self.clock()), snapshot: self.snapshot() };
         self.take_xid();
         self.notify(self.session as u32, format!(r#"{{"heartbeat":{n}}}"#));
         self.later(3, Event::Input { session: self.session, input: Input::BeatSent(beat) });
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let xmax = self.next_xid;
+        let mut open: Vec<u64> = self.open.iter().map(|transaction| transaction.xid).collect();
+        if self.flaw == Flaw::OpenTransactionsIgnored {
+            open.clear();
+        }
+        open.sort_unstable();
+        Snapshot { xmin: open.first().copied().unwrap_or(xmax), xmax, open: open.into() }
+    }
+
+    /// What is said nowhere else, a few changes at a time.
+    fn log_page(&mut self, session: u64, awake: bool) {
+        self.awake = awake;
+        if self.pages.is_empty() && self.seen_next.is_none() {
+            let news = self.log.iter().filter(|(xid, announced, _)| !announced && !self.seen.sees(*xid));
+            let last = news.clone().map(|(xid, ..)| *xid).max();
+            self.pages = news.map(|(.., change)| change.clone()).collect();
+            self.seen_next = Some(match (self.flaw, last) {
+                (Flaw::LogReadInOrder, None) => self.seen.clone(),
+                (Flaw::LogReadInOrder, Some(last)) => Snapshot { xmin: last + 1, xmax: last + 1, open: [].into() },
+                _ => self.snapshot(),
+            });
+        }
+        let changes: Vec<String> = self.pages.drain(..self.pages.len().min(3)).collect();
+        let more = !self.pages.is_empty();
+        if !more && let Some(seen) = self.seen_next.take() {
+            self.seen = seen;
+        }
+        self.later(3, Event::Input { session, input: Input::LogRead { changes, more } });
     }
 
     /// Pages in the order of their stamps, each read when its turn comes; then the log.
@@ -82,21 +115,21 @@ impl World {
         self.sweep += 1;
         self.sweep_pace = if self.one_in(3) { 2_000 } else { 20 };
         let done = if self.flaw == Flaw::PagesTrusted { self.brought } else { done };
-        let watermark = from.and_then(|from| from.watermark).max(done).map_or(i64::MIN, |watermark| watermark.0);
-        let page =
-            Event::SweepPage { sweep: self.sweep, after: watermark.saturating_sub(1), log_from: from.map_or(0, |from| from.log_xmin) };
+        let watermark = from.as_ref().and_then(|from| from.watermark).max(done).map_or(i64::MIN, |watermark| watermark.0);
+        let done = from.map_or_else(Snapshot::nothing, |from| from.log);
+        let page = Event::SweepPage { sweep: self.sweep, after: watermark.saturating_sub(1), done };
         self.later(self.sweep_pace, page);
     }
 
     /// All rows of the next stamp.
-    fn sweep_page(&mut self, after: i64, log_from: u64) {
+    fn sweep_page(&mut self, after: i64, done: Snapshot) {
         let rows = match (self.flaw, &self.before_listen) {
             (Flaw::SweepBeforeListen, Some(rows)) => rows,
             _ => &self.rows,
         };
         let sweep = self.sweep;
         let Some(stamp) = rows.values().map(|row| row.stamp).filter(|stamp| *stamp > after).min() else {
-            return self.later(20, Event::SweepLog { sweep, from: log_from });
+            return self.later(20, Event::SweepLog { sweep, done });
         };
         let page: Vec<_> = rows.iter().filter(|(_, row)| row.stamp == stamp).map(|(id, row)| (*id, row.email)).collect();
         for (id, email) in page {
@@ -105,7 +138,7 @@ impl World {
         self.machine.swept_page(1, PgTime(stamp));
         self.brought = Some(PgTime(stamp));
         self.handle(Input::Tick);
-        self.later(self.sweep_pace, Event::SweepPage { sweep, after: stamp, log_from });
+        self.later(self.sweep_pace, Event::SweepPage { sweep, after: stamp, done });
     }
 
     pub(super) fn happen(&mut self, event: Event) {
@@ -113,6 +146,9 @@ impl World {
             Event::ListenActive { session } if session == self.session && self.up => {
                 self.listening = true;
                 self.last_delivery = self.now;
+                self.seen = self.snapshot();
+                self.seen_next = None;
+                self.pages.clear();
                 let server = Server { history: "7/1".into(), started: PgTime(0) };
                 let stored = self.progress.clone().map(|Progress { proven, redis }| Stored {
                     proven,
@@ -123,6 +159,7 @@ impl World {
                 let opening = Opening { backend: session as u32, rules: vec![rule()], server, stored };
                 self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
             }
+            Event::LogPage { session, awake } if session == self.session && !self.black_holed => self.log_page(session, awake),
             Event::Input { session, input } if session == self.session && !self.black_holed => self.handle(input),
             Event::Notification { session, backend, payload } if session == self.session && !self.black_holed => {
                 if self.machine.accepts(Lane::Live) {
@@ -134,15 +171,15 @@ impl World {
                     self.wait_in_line(Event::Notification { session, backend, payload });
                 }
             }
-            Event::SweepPage { sweep, after, log_from } if sweep == self.sweep => {
+            Event::SweepPage { sweep, after, done } if sweep == self.sweep => {
                 if self.machine.accepts(Lane::CatchUp) {
-                    self.sweep_page(after, log_from);
+                    self.sweep_page(after, done);
                 } else {
-                    self.wait_in_line(Event::SweepPage { sweep, after, log_from });
+                    self.wait_in_line(Event::SweepPage { sweep, after, done });
                 }
             }
-            Event::SweepLog { sweep, from } if sweep == self.sweep => {
-                let changes: Vec<_> = self.log.iter().filter(|(xid, _)| *xid >= from).map(|(_, change)| change.clone()).collect();
+            Event::SweepLog { sweep, done } if sweep == self.sweep => {
+                let changes: Vec<_> = self.log.iter().filter(|(xid, ..)| !done.sees(*xid)).map(|(.., change)| change.clone()).collect();
                 for change in changes {
                     self.at(self.now, Event::SweepLogged { sweep, change });
                 }

@@ -1,0 +1,125 @@
+//! The changes that are said nowhere but in the log: when to read them.
+//!
+//! Read when a writer rings, with every heartbeat, and again a moment after something was found: whoever found somebody else
+//! ringing has not rung. The moment doubles while nothing is found, so that an idle database is not polled.
+
+use std::time::{Duration, Instant};
+
+use crate::batch::Lane;
+use crate::change::{self, Announcement};
+
+use super::{Action, Machine, State};
+
+/// How soon it is read again after something was found.
+const SOON: Duration = Duration::from_millis(2);
+
+/// Up to this delay nobody need ring.
+const AWAKE: Duration = Duration::from_millis(16);
+
+/// See the module. Numbers are of heartbeats.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    /// The last one that was sent.
+    pub(super) beat: u64,
+    /// The last one that was heard again.
+    pub(super) heard: u64,
+    /// The last one after which everything was read.
+    pub(super) read: u64,
+    /// The last one that was both.
+    pub(super) complete: u64,
+    covers: u64,         // the last one that was sent before the reading on its way began
+    is_on_its_way: bool, // a page was asked for, or waits for the watches
+    is_continued: bool,  // the next page is not the first of a reading
+    wanted: bool,
+    delay: Duration,                      // zero: not read again by itself
+    next: Option<Instant>,                // likewise none
+    waiting: Option<(Vec<String>, bool)>, // the rest of a page, which speaks of a watch that is not known yet
+}
+
+impl Log {
+    /// When it is to be read by itself.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.next.filter(|_| !self.is_on_its_way)
+    }
+}
+
+impl Machine {
+    /// There is something in it, or might be.
+    pub(super) fn read_log(&mut self) {
+        self.log.wanted = true;
+    }
+
+    /// Asks for a page, if one is wanted and there is room for it.
+    pub(super) fn ask_for_log(&mut self, now: Instant) {
+        let in_session = matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening);
+        let log = &mut self.log;
+        let is_due = log.next.is_some_and(|next| now >= next);
+        if !in_session || log.is_on_its_way || !(log.wanted || is_due) || self.batch.is_full(Lane::Live) {
+            return;
+        }
+        if !log.is_continued {
+            log.covers = log.beat;
+        }
+        log.is_on_its_way = true;
+        log.wanted = false;
+        log.next = None;
+        let awake = !log.delay.is_zero() && log.delay <= AWAKE;
+        self.actions.push(Action::ReadLog { awake });
+    }
+
+    pub(super) fn log_read(&mut self, now: Instant, mut changes: Vec<String>, more: bool) {
+        let known = changes.iter().position(|change| !self.logged_and_known(change)).unwrap_or(changes.len());
+        self.found(now, known > 0);
+        if known < changes.len() {
+            // A watch that was made or changed a moment ago: what it logs may be read before its announcement is received.
+            self.log.waiting = Some((changes.split_off(known), more));
+            self.reading = true;
+            self.actions.push(Action::ReadWatches);
+        } else {
+            self.page_is_done(more);
+        }
+    }
+
+    /// The watches have been read: what is still unknown ended long ago.
+    pub(super) fn go_on_with_log(&mut self, now: Instant) {
+        if let Some((changes, more)) = self.log.waiting.take() {
+            for change in &changes {
+                self.logged(Lane::Live, change);
+            }
+            self.found(now, true);
+            self.page_is_done(more);
+        }
+    }
+
+    /// Takes a change, unless its watch is still to be read.
+    fn logged_and_known(&mut self, change: &str) -> bool {
+        let parsed = change::parse(change);
+        if let Ok(Announcement::Change(change)) = &parsed
+            && self.rules.get(&change.watch).is_none_or(|rule| rule.rev < change.rev)
+        {
+            return false;
+        }
+        self.logged_as(Lane::Live, parsed);
+        true
+    }
+
+    fn found(&mut self, now: Instant, something: bool) {
+        let log = &mut self.log;
+        log.delay = if something { SOON } else { log.delay * 2 };
+        if log.delay >= self.settings.interval {
+            log.delay = Duration::ZERO; // the next heartbeat reads it
+        }
+        log.next = (!log.delay.is_zero()).then(|| now + log.delay);
+    }
+
+    fn page_is_done(&mut self, more: bool) {
+        let log = &mut self.log;
+        log.is_on_its_way = false;
+        log.is_continued = more;
+        log.wanted |= more;
+        if !more {
+            log.read = log.covers;
+            self.beat_is_complete();
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! `delivery => 'statement'` and `'log'`: what they say, what they log, and what cannot have them.
+
+use super::{BELL, Ear};
+use crate::support::servers::own_postgres_with;
+use crate::support::world::World;
+
+const TABLE: &str =
+    "create table users (id bigint primary key, junk int, email text, name text, updated_at timestamptz default clock_timestamp());
+    alter table users drop column junk;";
+
+fn watched(delivery: &str) -> String {
+    format!("{TABLE} select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], delivery => '{delivery}')")
+}
+
+fn row(id: i32, email: &str) -> String {
+    format!(r#"{{"id":"{id}","email":"{email}"}}"#)
+}
+
+fn rows(rows: &[String]) -> String {
+    format!(r#"1 "rows":[{}]"#, rows.join(","))
+}
+
+/// Statements, each with what it says of which rows.
+fn statements() -> Vec<(&'static str, Vec<String>)> {
+    let rekeyed = format!(r#"1 "new":{},"old":{}"#, row(2, "z"), row(2, "b"));
+    vec![
+        (
+            "insert into users values (1, 'a', 'n'), (2, 'b', 'n'), (3, null, 'n')",
+            vec![r#"1 "rows":[{"id":"1","email":"a"},{"id":"2","email":"b"},{"id":"3","email":null}]"#.into()],
+        ),
+        ("update users set name = 'm', updated_at = clock_timestamp() where id < 3", vec![rows(&[row(1, "a"), row(2, "b")])]),
+        ("update users set email = 'z', updated_at = clock_timestamp() where id = 2", vec![rekeyed, rows(&[row(2, "z")])]),
+        ("update users set name = 'm' where false", vec![]),
+        ("delete from users where id = 1", vec![rows(&[row(1, "a")])]),
+        ("truncate users", vec![r#"1 "all":true"#.into()]),
+    ]
+}
+
+#[tokio::test]
+async fn a_statement_says_all_its_rows_at_once_and_logs_what_a_sweep_would_not_find() {
+    let mut ear = Ear::after(&watched("statement")).await;
+    let logged = [0, 0, 1, 0, 1, 1]; // keys that are gone, a row that is gone
+    for ((sql, expected), logged) in statements().into_iter().zip(logged) {
+        assert_eq!(ear.hears(sql).await, expected, "{sql}");
+        assert_eq!(ear.logged().await.len(), logged, "{sql}");
+    }
+    ear.hears("insert into users values (1, 'a', 'n', now() - interval '1 minute'), (2, 'b', 'n', now())").await;
+    assert_eq!(ear.logged().await, [rows(&[row(1, "a"), row(2, "b")])], "one of them has an old stamp");
+}
+
+#[tokio::test]
+async fn a_log_says_nothing_but_that_there_is_something() {
+    let mut ear = Ear::after(&watched("log")).await;
+    for (sql, said) in statements() {
+        let heard = ear.hears(sql).await;
+        assert_eq!(heard, if said.is_empty() { vec![] } else { vec![BELL] }, "{sql}");
+        let logged = ear.logged().await;
+        let rows = |of: &[String]| of.iter().map(|change| change.matches(r#""id""#).count()).sum::<usize>();
+        assert_eq!(rows(&logged), rows(&said), "{sql}: {logged:?}");
+    }
+    ear.hears("insert into users values (1, 'a'); update users set email = 'b'; delete from users").await;
+    let expected = [
+        format!(r#"1 "new":{}"#, row(1, "a")),
+        format!(r#"1 "new":{},"old":{}"#, row(1, "b"), row(1, "a")),
+        format!(r#"1 "new":{}"#, row(1, "b")),
+        format!(r#"1 "old":{}"#, row(1, "b")),
+    ];
+    assert_eq!(ear.logged().await, expected);
+}
+
+#[tokio::test]
+async fn a_writer_rings_only_if_nobody_else_rings_or_listens_all_the_time() {
+    let mut ear = Ear::after(&watched("log")).await;
+    let (mut first, mut listener) = (ear.session().await, ear.session().await);
+    first.execute("begin; insert into users values (1)").await;
+    assert_eq!(ear.hears("insert into users values (2)").await, [""; 0], "the other one will have rung");
+    first.execute("commit").await;
+    assert_eq!(ear.hears("select 1").await, [BELL]);
+    listener.execute("select pg_advisory_lock_shared(unstale.bell())").await;
+    assert_eq!(ear.hears("insert into users values (3)").await, [""; 0]);
+    listener.execute("select pg_advisory_unlock_shared(unstale.bell())").await;
+    assert_eq!(ear.hears("insert into users values (4)").await, [BELL]);
+}
+
+#[tokio::test]
+async fn a_bulk_statement_is_packed_and_beyond_a_bound_only_logged() {
+    let mut ear = Ear::after(&watched("statement")).await;
+    let heard = ear.hears("insert into users select g, 'mail' || g from generate_series(1, 5000) g").await;
+    assert!((20..=60).contains(&heard.len()), "{} payloads", heard.len());
+    let told: usize = heard.iter().map(|payload| payload.matches(r#""id""#).count()).sum();
+    assert_eq!(told, 5000);
+    assert_eq!(ear.logged().await, [""; 0]);
+    let heard = ear.hears("update users set name = 'x', updated_at = clock_timestamp() from generate_series(1, 1); insert into users select g, 'mail' || g from generate_series(10001, 60000) g").await;
+    let logged = ear.logged().await;
+    let told: usize = heard.iter().chain(&logged).map(|payload| payload.matches(r#""id""#).count()).sum();
+    assert_eq!(told, 55_000);
+    assert!(heard.len() < 100 && logged.len() > 100, "{} payloads, {} logged", heard.len(), logged.len());
+    assert!(heard.contains(&BELL.to_owned()), "what is only logged is rung for");
+}
+
+#[tokio::test]
+async fn rows_of_any_length_are_told_or_logged_and_no_write_fails() {
+    let mut ear = Ear::after(&watched("statement")).await;
+    let heard = ear.hears("insert into users select g, repeat('é', g * 100) from generate_series(1, 100) g").await;
+    let logged = ear.logged().await;
+    let told: usize = heard.iter().chain(&logged).map(|payload| payload.matches(r#""id""#).count()).sum();
+    assert_eq!(told, 100);
+    assert_eq!(ear.hears("insert into users values (0, repeat('x', 9000))").await, [BELL]);
+}
+
+#[tokio::test]
+async fn only_columns_holds_in_every_delivery() {
+    for delivery in ["statement", "log"] {
+        let watch = format!("{TABLE} select unstale.watch('users', array['user:{{id}}'], '{delivery}', only_columns => '{{name,email}}')");
+        let mut ear = Ear::after(&watch).await;
+        let mut said = async |sql: &str| {
+            let heard = ear.hears(sql).await;
+            heard.len() + ear.logged().await.len() > 0
+        };
+        assert!(said("insert into users values (1, 'a', 'n')").await);
+        assert!(!said("update users set updated_at = clock_timestamp()").await);
+        assert!(said("update users set name = 'm', updated_at = clock_timestamp()").await);
+        assert!(said("update users set id = 2").await);
+        assert!(said("delete from users").await);
+    }
+}
+
+#[tokio::test]
+async fn replica_sessions_fire_the_row_triggers_instead() {
+    for (delivery, expected) in [("statement", r#"1 "new":{"id":"1","email":"a"}"#), ("log", BELL)] {
+        let mut ear = Ear::after(&watched(delivery)).await;
+        let mut replica = ear.session().await;
+        replica.execute("set session_replication_role = replica").await;
+        for sql in ["insert into users values (1, 'a')", "update users set name = 'm', updated_at = clock_timestamp()"] {
+            replica.execute(sql).await;
+            assert_eq!(ear.hears("select 1").await, [expected], "{delivery}: {sql}");
+        }
+        assert_eq!(ear.logged().await.len(), if delivery == "log" { 2 } else { 0 }, "{delivery}");
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_can_be_prepared_if_the_table_is_delivered_by_log() {
+    let world = World::on(own_postgres_with([("max_prepared_transactions", "5")])).await;
+    let mut ear = Ear::in_world(world, &watched("log")).await;
+    assert_eq!(ear.hears("begin; insert into users values (1, 'a'); prepare transaction 'x'").await, [""; 0]);
+    assert_eq!(ear.logged().await, [""; 0]);
+    assert_eq!(ear.hears("commit prepared 'x'").await, [""; 0], "nobody may ring");
+    assert_eq!(ear.logged().await, [format!(r#"1 "new":{}"#, row(1, "a"))]);
+    // Whoever prepares nothing may say so, and is heard at once.
+    assert_eq!(ear.hears("set unstale.bell = on; insert into users values (2, 'b')").await, [BELL]);
+}
+
+#[tokio::test]
+async fn a_partitioned_table_is_refused_by_statement_and_logged_row_by_row() {
+    let parts = "create table users (id int, email text, updated_at timestamptz default now()) partition by range (id);
+        create table p1 partition of users for values from (0) to (10);";
+    let mut ear = Ear::after(parts).await;
+    for table in ["users", "p1"] {
+        let refusal = ear.refuses(&format!("select unstale.watch('{table}', array['u:{{id}}'], 'statement')")).await;
+        assert!(refusal.contains("partition") && refusal.contains("'row' or ''log''".replace("''", "'").as_str()), "{refusal}");
+    }
+    ear.hears("select unstale.watch('users', array['u:{id}'], 'log')").await;
+    assert_eq!(ear.hears("insert into users values (1), (2); update p1 set id = 3 where id = 2").await, [BELL]);
+    assert_eq!(ear.logged().await, [r#"1 "new":{"id":"1"}"#, r#"1 "new":{"id":"2"}"#, r#"1 "new":{"id":"3"},"old":{"id":"2"}"#]);
+}
+
+/// As a partition it would be written through its parent, which fires no statement trigger of it.
+#[tokio::test]
+async fn a_table_with_statement_triggers_cannot_become_a_partition_unnoticed() {
+    let ear = Ear::after(&watched("statement")).await;
+    let attach =
+        "create table parent (like users) partition by range (id); alter table parent attach partition users for values from (0) to (9)";
+    let refusal = ear.refuses(attach).await;
+    assert!(refusal.contains("unstale_1_insert"), "{refusal}");
+    ear.rows("select unstale.watch('users', array['user:{id}'])").await;
+    ear.world.execute(attach).await;
+}
+
+#[tokio::test]
+async fn a_column_dropped_with_cascade_takes_the_statement_triggers_along() {
+    for delivery in ["statement", "log"] {
+        for column in ["email", "updated_at"] {
+            let mut ear = Ear::after(&watched(delivery)).await;
+            let refusal = ear.refuses(&format!("alter table users drop column {column}")).await;
+            assert!(refusal.contains("unstale_1_insert on table"), "{refusal}");
+            ear.world.execute("alter table users rename column email to mail").await;
+            assert_eq!(ear.hears("insert into users values (1, 'a')").await.len(), 1, "{delivery}");
+            let column = if column == "email" { "mail" } else { column };
+            ear.hears(&format!("alter table users drop column {column} cascade")).await;
+            ear.hears("insert into users (id) values (2); update users set name = 'x'; delete from users").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn switching_leaves_the_triggers_of_the_new_delivery_alone() {
+    let mut ear = Ear::after(&watched("row")).await;
+    let triggers = "select string_agg(tgname || ' ' || tgenabled::text, ', ' order by tgname) from pg_trigger where tgname like 'unstale%'";
+    let by_row = "unstale_1_delete A, unstale_1_insert A, unstale_1_truncate A, unstale_1_update A";
+    let by_statement = "unstale_1_delete R, unstale_1_deletes O, unstale_1_insert R, unstale_1_inserts O, unstale_1_rekeys O, \
+                        unstale_1_truncate A, unstale_1_update R, unstale_1_updates O";
+    let mut switch = async |delivery: &str| {
+        let watch = format!("select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], delivery => '{delivery}')");
+        let said = ear.rows(&watch).await;
+        assert_eq!(ear.rows(&watch).await, ["unchanged"]);
+        ear.hears("insert into users values (1, 'a'); update users set name = 'x'; delete from users").await;
+        (said, ear.rows(triggers).await)
+    };
+    for (delivery, expected) in [
+        ("statement", by_statement),
+        ("log", by_statement),
+        ("row", by_row),
+        ("log", by_statement),
+        ("statement", by_statement),
+        ("row", by_row),
+    ] {
+        assert_eq!(switch(delivery).await, (vec!["changed".to_owned()], vec![expected.to_owned()]), "{delivery}");
+    }
+}
