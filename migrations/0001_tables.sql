@@ -57,11 +57,11 @@ create index change_log_3_xid_id_idx on unstale.change_log_3 (xid, id);
 create table unstale.checkpoint (
     instance         text        constraint checkpoint_pkey primary key,
     watermark        timestamptz,          -- rows stamped before it are done; null until the first heartbeats have passed
-    log              pg_snapshot not null, -- logged transactions that are visible in it are done
+    log              pg_snapshot,          -- logged transactions that are visible in it are done; null until it has caught up once
     replay_watermark timestamptz,          -- the same as of replay.window ago: where a sweep begins
     replay_log       pg_snapshot,          -- when Redis may have undone what it had acknowledged
     redis            text,                 -- run id of the Redis that acknowledged it
-    history          text        not null, -- system identifier and timeline of the PostgreSQL that it is about
+    history          text        not null, -- system identifier and timeline of the PostgreSQL that it is about, or 'forgotten'
     forget_after     interval    not null, -- without a sign of life for so long, the log is no longer kept for it
     saved_at         timestamptz not null default clock_timestamp()
 );

@@ -153,7 +153,7 @@ begin
         definitions := definitions || format(
             'create or replace function unstale.uses_%s() returns boolean language sql begin atomic select unstale.row_%1$s(null) is null%s; end',
             w.id, case when w.sweep_attnum is not null then format(' or unstale.fresh_%s(null)', w.id) else '' end);
-        fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r)', w.id) end;
+        fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r.*)', w.id) end;
         definitions := definitions || array[
             unstale.statement_function(w, 'inserts', 'new_rows', fresh, head),
             unstale.statement_function(w, 'updates', 'new_rows', fresh, head),
@@ -203,8 +203,8 @@ create function unstale.chunks(w unstale.watch, transition text, fresh text, fir
     set search_path = pg_catalog, pg_temp
 as $$
     select format($f$select pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
-              from (select unstale.row_%1$s(r) as image, %2$s as fresh,
-                           pg_catalog.sum(pg_catalog.octet_length(unstale.row_%1$s(r)) operator(pg_catalog.+) 1)
+              from (select unstale.row_%1$s(r.*) as image, %2$s as fresh,
+                           pg_catalog.sum(pg_catalog.octet_length(unstale.row_%1$s(r.*)) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select * from %3$s offset %4$s) r) s
              group by s.part$f$, w.id, fresh, transition, first)
@@ -217,7 +217,7 @@ create function unstale.into_log(w unstale.watch, transition text, head text) re
 as $$
     select string_agg(format($f$    %1$s
         insert into unstale.change_log_%2$s (watch, announced, change)
-            select %3$s, false, unstale.one_row(%4$L, unstale.row_%3$s(r)) from %5$s r limit 32;
+            select %3$s, false, unstale.one_row(%4$L, unstale.row_%3$s(r.*)) from %5$s r limit 32;
         get diagnostics told = row_count;
         if pg_catalog.int8eq(told, 32) then
             insert into unstale.change_log_%2$s (watch, announced, change)
@@ -232,14 +232,15 @@ $f$, case part when 1 then 'if pg_catalog.int4eq(unstale.part(), 1) then' when 2
       from generate_series(1, 3) part
 $$;
 
--- The body of a statement that is announced. Beyond 64 payloads the log is cheaper, for everybody.
+-- The body of a statement that is announced. Beyond 64 payloads the log is cheaper, for everybody. `r.*`: a bare r would be the
+-- column of that name in a table that has one. Images are cut off where they would not fit anyway: 33 huge ones would not add up.
 create function unstale.aloud(w unstale.watch, transition text, fresh text, head text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_%1$s(r), ',') as images, pg_catalog.bool_and(%2$s) as fresh
+    select format($f$    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_%1$s(r.*), 8000), ',') as images, pg_catalog.bool_and(%2$s) as fresh
       into few from (select * from %3$s limit 33) r;
-    if pg_catalog.int8gt(few.rows, 32) then
+    if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
         for chunk in
             %4$s
         loop
@@ -387,6 +388,16 @@ as $$
                             where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', f.name, w.id)))
 $$;
 
+-- Triggers that another delivery had.
+create function unstale.surplus(w unstale.watch) returns table (name name, relation regclass)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select t.tgname, t.tgrelid::regclass from pg_trigger t join unstale.tree(w.relation) tree(relation) on tree.relation = t.tgrelid
+     where t.tgname like format('unstale\_%s\_%%', w.id) and t.tgparentid = 0
+       and t.tgname not in (select d.name from unstale.trigger_names(w) d)
+$$;
+
 -- Creates what is missing, and everything if `replace_all`; drops what another delivery had. The caller holds the locks.
 create function unstale.install(w unstale.watch, replace_all boolean) returns void
     language plpgsql
@@ -413,12 +424,9 @@ begin
             end if;
         end loop;
     end loop;
-    for surplus in
-        select t.tgname, t.tgrelid::regclass as relation from pg_trigger t join unstale.tree(w.relation) tree(relation) on tree.relation = t.tgrelid
-         where t.tgname like format('unstale\_%s\_%%', w.id) and t.tgparentid = 0
-           and t.tgname not in (select d.name from unstale.trigger_names(w) d)
+    for surplus in select * from unstale.surplus(w)
     loop
-        execute format('drop trigger %I on %s', surplus.tgname, surplus.relation);
+        execute format('drop trigger %I on %s', surplus.name, surplus.relation);
     end loop;
 end
 $$;

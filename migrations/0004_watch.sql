@@ -57,8 +57,10 @@ begin
     end if;
     wanted := unstale.digests(wanted, known);
     if wanted.triggers <> known.triggers or not unstale.installed(wanted) then
-        -- While this waits, everybody else who wants the table waits behind it.
-        perform unstale.lock(watch.relation, 'share row exclusive', caller_timeout, '1s');
+        -- While this waits, everybody else who wants the table waits behind it. To drop a trigger takes the stronger lock; to take it
+        -- later would be a deadlock with a writer that has read the table before.
+        perform unstale.lock(watch.relation, case when exists (select from unstale.surplus(wanted)) then 'access exclusive' else 'share row exclusive' end,
+                             caller_timeout, '1s');
         if known.functions = '' then
             wanted.since := clock_timestamp(); -- every writer that the triggers have missed has ended
         end if;
@@ -90,24 +92,47 @@ create function unstale.lock(relation regclass, mode text, caller_timeout text, 
 as $$
 declare
     patience_used constant text := case when caller_timeout = '0' then patience else caller_timeout end;
+    deadline constant timestamptz := clock_timestamp() + patience_used::interval;
 begin
     perform set_config('lock_timeout', patience_used, true);
-    execute format('lock table %s in %s mode', relation, mode);
-exception when lock_not_available then
-    raise exception 'could not lock % within %: %', relation, patience_used, unstale.blockers(relation)
-        using errcode = 'lock_not_available', hint = 'Nothing was changed. Try again, or set a longer lock_timeout.';
+    loop
+        begin
+            -- A transaction that has locked something already must not wait in a queue: a writer that waits for it, and has what it
+            -- waits for, would be the one that PostgreSQL ends.
+            execute format('lock table %s in %s mode%s', relation, mode, case when unstale.has_locked(relation) then ' nowait' else '' end);
+            return;
+        exception when lock_not_available then
+            if clock_timestamp() >= deadline then
+                raise exception 'could not lock % within %: %', relation, patience_used, unstale.blockers(relation, mode)
+                    using errcode = 'lock_not_available',
+                          hint = 'Nothing was changed. Try again in a transaction of its own, or set a longer lock_timeout.';
+            end if;
+            perform pg_sleep(0.01);
+        end;
+    end loop;
 end
 $$;
 
+-- Has this transaction locked a table, other than the given one and ours, so that a writer may wait for it?
+create function unstale.has_locked(relation regclass) returns boolean
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from pg_locks l join pg_class c on c.oid = l.relation
+         where l.pid = pg_backend_pid() and l.granted and l.mode not in ('AccessShareLock', 'RowShareLock')
+           and l.relation <> has_locked.relation and c.relnamespace not in ('unstale'::regnamespace, 'pg_catalog'::regnamespace))
+$$;
+
 -- Who holds a lock that keeps us from one on the table and its partitions.
-create function unstale.blockers(relation regclass) returns text
+create function unstale.blockers(relation regclass, mode text) returns text
     language sql
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce('in use by ' || string_agg(distinct coalesce('pid ' || l.pid, 'a prepared transaction'), ', '), 'its users have just ended')
       from pg_locks l
      where l.relation in (select unstale.tree(blockers.relation)) and l.granted and l.pid is distinct from pg_backend_pid()
-       and l.mode not in ('AccessShareLock', 'RowShareLock')
+       and (mode = 'access exclusive' or l.mode not in ('AccessShareLock', 'RowShareLock'))
        and l.database = (select d.oid from pg_database d where d.datname = current_database())
 $$;
 
@@ -423,8 +448,8 @@ as $$
 $$;
 
 -- Empties the parts of the log that every instance was done with a replay window ago, and lets the next one be written once
--- the current one has grown. Every listener calls it now and then. It waits for nobody, and no writer for it: nobody writes
--- to a part that is not the current one but a transaction that began when it was, and that keeps us from locking it.
+-- the current one has grown. Every listener calls it now and then. It waits for nobody. A writer that took the part of before for
+-- the current one waits at most for the TRUNCATE, which takes milliseconds, and writes to the empty part.
 create function unstale.rotate_log(threshold bigint default 8388608) returns void
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
@@ -433,7 +458,8 @@ declare
     current_part constant integer := unstale.part();
     free_part integer;
 begin
-    if not pg_try_advisory_xact_lock(unstale.bell() + 1) then
+    -- What was committed before the lock must be seen after it.
+    if current_setting('transaction_isolation') <> 'read committed' or not pg_try_advisory_xact_lock(unstale.bell() + 1) then
         return;
     end if;
     for part in 1 .. 3 loop
@@ -453,13 +479,18 @@ begin
         end if;
     end loop;
     if free_part is not null and pg_relation_size(format('unstale.change_log_%s', current_part)) > threshold then
-        execute format('create or replace function unstale.part() returns integer language sql stable return %s', free_part);
+        begin
+            execute format('create or replace function unstale.part() returns integer language sql stable return %s', free_part);
+        exception when others then
+            null; -- an event trigger forbids it for now: the part grows
+        end;
     end if;
 end
 $$;
 
 -- Has every instance that is not forgotten done all that is in this part, a replay window ago? Not done is what its snapshot
--- does not see: transactions after it, and those that were open in it.
+-- does not see: transactions after it, and those that were open in it. Xids that are still to come are of a dump from elsewhere.
+-- The minute is for an instance that comes back at this moment.
 create function unstale.is_done_with(part integer) returns boolean
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -470,10 +501,11 @@ begin
     execute format($q$
         select coalesce(bool_and(
                    c.replay_log is not null
-                   and not exists (select from unstale.change_log_%1$s l where l.xid >= pg_snapshot_xmax(c.replay_log))
+                   and not exists (select from unstale.change_log_%1$s l
+                                    where l.xid >= pg_snapshot_xmax(c.replay_log) and l.xid < pg_snapshot_xmax(pg_current_snapshot()))
                    and not exists (select from pg_snapshot_xip(c.replay_log) x join unstale.change_log_%1$s l on l.xid = x)), false)
           from unstale.checkpoint c
-         where c.saved_at >= clock_timestamp() - c.forget_after$q$, part) into done;
+         where c.saved_at >= clock_timestamp() - c.forget_after - interval '1 minute'$q$, part) into done;
     return done;
 end
 $$;

@@ -111,6 +111,7 @@ impl Postgres {
             .options([
                 ("search_path", "pg_catalog"),
                 ("synchronous_commit", "off"),
+                ("default_transaction_isolation", "read committed"),
                 ("tcp_keepalives_idle", "30"),
                 ("tcp_keepalives_interval", "10"),
                 ("tcp_keepalives_count", "3"),

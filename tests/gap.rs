@@ -231,3 +231,31 @@ async fn a_sweep_that_is_cut_off_goes_on_from_where_it_was() {
     let all = swept(&daemon);
     assert!((ROWS - 1..ROWS + ROWS / 4).contains(&all), "{all} rows were swept for {ROWS}");
 }
+
+/// It was never here: what it cannot delete yet must not be taken from the log by those who have done it.
+#[tokio::test]
+async fn the_log_is_kept_for_an_instance_that_has_not_caught_up_yet_however_long_that_takes() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    world.redis.pause();
+    let mut daemon = world.daemon().impatient().start();
+    let here = "select count(*) from unstale.checkpoint where instance = 'test' and log is null";
+    until("it is known", async || world.number(here).await == 1).await;
+    world
+        .execute(
+            "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
+                 values ('other', pg_current_snapshot(), pg_current_snapshot(), '', '1 day');
+             delete from users where id = 1; select unstale.rotate_log(0)",
+        )
+        .await;
+    world
+        .execute("update unstale.checkpoint set replay_log = pg_current_snapshot() where instance = 'other'; select unstale.rotate_log(0)")
+        .await;
+    assert_eq!(world.number("select count(*) from unstale.change_log").await, 1);
+    world.execute("update unstale.checkpoint set saved_at = now() - interval '6 days' where instance = 'test'").await;
+    let alive = "select count(*) from unstale.checkpoint where instance = 'test' and saved_at > now() - interval '1 minute'";
+    until("it says that it is still there", async || world.number(alive).await == 1).await;
+    assert!(!daemon.is_ready());
+    world.redis.resume();
+    daemon.ready().await;
+}

@@ -96,3 +96,40 @@ async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
         1
     );
 }
+
+/// As of a dump that was restored into a younger cluster.
+#[tokio::test]
+async fn changes_of_transactions_that_are_still_to_come_are_left_alone() {
+    let world = World::new().await;
+    let mut reader = Reader::new(&mut world.sql.acquire().await.expect("a connection")).await.expect("the server is up");
+    world
+        .execute(
+            "insert into unstale.change_log_2 (xid, watch, announced, change) values ('99999999999', 1, false, 'foreign');
+             insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
+                 values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')",
+        )
+        .await;
+    assert_eq!(reading(&mut reader, &world).await, [""; 0]);
+    world.execute("select unstale.rotate_log(0)").await;
+    assert_eq!(world.number("select count(*) from unstale.change_log").await, 0);
+}
+
+/// Its snapshot would be older than its lock.
+#[tokio::test]
+async fn the_log_is_not_emptied_by_a_snapshot_of_before() {
+    let world = World::new().await;
+    world
+        .execute(
+            "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
+                 values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')",
+        )
+        .await;
+    let mut old = world.sql.begin().await.expect("begins");
+    for sql in ["set transaction isolation level repeatable read", "select 1"] {
+        sqlx::query(sql).execute(&mut *old).await.expect("the server is up");
+    }
+    world.execute("insert into unstale.change_log_2 (watch, announced, change) values (1, false, 'new')").await;
+    sqlx::query("select unstale.rotate_log(0)").execute(&mut *old).await.expect("it does nothing");
+    old.commit().await.expect("commits");
+    assert_eq!(world.number("select count(*) from unstale.change_log").await, 1);
+}

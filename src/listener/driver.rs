@@ -25,7 +25,7 @@ use crate::sink::{Done, Sink};
 use crate::systemd;
 
 /// Notifications taken at once, between two looks at everything else.
-const BURST: usize = 512;
+const BURST: usize = 128;
 
 /// Delays between attempts of a command to Redis. Short, because a restarted Redis is back in a moment.
 const REDIS_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));

@@ -30,7 +30,7 @@ use crate::observe::{Cause, GapSummary, Observation, Readiness};
 use crate::rule::{Rule, Rules, Target};
 use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored, Watermark};
 
-use gap::{Gap, Recent};
+use gap::{Gap, Recent, Resume};
 use heart::Heart;
 use intake::Skipped;
 use log::Log;
@@ -389,7 +389,11 @@ impl Machine {
         let is_same_server = self.server.as_ref() == Some(&opening.server);
         self.compare_histories(opening.server, opening.stored.as_ref());
         let stored = opening.stored.as_ref().map(|stored| stored.proven.clone()).unwrap_or_default();
-        let proven = if is_same_server { self.watermark.proven() } else { stored };
+        let proven = match &self.gap {
+            Some(gap) if gap.resume == Resume::Everything => Proven::default(), // of another server, or of a log that is gone
+            _ if is_same_server => self.watermark.proven(),
+            _ => stored,
+        };
         self.watermark = Watermark::new(proven, self.settings.window);
         if self.redis.is_none() {
             self.redis = opening.stored.and_then(|stored| stored.redis).map(Into::into);

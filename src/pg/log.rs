@@ -3,6 +3,7 @@
 //! Ids and commit order differ, so the reader keeps no last id. It keeps the snapshot of its last reading: a row is new if
 //! its transaction had not ended then, and has now. That is one of those that were open in it, or one of after it. So each
 //! row is read once, however long its transaction was open, and a transaction that stays open makes no reading longer.
+//! Xids that are still to come are of a dump from another cluster: they are left alone.
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -69,7 +70,7 @@ impl Reader {
                order by l.xid, l.id limit $6)
              union all
              (select l.change, l.xid::text, l.id, false from unstale.change_log l
-               where (l.xid, l.id) > ($4::text::xid8, $5) and not l.announced
+               where (l.xid, l.id) > ($4::text::xid8, $5) and l.xid < pg_snapshot_xmax(pg_current_snapshot()) and not l.announced
                order by l.xid, l.id limit $6)",
         )
         .bind(self.seen.open.iter().map(ToString::to_string).collect::<Vec<_>>())

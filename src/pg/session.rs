@@ -16,8 +16,8 @@ use super::{CHANNEL, Error, Postgres, log, migrate};
 use crate::observe::{Cause, GapSummary};
 use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored};
 
-/// Notifications between the connection and the driver. When the driver stops taking them, PostgreSQL waits.
-const NOTIFICATIONS: usize = 4096;
+/// Notifications between the connection and the driver; one has up to 8 kB. When the driver stops taking them, PostgreSQL waits.
+const NOTIFICATIONS: usize = 1024;
 
 /// Heartbeats between two roundups: emptying the log, and looking for what no trigger tells.
 const ROUNDUP_EVERY: u64 = 10;
@@ -194,6 +194,7 @@ struct Control {
 
 impl Control {
     async fn opening(&mut self) -> Result<Event, Error> {
+        self.appear().await?;
         watches::notice_ddl(&mut self.connection).await?;
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
@@ -213,12 +214,43 @@ impl Control {
         Ok(Event::Subscribed(Subscribed { backend: backend.cast_unsigned(), watches, server, stored, forgotten }))
     }
 
+    /// From here on the log, and what it means, is kept for this instance. One that was away for too long is marked until it has
+    /// deleted everything.
+    async fn appear(&mut self) -> Result<(), Error> {
+        sqlx::query(
+            "insert into unstale.checkpoint as known (instance, history, forget_after) values ($1, '', $2 * interval '1 second')
+             on conflict (instance) do update
+                set (history, replay_log) = (select 'forgotten', null::pg_snapshot where known.saved_at < clock_timestamp() - known.forget_after
+                                             union all
+                                             select known.history, known.replay_log where known.saved_at >= clock_timestamp() - known.forget_after
+                                             limit 1),
+                    forget_after = excluded.forget_after, saved_at = clock_timestamp()",
+        )
+        .bind(&self.name.instance)
+        .bind(self.name.forget_after.as_secs_f64())
+        .execute(&mut self.connection)
+        .await
+        .map_err(Error::of("noting that this instance is here"))?;
+        Ok(())
+    }
+
+    /// While a gap is open nothing is proven, but the log is kept for who is there.
+    async fn stay(&mut self) -> Result<(), Error> {
+        let sql = "update unstale.checkpoint set saved_at = clock_timestamp() where instance = $1";
+        sqlx::query(sql)
+            .bind(&self.name.instance)
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::of("noting that this instance is here"))?;
+        Ok(())
+    }
+
     async fn stored(&mut self) -> Result<Option<Stored>, Error> {
         let row = sqlx::query(
             "select log::text, (extract(epoch from watermark) * 1000000)::bigint,
                     replay_log::text, (extract(epoch from replay_watermark) * 1000000)::bigint,
-                    redis, history, saved_at < clock_timestamp() - forget_after
-               from unstale.checkpoint where instance = $1",
+                    redis, history, history = 'forgotten'
+               from unstale.checkpoint where instance = $1 and log is not null",
         )
         .bind(&self.name.instance)
         .fetch_optional(&mut self.connection)
@@ -262,8 +294,9 @@ impl Control {
     async fn answer(&mut self, request: Request) -> Result<Option<Event>, Error> {
         match request {
             Request::Beat(n, progress) => {
-                if let Some(progress) = progress {
-                    self.save(&progress).await?;
+                match progress {
+                    Some(progress) => self.save(&progress).await?,
+                    None => self.stay().await?,
                 }
                 let sent = self.beat(n).await?;
                 if n.is_multiple_of(ROUNDUP_EVERY) {

@@ -2,6 +2,7 @@
 
 use super::{BELL, Ear};
 use crate::support::servers::own_postgres_with;
+use crate::support::wait::until;
 use crate::support::world::World;
 
 const TABLE: &str =
@@ -217,4 +218,57 @@ async fn switching_leaves_the_triggers_of_the_new_delivery_alone() {
     ] {
         assert_eq!(switch(delivery).await, (vec!["changed".to_owned()], vec![expected.to_owned()]), "{delivery}");
     }
+}
+
+/// A bare name is a column before it is a table's alias or a variable.
+#[tokio::test]
+async fn columns_may_have_any_name_that_the_generated_functions_use() {
+    let columns = [
+        "r", "s", "t", "c", "few", "chunk", "told", "done", "images", "fresh", "part", "rows", "old_rows", "new_rows", "new", "old",
+        "same", "change",
+    ];
+    for delivery in ["row", "statement", "log"] {
+        let list = columns.map(|column| format!("\"{column}\" text default 'x'")).join(", ");
+        let table = format!("create table t (id int primary key, {list}, updated_at timestamptz default now())");
+        let keys = columns.map(|column| format!("'{column}:{{{column}}}'")).join(", ");
+        let mut ear = Ear::after(&format!("{table}; select unstale.watch('t', array['t:{{id}}', {keys}], '{delivery}')")).await;
+        for sql in [
+            "insert into t values (1)",
+            "update t set r = 'y'",
+            "insert into t select generate_series(2, 500)",
+            "update t set id = -id",
+            "delete from t",
+        ] {
+            assert!(!ear.hears(sql).await.is_empty(), "{delivery}: {sql}");
+        }
+        ear.hears("alter table t rename column r to q; alter table t add column r int; insert into t (id) values (1)").await;
+    }
+}
+
+/// A row whose image is huge; many of them add up to more than a text can hold.
+#[tokio::test]
+async fn huge_rows_are_logged_one_by_one() {
+    let mut ear = Ear::after(&watched("statement")).await;
+    let heard = ear.hears("insert into users select g, repeat('x', 1000000) from generate_series(1, 20) g").await;
+    assert_eq!(heard, [BELL]);
+    let logged = ear.logged().await;
+    assert_eq!(logged.iter().map(|change| change.matches(r#""id""#).count()).sum::<usize>(), 20);
+    assert!(logged.iter().all(|change| change.len() < 1_100_000));
+}
+
+/// Dropping triggers takes a stronger lock than making them: taken in two steps, it ended a writer that had read before.
+#[tokio::test]
+async fn switching_ends_no_writer_that_has_read_the_table_before() {
+    let ear = Ear::after(&watched("log")).await;
+    let (mut writer, mut caller) = (ear.session().await, ear.session().await);
+    writer.execute("begin; select count(*) from users").await;
+    let pid = caller.value("select pg_backend_pid()::text").await;
+    let switching = tokio::spawn(async move {
+        caller.execute("set lock_timeout = '20s'").await;
+        caller.value("select unstale.watch('users', array['user:{id}', 'by-email:{email}'])").await
+    });
+    let waits = format!("select count(*) from pg_locks where pid = {pid} and not granted");
+    until("it waits for the table", async || ear.world.number(&waits).await > 0).await;
+    writer.execute("insert into users values (1); commit").await;
+    assert_eq!(switching.await.expect("no panic"), "changed");
 }

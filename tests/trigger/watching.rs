@@ -1,6 +1,7 @@
 //! `unstale.watch()` and `unstale.unwatch()` themselves.
 
 use super::{Ear, USERS};
+use crate::support::wait::until;
 
 const SAME: &str = "select unstale.watch('users', array['user:{id}', 'by-email:{email}'])";
 const OTHER: &str = "select unstale.watch('users', array['user:{id}', 'name:{name}'])";
@@ -190,4 +191,21 @@ async fn a_caller_whose_triggers_could_not_run_is_refused() {
     assert_eq!(migrator.value(watch).await, "added");
     migrator.execute("insert into app.t values (1)").await;
     assert_eq!(ear.hears("select 1").await, [r#"1 "new":{"id":"1"}"#]);
+}
+
+/// The writer waits for a table that the migration has, and has the one that it wants next.
+#[tokio::test]
+async fn a_migration_that_watches_two_tables_ends_no_writer() {
+    let ear = Ear::after("create table a (id int); create table b (id int)").await;
+    let (mut writer, mut migration) = (ear.session().await, ear.session().await);
+    let pid = writer.value("select pg_backend_pid()::text").await;
+    writer.execute("set deadlock_timeout = '500ms'; begin; insert into b values (1)").await;
+    migration.execute("begin; select unstale.watch('a', array['a:{id}'])").await;
+    let writing = tokio::spawn(async move { writer.execute("insert into a values (1); commit").await });
+    let waits = format!("select count(*) from pg_locks where pid = {pid} and not granted");
+    until("the writer waits", async || ear.world.number(&waits).await > 0).await;
+    let refusal = migration.refuses("select unstale.watch('b', array['b:{id}'])").await;
+    assert!(refusal.contains("in a transaction of its own"), "{refusal}");
+    migration.execute("rollback").await;
+    writing.await.expect("the writer was not ended");
 }
