@@ -234,7 +234,7 @@ impl Control {
         Ok(())
     }
 
-    /// While a gap is open nothing is proven, but the log is kept for who is there.
+    /// Nothing is proven, because a gap is open or Redis has never answered; but the log is kept for who is there.
     async fn stay(&mut self) -> Result<(), Error> {
         let sql = "update unstale.checkpoint set saved_at = clock_timestamp() where instance = $1";
         sqlx::query(sql)
@@ -338,7 +338,7 @@ impl Control {
     }
 
     async fn save(&mut self, progress: &Progress) -> Result<(), Error> {
-        let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else { return Ok(()) };
+        let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else { return self.stay().await };
         sqlx::query(
             "insert into unstale.checkpoint (instance, watermark, log, replay_watermark, replay_log, redis, history, forget_after)
              values ($1, 'epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text::pg_snapshot,
