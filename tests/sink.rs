@@ -17,10 +17,16 @@ const MEMORY_BYTES: u64 = 64 << 20;
 
 /// A world, a link before its Redis, and a daemon behind that link, ready, with everything cached.
 async fn linked() -> (World, Link, Daemon) {
+    linked_within("300ms").await
+}
+
+/// The same with another patience for Redis.
+async fn linked_within(redis_timeout: &str) -> (World, Link, Daemon) {
     let mut world = World::new().await;
     world.users(10).await;
     let link = Link::to_port(world.redis.port().expect("by TCP")).await;
-    let mut daemon = Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port())).impatient().start();
+    let settings = Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port())).impatient();
+    let mut daemon = settings.with("UNSTALE_REDIS__TIMEOUT", redis_timeout).start();
     daemon.ready().await;
     world.fill_users();
     (world, link, daemon)
@@ -38,7 +44,8 @@ async fn not_ready_because(daemon: &Daemon, text: &str) -> String {
 
 #[tokio::test]
 async fn a_command_whose_reply_is_lost_does_not_count_as_done_and_is_repeated() {
-    let (mut world, link, mut daemon) = linked().await;
+    // Another connection, made after too long a wait, would not get through to run the UNLINK.
+    let (mut world, link, mut daemon) = linked_within("20s").await;
     let log_xmin = "select pg_snapshot_xmin(log)::text::bigint from unstale.checkpoint where instance = 'test'";
     until("there is a checkpoint", async || world.number("select count(*) from unstale.checkpoint where log is not null").await == 1).await;
     link.hold_replies();
