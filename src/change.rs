@@ -118,33 +118,16 @@ pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
     let change = |watch, rev, what| Announcement::Change(Change { watch, rev, what });
     let fields = serde_json::from_str(payload)?;
     match fields {
-        Fields { watch: Some(watch), rev: Some(rev), new, old, rows: None, all: None, bell: None, heartbeat: None, watches: None }
-            if new.is_some() || old.is_some() =>
-        {
-            Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
+        Fields { watch: Some(watch), rev: Some(rev), new, old, rows, all, bell: None, heartbeat: None, watches: None } => {
+            match (new, old, rows, all) {
+                (None, None, Some(rows), None) => Ok(change(watch, rev, What::Rows(rows))),
+                (None, None, None, Some(true)) => Ok(change(watch, rev, What::All)),
+                (new, old, None, None) if new.is_some() || old.is_some() => {
+                    Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
+                }
+                _ => Err(Malformed::Meaningless),
+            }
         }
-        Fields {
-            watch: Some(watch),
-            rev: Some(rev),
-            rows: Some(rows),
-            new: None,
-            old: None,
-            all: None,
-            bell: None,
-            heartbeat: None,
-            watches: None,
-        } => Ok(change(watch, rev, What::Rows(rows))),
-        Fields {
-            watch: Some(watch),
-            rev: Some(rev),
-            all: Some(true),
-            new: None,
-            old: None,
-            rows: None,
-            bell: None,
-            heartbeat: None,
-            watches: None,
-        } => Ok(change(watch, rev, What::All)),
         Fields { watch: None, rev: None, new: None, old: None, rows: None, all: None, bell, heartbeat, watches } => {
             match (bell, heartbeat, watches) {
                 (Some(true), None, None) => Ok(Announcement::Bell),
