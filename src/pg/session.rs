@@ -220,10 +220,8 @@ impl Control {
         sqlx::query(
             "insert into unstale.checkpoint as known (instance, history, forget_after) values ($1, '', $2 * interval '1 second')
              on conflict (instance) do update
-                set (history, replay_log) = (select 'forgotten', null::pg_snapshot where known.saved_at < clock_timestamp() - known.forget_after
-                                             union all
-                                             select known.history, known.replay_log where known.saved_at >= clock_timestamp() - known.forget_after
-                                             limit 1),
+                set history = case when known.saved_at < statement_timestamp() - known.forget_after then 'forgotten' else known.history end,
+                    replay_log = case when known.saved_at >= statement_timestamp() - known.forget_after then known.replay_log end,
                     forget_after = excluded.forget_after, saved_at = clock_timestamp()",
         )
         .bind(&self.name.instance)
