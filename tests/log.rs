@@ -29,6 +29,11 @@ async fn pages_of_the_log_follow_each_other_also_where_xids_get_one_more_digit()
     assert_eq!(read, ["4", "7", "8", "9"], "one that was open, and those that came later");
 }
 
+/// The only instance has done everything until now.
+const DONE: &str = "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
+    values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')
+    on conflict (instance) do update set replay_log = pg_current_snapshot()";
+
 /// All pages of a reading.
 async fn reading(reader: &mut Reader, world: &World) -> Vec<String> {
     let mut sql = world.sql.acquire().await.expect("the cluster is up");
@@ -70,25 +75,22 @@ async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
     let world = World::new().await;
     let rows = "select count(*) from unstale.change_log";
     let write = |n: u32| format!("do 'begin for n in 1..{n} loop perform unstale.log(1, n::text, true); end loop; end'");
-    let save = "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
-                values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')
-                on conflict (instance) do update set replay_log = pg_current_snapshot()";
     world.execute(&write(500)).await;
     world.execute("select unstale.rotate_log(0)").await; // the next part is written now
     assert_eq!(world.number(rows).await, 500, "nobody has done it");
     let mut open = world.sql.begin().await.expect("begins");
     sqlx::query("select unstale.log(1, 'open', true)").execute(&mut *open).await.expect("written");
-    world.execute(save).await;
+    world.execute(DONE).await;
     world.execute(&write(100)).await;
     world.execute("select unstale.rotate_log(0)").await;
     assert_eq!(world.number(rows).await, 100, "a transaction in the other part keeps only that");
-    world.execute(save).await;
+    world.execute(DONE).await;
     world.execute("select unstale.rotate_log(0)").await;
     assert_eq!(world.number(rows).await, 100, "the open transaction has written to it");
     open.commit().await.expect("commits");
     world.execute("select unstale.rotate_log(0)").await;
     assert_eq!(world.number(rows).await, 101, "which was not done when it ended");
-    world.execute(save).await;
+    world.execute(DONE).await;
     world.execute("select unstale.rotate_log(0)").await;
     assert_eq!(world.number(rows).await, 0);
     assert_eq!(
@@ -102,13 +104,8 @@ async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
 async fn changes_of_transactions_that_are_still_to_come_are_left_alone() {
     let world = World::new().await;
     let mut reader = Reader::new(&mut world.sql.acquire().await.expect("a connection")).await.expect("the server is up");
-    world
-        .execute(
-            "insert into unstale.change_log_2 (xid, watch, announced, change) values ('99999999999', 1, false, 'foreign');
-             insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
-                 values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')",
-        )
-        .await;
+    world.execute("insert into unstale.change_log_2 (xid, watch, announced, change) values ('99999999999', 1, false, 'foreign')").await;
+    world.execute(DONE).await;
     assert_eq!(reading(&mut reader, &world).await, [""; 0]);
     world.execute("select unstale.rotate_log(0)").await;
     assert_eq!(world.number("select count(*) from unstale.change_log").await, 0);
@@ -118,12 +115,7 @@ async fn changes_of_transactions_that_are_still_to_come_are_left_alone() {
 #[tokio::test]
 async fn the_log_is_not_emptied_by_a_snapshot_of_before() {
     let world = World::new().await;
-    world
-        .execute(
-            "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
-                 values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')",
-        )
-        .await;
+    world.execute(DONE).await;
     let mut old = world.sql.begin().await.expect("begins");
     for sql in ["set transaction isolation level repeatable read", "select 1"] {
         sqlx::query(sql).execute(&mut *old).await.expect("the server is up");
