@@ -42,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
-    let rounds: usize = std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse())?;
+    let rounds = stage::rounds()?;
     peers::install()?;
     let stage = Stage::build()?;
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
@@ -107,7 +107,7 @@ async fn burst(stage: &Stage, sql: &mut PgConnection, (_, kind, delivery): &(&st
         std::thread::sleep(Duration::from_millis(2));
     }
     let speed = ROWS as f64 / committed.elapsed().as_secs_f64();
-    Ok(Burst { speed, cpu: cpu_seconds(pid)? - before, memory: peak_megabytes(pid)? })
+    Ok(Burst { speed, cpu: cpu_seconds(pid)? - before, memory: stage::peak_megabytes(pid)? })
 }
 
 fn idle(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
@@ -119,7 +119,7 @@ fn idle(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     report.say(&format!(
         "Idle, with the default settings: {:.2} % of a core, {:.1} MB RSS.",
         share * 100.0,
-        peak_megabytes(listener.pid())?
+        stage::peak_megabytes(listener.pid())?
     ));
     Ok(())
 }
@@ -130,10 +130,4 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let fields: Vec<&str> = stat.rsplit(')').next().context("a name in brackets")?.split_whitespace().collect();
     let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
     Ok(ticks / 100.0)
-}
-
-fn peak_megabytes(pid: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel reports it")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }

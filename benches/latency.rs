@@ -34,7 +34,7 @@ async fn main() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
-    let rounds: usize = std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse())?;
+    let rounds = stage::rounds()?;
     let stage = Arc::new(Stage::build()?);
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
     for (case, name) in CASES.iter().enumerate() {

@@ -99,6 +99,6 @@ async fn one_gap(stage: &Stage, sql: &mut PgConnection) -> anyhow::Result<()> {
         percentile(&mut waits, 0.99),
         waits.len()
     );
-    println!("  listener's peak RSS  {}", listener.peak_memory()?);
+    println!("  listener's peak RSS  {:.0} MB", stage::peak_megabytes(listener.pid())?);
     Ok(())
 }

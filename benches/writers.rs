@@ -34,7 +34,7 @@ async fn main() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
-    let rounds = std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse())?;
+    let rounds = stage::rounds()?;
     let stage = Stage::build()?;
     let (sql, cache) = (PgConnection::connect(&stage.postgres.url("postgres")).await?, stage.redis.client()?);
     let mut bench = Bench { stage, sql, cache, report: Report::new("writers", "What being watched costs the writer"), rounds };
@@ -43,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
     bench.settle().await?;
     bench.bulk().await?;
     bench.concurrent().await?;
-    bench.report.say(&format!("The listener's peak RSS throughout: {}.", listener.peak_memory()?));
+    bench.report.say(&format!("The listener's peak RSS throughout: {:.0} MB.", stage::peak_megabytes(listener.pid())?));
     bench.report.save()
 }
 

@@ -81,17 +81,24 @@ impl Listener {
             Err(error) => Err(error.to_string()),
         }
     }
-
-    /// The most memory that was ever in use, as the kernel words it.
-    pub(crate) fn peak_memory(&self) -> anyhow::Result<String> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel reports it")?;
-        Ok(line.trim().to_owned())
-    }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
         let _ = self.process.kill();
     }
+}
+
+/// How often each thing is measured: 5 times, or as `UNSTALE_ROUNDS` says.
+#[allow(dead_code, reason = "not every bench has rounds")]
+pub(crate) fn rounds() -> anyhow::Result<usize> {
+    std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse().context("UNSTALE_ROUNDS is not a number"))
+}
+
+/// The most memory that a process ever used, in MB.
+#[allow(dead_code, reason = "not every bench asks for it")]
+pub(crate) fn peak_megabytes(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel reports it")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
