@@ -4,6 +4,7 @@
 //! configured in the file or the environment; the only global flag says which file.
 
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -32,6 +33,7 @@ Examples:
   unstale migrate                                once, and after every upgrade
   unstale apply --dry-run                        what the [[watch]] list would change
   UNSTALE_HTTP__LISTEN=127.0.0.1:9464 unstale run
+  unstale sweep --since 2h                       after an import with triggers off
   unstale explain public.users id=42 email=a@b.c";
 
 /// Keeps Redis in step with PostgreSQL
@@ -71,6 +73,16 @@ pub enum Command {
     /// was received reach Redis (shutdown.timeout), a second one exits at once. With http.listen set, /live, /ready and
     /// /metrics answer. Under systemd use Type=notify. Needs DATABASE_URL and REDIS_URL.
     Run,
+    /// Delete the keys of what no trigger announced
+    ///
+    /// For after an import with triggers off, a restore, or a bug of somebody's. --since finds rows by the column that the
+    /// watch sweeps by, and what the log still holds; a table without such a column loses all its keys. It does not find
+    /// rows that were deleted, nor those whose column was not set: --all does, by patterns. A running listener is not
+    /// disturbed. Stopped in the middle, the same command does the rest. Needs DATABASE_URL and REDIS_URL.
+    #[command(
+        after_help = "Examples:\n  unstale sweep --since 2h --dry-run\n  unstale sweep --since 2026-01-31T10:00:00Z --table public.users\n  unstale sweep --all --rate 5000\n\nOn a terminal it shows how far it is; elsewhere it prints a line of JSON every five seconds and at the end."
+    )]
+    Sweep(Sweep),
     /// Show the cache keys that a change of a row deletes
     ///
     /// Reads the watches from the database and fills their key templates with the values given here; deletes nothing,
@@ -101,6 +113,35 @@ pub struct Apply {
     pub dry_run: bool,
 }
 
+/// `unstale sweep`.
+#[derive(Debug, Args)]
+pub struct Sweep {
+    /// Rows changed since then: a duration before now (2h, 3days) or a time in UTC (2026-01-31T10:00:00Z)
+    #[arg(long, value_name = "TIME", value_parser = since, required_unless_present = "all", conflicts_with = "all")]
+    pub since: Option<Since>,
+    /// All keys of the tables, whether or not their rows changed
+    #[arg(long)]
+    pub all: bool,
+    /// Only this watched table, with its schema; may be repeated
+    #[arg(long = "table", value_name = "TABLE")]
+    pub tables: Vec<String>,
+    /// Read and count, and delete nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// At most so many keys a second
+    #[arg(long, value_name = "KEYS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+}
+
+/// Where a sweep begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// So long before the database's clock.
+    Ago(Duration),
+    /// At this time.
+    At(SystemTime),
+}
+
 /// `unstale explain`.
 #[derive(Debug, Args)]
 pub struct Explain {
@@ -126,6 +167,14 @@ pub struct Completions {
     pub shell: Shell,
 }
 
+fn since(text: &str) -> Result<Since, String> {
+    if let Ok(time) = humantime::parse_duration(text) {
+        return Ok(Since::Ago(time));
+    }
+    let time = humantime::parse_rfc3339_weak(text.trim_end_matches('Z')).ok().filter(|time| *time >= SystemTime::UNIX_EPOCH);
+    time.map(Since::At).ok_or_else(|| "write a duration, as in 2h, or a time in UTC, as in 2026-01-31T10:00:00Z".to_owned())
+}
+
 fn column(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((column, value)) if !column.is_empty() => Ok((column.to_owned(), value.to_owned())),
@@ -142,6 +191,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_sweep_begins_before_now_or_at_a_time() {
+        assert_eq!(since("2h"), Ok(Since::Ago(Duration::from_secs(7_200))));
+        assert_eq!(since("1970-01-01T00:01:00Z"), Ok(Since::At(SystemTime::UNIX_EPOCH + Duration::from_secs(60))));
+        assert_eq!(since("1970-01-01 00:01:00"), Ok(Since::At(SystemTime::UNIX_EPOCH + Duration::from_secs(60))));
+        assert!(since("yesterday").is_err() && since("1969-01-01T00:00:00Z").is_err());
     }
 
     #[test]

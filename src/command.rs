@@ -7,6 +7,7 @@ pub mod explain;
 pub mod man;
 pub mod migrate;
 pub mod run;
+pub mod sweep;
 
 use std::io::{ErrorKind, Write as _, stdout};
 

@@ -11,6 +11,8 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 use sqlx::{ConnectOptions, Row};
 
+use crate::watermark::PgTime;
+
 pub mod log;
 pub mod migrate;
 pub mod session;
@@ -144,6 +146,15 @@ impl Postgres {
     fn options(&self) -> &PgConnectOptions {
         &self.options
     }
+}
+
+/// The server's clock.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn clock(connection: &mut PgConnection) -> Result<PgTime, Error> {
+    let row = sqlx::query("select (extract(epoch from clock_timestamp()) * 1000000)::bigint").fetch_one(connection).await;
+    Ok(PgTime(row.map_err(Error::of("asking for the time"))?.get(0)))
 }
 
 /// Refuses a server that cannot serve, with a sentence.

@@ -143,7 +143,7 @@ mod tests {
     }
 
     fn watched(table: &str, keys: &[&str]) -> Watched {
-        Watched { id: 1, rev: 1, table: table.into(), ended: false, spec: spec(keys) }
+        Watched { id: 1, rev: 1, table: table.into(), ended: false, sweepable: true, spec: spec(keys) }
     }
 
     #[test]

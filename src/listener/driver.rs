@@ -230,7 +230,7 @@ impl Driver {
             Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
             Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
             Action::Sweep { checkpoint, done } => {
-                let from = sweep::From { checkpoint, done };
+                let from = sweep::From { checkpoint, done, by_hand: None };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
                 task.spawn(sweep::run(self.parts.postgres.clone(), from, self.parts.page_rows, out));

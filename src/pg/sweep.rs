@@ -67,6 +67,8 @@ pub struct From {
     pub checkpoint: Option<Checkpoint>,
     /// Watches that an earlier, unfinished sweep has brought up to this stamp.
     pub done: HashMap<i32, PgTime>,
+    /// Asked for by a person: these watches alone, and also from before they were made.
+    pub by_hand: Option<Vec<i32>>,
 }
 
 /// A table to be swept.
@@ -93,7 +95,7 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
     let mut connection = in_time(postgres.connect()).await?;
     let timeout = format!("set statement_timeout = {}; set work_mem = '32MB'", PAGE_TIMEOUT.as_millis());
     in_time(async { connection.execute(AssertSqlSafe(timeout)).await.map_err(Error::of("preparing the sweep")) }).await?;
-    for table in in_time(tables(&mut connection)).await? {
+    for table in in_time(tables(&mut connection, from.by_hand.as_deref())).await? {
         if table.needs_index {
             let remedy = format!("create index concurrently on {} ({})", table.name, table.column);
             let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
@@ -127,7 +129,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T,
     tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Error::Timeout(PATIENCE)))
 }
 
-async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
+async fn tables(connection: &mut PgConnection, only: Option<&[i32]>) -> Result<Vec<Table>, Error> {
     let rows = sqlx::query(
         "select w.id, format('%I.%I', n.nspname, c.relname), coalesce(quote_ident(a.attname), ''), coalesce(a.atttypid::regtype::text, ''),
                 (extract(epoch from w.since) * 1000000)::bigint,
@@ -142,9 +144,10 @@ async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
            join pg_class c on c.oid = w.relation
            join pg_namespace n on n.oid = c.relnamespace
            left join pg_attribute a on a.attrelid = c.oid and a.attnum = unstale.sweep_column(w)
-          where w.sweep_attnum is not null
+          where w.sweep_attnum is not null and ($1 is null or w.id = any ($1))
           order by w.id",
     )
+    .bind(only)
     .fetch_all(connection)
     .await
     .map_err(Error::of("reading what is to be swept"))?;
@@ -169,7 +172,10 @@ async fn sweep_table(
 ) -> Result<(), Error> {
     let made = table.since - i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0);
     let proven = from.checkpoint.as_ref().and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
-    let start = proven.map_or(made, |proven| proven.0.max(made));
+    let start = match proven {
+        Some(proven) if from.by_hand.is_some() => proven.0,
+        proven => proven.map_or(made, |proven| proven.0.max(made)),
+    };
     let mut after: Option<String> = None;
     while !out.is_closed() {
         let page = sqlx::query(AssertSqlSafe(page_sql(table, after.is_some()))).persistent(false).bind(start).bind(page_rows);

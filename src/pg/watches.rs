@@ -16,6 +16,8 @@ pub struct Watched {
     pub table: String,
     /// Not in force any more; it says what its logged changes mean.
     pub ended: bool,
+    /// It has a column that says when a row changed.
+    pub sweepable: bool,
     /// As it was asked for.
     pub spec: Spec,
 }
@@ -39,7 +41,7 @@ pub struct Spec {
 /// [`Error::Statement`].
 pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> {
     let rows = sqlx::query(
-        "select w.id, w.rev, coalesce(v.table_name, w.table_name), w.ended is not null, w.keys, w.delivery, w.updated_at, w.only_columns
+        "select w.id, w.rev, coalesce(v.table_name, w.table_name), w.ended is not null, w.sweep_attnum is not null, w.keys, w.delivery, w.updated_at, w.only_columns
            from unstale.watch w left join unstale.watches v on v.id = w.id
           order by 3",
     )
@@ -51,7 +53,8 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
         rev: row.get(1),
         table: row.get(2),
         ended: row.get(3),
-        spec: Spec { keys: row.get(4), delivery: row.get(5), updated_at: row.get(6), only_columns: row.get(7) },
+        sweepable: row.get(4),
+        spec: Spec { keys: row.get(5), delivery: row.get(6), updated_at: row.get(7), only_columns: row.get(8) },
     };
     Ok(rows.iter().map(watched).collect())
 }

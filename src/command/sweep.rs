@@ -1,0 +1,261 @@
+//! `unstale sweep`: deletes, by hand, the keys of what no trigger announced.
+//!
+//! It needs no running listener and disturbs none: it reads as the listener does after a gap, and deletes on its own. Stopped
+//! in the middle, it has deleted what it says, and the same command does all of it.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::batch::Work;
+use crate::change::{self, Announcement, Row};
+use crate::cli::{Since, Sweep};
+use crate::config::Config;
+use crate::pg::sweep::{From, Swept};
+use crate::pg::{self, Postgres, watches};
+use crate::rule::{Rule, Rules, Target};
+use crate::shutdown;
+use crate::sink::Sink;
+use crate::watermark::{Checkpoint, PgTime, Snapshot};
+
+/// Chunks of rows between PostgreSQL and Redis.
+const CHUNKS: usize = 4;
+
+/// Between two lines of progress, on a terminal and elsewhere.
+const PROGRESS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
+
+/// Sweeps, and says how far it is.
+///
+/// # Errors
+/// If a table is not watched, a server fails, or a signal ends it. What was deleted until then is deleted.
+pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
+    let postgres = Postgres::new(config.database_url()?)?;
+    let sink = Sink::new(config.redis_url()?, config.redis.timeout)?;
+    let shutdown = shutdown::on_signals()?;
+    let mut connection = postgres.connect().await?;
+    pg::check_server(&mut connection).await?;
+    pg::migrate::check(&mut connection).await?;
+    let (rules, unstamped) = chosen(&mut connection, &args.tables).await?;
+    let mut sweep = Hand {
+        sink: (!args.dry_run).then_some(sink),
+        rules,
+        keys: HashSet::new(),
+        keys_per_command: config.batch.keys_per_command,
+        rate: args.rate,
+        began: Instant::now(),
+        told: Instant::now(),
+        count: Count::default(),
+    };
+    let work = async {
+        match args.since {
+            None => sweep.everything(None).await,
+            Some(since) => {
+                let start = match since {
+                    Since::Ago(time) => pg::clock(&mut connection).await?.earlier(time),
+                    Since::At(time) => PgTime(i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH)?.as_micros())?),
+                };
+                sweep.everything(Some(&unstamped)).await?;
+                sweep.since(postgres, start, config.sweep.page_rows).await
+            }
+        }
+    };
+    let result = shutdown.run_until_cancelled(work).await;
+    sweep.end();
+    match result {
+        Some(result) => result.context("not all is swept; what was deleted stays deleted, and the same command does the rest"),
+        None => bail!("stopped before the end; what was deleted stays deleted, and the same command does the rest"),
+    }
+}
+
+/// The rules of the tables that were named, or of all, and those of them that cannot be swept by a stamp.
+async fn chosen(connection: &mut sqlx::postgres::PgConnection, tables: &[String]) -> anyhow::Result<(Rules, HashSet<i32>)> {
+    let mut wanted = HashSet::new();
+    for table in tables {
+        let name = watches::full_name(connection, table).await?;
+        wanted.insert(name.with_context(|| format!("there is no table {table}; name it with its schema, as in public.users"))?);
+    }
+    let (mut rules, mut unstamped) = (Rules::new(), HashSet::new());
+    for watched in watches::load(connection).await?.into_iter().filter(|watched| !watched.ended) {
+        if !tables.is_empty() && !wanted.remove(&watched.table) {
+            continue;
+        }
+        if !watched.sweepable {
+            unstamped.insert(watched.id);
+        }
+        rules.insert(watched.id, Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys)?);
+    }
+    if let Some(unknown) = wanted.into_iter().next() {
+        bail!("{unknown} is not watched; `select * from unstale.watches` lists what is");
+    }
+    if rules.is_empty() {
+        bail!("nothing is watched; call unstale.watch() or run `unstale apply` first");
+    }
+    Ok((rules, unstamped))
+}
+
+/// What was done so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    /// Rows and logged changes read.
+    rows: u64,
+    /// Keys, and patterns, that they make stale.
+    keys: u64,
+    /// Keys that were cached, and are not any more.
+    deleted: u64,
+}
+
+/// A sweep by hand.
+struct Hand {
+    sink: Option<Arc<Sink>>, // none: only say what would be done
+    rules: Rules,
+    keys: HashSet<String>, // found, not deleted yet
+    keys_per_command: usize,
+    rate: Option<u32>, // keys a second
+    began: Instant,
+    told: Instant,
+    count: Count,
+}
+
+impl Hand {
+    /// All keys of these watches, or of all.
+    async fn everything(&mut self, only: Option<&HashSet<i32>>) -> anyhow::Result<()> {
+        let rules: Vec<Rule> = self.rules.values().filter(|rule| only.is_none_or(|only| only.contains(&rule.watch))).cloned().collect();
+        for rule in rules {
+            if only.is_some() {
+                note(&format!("{} has no column that says when a row changed: all its keys are deleted", rule.table));
+            }
+            for target in rule.everything() {
+                self.delete(target).await?;
+            }
+        }
+        self.flush().await
+    }
+
+    /// The rows stamped since then, and everything in the log, which is no longer than it has to be.
+    async fn since(&mut self, postgres: Postgres, start: PgTime, page_rows: u32) -> anyhow::Result<()> {
+        let (out, mut swept) = mpsc::channel(CHUNKS);
+        let checkpoint = Checkpoint { watermark: Some(start), log: Snapshot::nothing() };
+        let from = From { checkpoint: Some(checkpoint), done: HashMap::new(), by_hand: Some(self.rules.keys().copied().collect()) };
+        tokio::spawn(pg::sweep::run(postgres, from, page_rows, out));
+        while let Some(swept) = swept.recv().await {
+            match swept {
+                Swept::Rows(watch, rows) => self.rows(watch, &rows).await?,
+                Swept::Log(changes) => self.changes(&changes).await?,
+                Swept::Unreadable { watch, table, reason } => {
+                    note(&format!("{table}: {reason}; all its keys are deleted"));
+                    self.everything(Some(&HashSet::from([watch]))).await?;
+                }
+                Swept::NoIndex { table, remedy } => {
+                    note(&format!("{table} is read page by page without an index; mend that with: {remedy}"))
+                }
+                Swept::Failed(reason) => bail!(reason),
+                Swept::Page(..) | Swept::Ended => {}
+            }
+        }
+        self.flush().await
+    }
+
+    async fn rows(&mut self, watch: i32, rows: &[String]) -> anyhow::Result<()> {
+        let Some(rule) = self.rules.get(&watch).cloned() else { return Ok(()) };
+        for row in rows {
+            self.count.rows += 1;
+            for target in rule.row(&Row::parse(row)?) {
+                self.delete(target).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn changes(&mut self, changes: &[String]) -> anyhow::Result<()> {
+        for change in changes {
+            let Ok(Announcement::Change(change)) = change::parse(change) else { continue };
+            let Some(rule) = self.rules.get(&change.watch) else { continue };
+            self.count.rows += 1;
+            let mut targets = Vec::new();
+            rule.stale(&change, |target| targets.push(target))?;
+            for target in targets {
+                self.delete(target).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, target: Target) -> anyhow::Result<()> {
+        match target {
+            Target::Key(key) => {
+                self.keys.insert(key);
+                if self.keys.len() >= self.keys_per_command { self.flush().await } else { Ok(()) }
+            }
+            Target::Pattern(pattern) => {
+                if self.sink.is_none() {
+                    note(&format!("would delete {pattern}"));
+                }
+                self.perform(1, &Work::Pattern(pattern)).await
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        let keys: Vec<String> = self.keys.drain().collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.perform(keys.len() as u64, &Work::Keys(Arc::new(keys))).await
+    }
+
+    async fn perform(&mut self, keys: u64, work: &Work) -> anyhow::Result<()> {
+        if let Some(sink) = &self.sink {
+            self.count.deleted += sink.perform(work).await?.existed;
+        }
+        self.count.keys += keys;
+        if let Some(rate) = self.rate {
+            tokio::time::sleep_until(self.began + Duration::from_secs_f64(self.count.keys as f64 / f64::from(rate))).await;
+        }
+        if self.told.elapsed() >= PROGRESS[usize::from(!stderr().is_terminal())] {
+            self.told = Instant::now();
+            self.tell("progress");
+        }
+        Ok(())
+    }
+
+    fn end(&self) {
+        if stderr().is_terminal() {
+            let _ = write!(stderr(), "\r\x1b[K"); // the line of progress
+        }
+        if stdout().is_terminal() {
+            let _ = writeln!(stdout(), "{}", in_words(self.count, self.sink.is_none()));
+        } else {
+            let _ = writeln!(stdout(), "{}", as_json("done", self.count, self.sink.is_none(), self.began.elapsed()));
+        }
+    }
+
+    fn tell(&self, event: &str) {
+        if stderr().is_terminal() {
+            let _ = write!(stderr(), "\r\x1b[K{}", in_words(self.count, self.sink.is_none()));
+        } else {
+            let _ = writeln!(stdout(), "{}", as_json(event, self.count, self.sink.is_none(), self.began.elapsed()));
+        }
+    }
+}
+
+fn in_words(Count { rows, keys, deleted }: Count, dry: bool) -> String {
+    if dry {
+        format!("{rows} rows read; {keys} keys and patterns would be deleted")
+    } else {
+        format!("{rows} rows read, {keys} keys and patterns asked for; {deleted} keys were cached, and are not any more")
+    }
+}
+
+fn as_json(event: &str, Count { rows, keys, deleted }: Count, dry: bool, took: Duration) -> serde_json::Value {
+    serde_json::json!({ "event": event, "rows": rows, "keys": keys, "deleted": deleted, "dry_run": dry, "seconds": took.as_secs_f64() })
+}
+
+/// Something to know, on a line of its own.
+fn note(text: &str) {
+    let _ = writeln!(stderr(), "{}{text}", if stderr().is_terminal() { "\r\x1b[K" } else { "" });
+}
