@@ -83,6 +83,42 @@ impl Report {
         Ok(())
     }
 
+    /// Lines over a common axis: each has a name and its points.
+    #[allow(dead_code, reason = "one bench draws them")]
+    pub(crate) fn lines(&mut self, file: &str, title: &str, lines: &[(&str, Vec<(f64, f64)>)]) -> anyhow::Result<()> {
+        let (left, top, width, height) = (50.0, 60.0, 600.0, 200.0);
+        let furthest = |of: fn(&(f64, f64)) -> f64| lines.iter().flat_map(|(_, points)| points).map(of).fold(f64::MIN_POSITIVE, f64::max);
+        let (last, highest) = (furthest(|point| point.0), furthest(|point| point.1));
+        let mut svg = format!(
+            "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {} {}' font-family='sans-serif' font-size='11'>\n\
+             <rect width='100%' height='100%' fill='white'/>\n<text x='{left}' y='20' font-size='14'>{title}</text>\n\
+             <path d='M{left},{top} v{height} h{width}' fill='none' stroke='black'/>\n\
+             <text x='{}' y='{top}' text-anchor='end'>{}</text><text x='{}' y='{}' text-anchor='end'>{}</text>\n",
+            left + width + 20.0,
+            top + height + 30.0,
+            left - 4.0,
+            short(highest),
+            left + width,
+            top + height + 16.0,
+            short(last)
+        );
+        let mut x = left;
+        for ((name, points), colour) in lines.iter().zip(&COLOURS[1..]) {
+            let _ =
+                writeln!(svg, "<rect x='{x}' y='30' width='10' height='10' fill='{colour}'/><text x='{}' y='39'>{name}</text>", x + 14.0);
+            x += 30.0 + 7.0 * name.len() as f64;
+            let mut path = String::new();
+            for (at, value) in points {
+                let _ = write!(path, " {:.1},{:.1}", left + at / last * width, top + height - value / highest * height);
+            }
+            let _ = writeln!(svg, "<polyline points='{}' fill='none' stroke='{colour}' stroke-width='1.5'/>", path.trim_start());
+        }
+        svg.push_str("</svg>\n");
+        fs::write(directory()?.join(file), svg)?;
+        self.say(&format!("![{title}]({file})"));
+        Ok(())
+    }
+
     /// Writes the file.
     pub(crate) fn save(self) -> anyhow::Result<()> {
         let path = directory()?.join(self.name).with_extension("md");
