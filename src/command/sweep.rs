@@ -64,7 +64,7 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
             }
         }
     };
-    let result = shutdown.run_until_cancelled(work).await;
+    let result = shutdown.run_until_cancelled(Box::pin(work)).await;
     sweep.end();
     match result {
         Some(result) => result.context("not all is swept; what was deleted stays deleted, and the same command does the rest"),
