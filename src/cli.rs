@@ -33,6 +33,7 @@ Examples:
   unstale migrate                                once, and after every upgrade
   unstale apply --dry-run                        what the [[watch]] list would change
   UNSTALE_HTTP__LISTEN=127.0.0.1:9464 unstale run
+  unstale check                                  before the roll-out, and at three in the morning
   unstale sweep --since 2h                       after an import with triggers off
   unstale explain public.users id=42 email=a@b.c";
 
@@ -73,6 +74,13 @@ pub enum Command {
     /// was received reach Redis (shutdown.timeout), a second one exits at once. With http.listen set, /live, /ready and
     /// /metrics answer. Under systemd use Type=notify. Needs DATABASE_URL and REDIS_URL.
     Run,
+    /// Look for everything that would make a promise untrue
+    ///
+    /// Both servers and their versions, whether notifications arrive, triggers, functions and grants of each watch, rows that
+    /// a sweep would not see, old transactions, instances that are away, and a key that goes the whole way through the
+    /// running listener. One line for each finding, below it a command or SQL that mends it. Exit code 0 if there are at
+    /// most warnings. Changes nothing but that key. Needs DATABASE_URL and REDIS_URL, best those of the listener.
+    Check(Check),
     /// Delete the keys of what no trigger announced
     ///
     /// For after an import with triggers off, a restore, or a bug of somebody's. --since finds rows by the column that the
@@ -111,6 +119,14 @@ pub struct Apply {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `unstale check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Print JSON: {"findings": [{"severity": ..., "about": ..., "finding": ..., "remedy": ...}]}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `unstale sweep`.

@@ -145,6 +145,12 @@ impl Config {
         self.redis.url.as_ref().ok_or(Error::NoRedisUrl)
     }
 
+    /// The key that each heartbeat of this instance deletes.
+    #[must_use]
+    pub fn canary(&self) -> String {
+        format!("unstale:canary:{}", self.instance)
+    }
+
     fn read(path: Option<&Path>, fallback: Option<&Path>, variables: BTreeMap<String, String>) -> Result<Self, Error> {
         let set = |name| variables.get(name).filter(|value| !value.is_empty());
         let named = path.map(Path::to_owned).or_else(|| set(environment::CONFIG_FILE).map(PathBuf::from));

@@ -34,6 +34,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Migrate => command::migrate::run(&config).await,
         Command::Apply(args) => command::apply::run(&config, args).await,
+        Command::Check(args) => command::check::run(&config, args).await,
         Command::Sweep(args) => command::sweep::run(&config, args).await,
         Command::Explain(args) => command::explain::run(&config, args).await,
         _ => command::run::run(&config).await,

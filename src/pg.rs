@@ -13,6 +13,7 @@ use sqlx::{ConnectOptions, Row};
 
 use crate::watermark::PgTime;
 
+pub mod check;
 pub mod log;
 pub mod migrate;
 pub mod session;
@@ -114,6 +115,7 @@ impl Postgres {
                 ("search_path", "pg_catalog"),
                 ("synchronous_commit", "off"),
                 ("default_transaction_isolation", "read committed"),
+                ("jit", "off"), // to compile what looks through the catalogs takes longer than to run it a thousand times
                 ("tcp_keepalives_idle", "30"),
                 ("tcp_keepalives_interval", "10"),
                 ("tcp_keepalives_count", "3"),

@@ -31,6 +31,7 @@ fn help_names_every_command_and_exit_code() {
         "migrate",
         "apply",
         "run",
+        "check",
         "sweep",
         "explain",
         "demo",

@@ -11,7 +11,7 @@ use unstale::rule::Template;
 use crate::support::daemon;
 use crate::support::world::World;
 
-const MIGRATIONS: [&str; 4] = ["0001_tables", "0002_templates", "0003_triggers", "0004_watch"];
+const MIGRATIONS: [&str; 5] = ["0001_tables", "0002_templates", "0003_triggers", "0004_watch", "0005_check"];
 
 fn unstale(world: &World, arguments: &str) -> Output {
     daemon::command(arguments, &[("DATABASE_URL", &world.database_url())])

@@ -262,7 +262,7 @@ async fn a_database_in_sql_ascii_is_refused_with_a_sentence() {
 
     // As if somebody had put the schema in by hand.
     let pool = sqlx::PgPool::connect(&url).await.expect("it is up");
-    for migration in ["0001_tables", "0002_templates", "0003_triggers", "0004_watch"] {
+    for migration in ["0001_tables", "0002_templates", "0003_triggers", "0004_watch", "0005_check"] {
         let file = format!("{}/migrations/{migration}.sql", env!("CARGO_MANIFEST_DIR"));
         let sql = std::fs::read_to_string(file).expect("the migration");
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.expect("it applies");

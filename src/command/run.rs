@@ -57,7 +57,7 @@ async fn refuse_wrong_schema(postgres: &Postgres) -> Result<(), pg::Error> {
 
 fn settings(config: &Config) -> Settings {
     Settings {
-        canary: format!("unstale:canary:{}", config.instance),
+        canary: config.canary(),
         interval: config.heartbeat.interval,
         timeout: config.heartbeat.timeout,
         backoff_min: config.backoff.min,

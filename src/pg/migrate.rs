@@ -18,6 +18,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "templates", include_str!("../../migrations/0002_templates.sql")),
     (3, "triggers", include_str!("../../migrations/0003_triggers.sql")),
     (4, "watch", include_str!("../../migrations/0004_watch.sql")),
+    (5, "check", include_str!("../../migrations/0005_check.sql")),
 ];
 
 /// The version of this program's schema.
@@ -69,7 +70,7 @@ async fn run(connection: &mut PgConnection, only_note: bool) -> Result<(), Error
 
 /// Was the schema made with psql, or with a tool that has its own ledger? Then the newest object is there.
 async fn applied_by_hand(connection: &mut PgConnection) -> Result<bool, Error> {
-    let row = sqlx::query("select to_regproc('unstale.to_notice') is not null").fetch_one(connection).await;
+    let row = sqlx::query("select to_regproc('unstale.findings') is not null").fetch_one(connection).await;
     Ok(row.map_err(Error::of("looking for the schema"))?.get(0))
 }
 

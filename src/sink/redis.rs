@@ -103,6 +103,52 @@ impl Sink {
         Ok(Done { existed: result?, server: connection.server })
     }
 
+    /// What the server says of itself.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn info(&self) -> Result<String, Error> {
+        let connection = self.connection().await?;
+        connection.ask(self.timeout, connection.client.info(None)).await
+    }
+
+    /// Is it allowed to delete? Deletes nothing that is anybody's.
+    ///
+    /// # Errors
+    /// [`Error`], as a deletion would have it.
+    pub async fn rehearse(&self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        let step = connection.client.scan_page::<(String, Vec<fred::types::Key>), _, _>("0", "unstale:check:*", Some(1), None);
+        connection.ask(self.timeout, step).await?;
+        connection.ask(self.timeout, connection.client.unlink::<u64, _>("unstale:check:")).await?;
+        Ok(())
+    }
+
+    /// Puts a key there, for a while.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn put(&self, key: &str, time: Duration) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        let expires = fred::types::Expiration::PX(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
+        connection.ask(self.timeout, connection.client.set(key, "put here by `unstale check`", Some(expires), None, false)).await
+    }
+
+    /// Is the key there?
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn has(&self, key: &str) -> Result<bool, Error> {
+        let connection = self.connection().await?;
+        connection.ask(self.timeout, connection.client.exists(key)).await
+    }
+
+    /// The user of the URL, for people.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        self.config.username.as_deref().unwrap_or("default")
+    }
+
     /// Bounded steps; a key that is there from the beginning to the end is found (<https://redis.io/commands/scan>).
     async fn delete_matching(&self, connection: &Connection, pattern: &str) -> Result<u64, Error> {
         let mut existed = 0;

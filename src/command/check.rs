@@ -1,0 +1,176 @@
+//! `unstale check`: everything that would make a promise untrue, each with its remedy.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use anyhow::bail;
+use tokio::time::{Instant, sleep};
+
+use crate::batch::Work;
+use crate::cli::Check;
+use crate::config::Config;
+use crate::finding::{Finding, Severity};
+use crate::pg::{self, Postgres};
+use crate::sink::{self, Sink};
+
+/// Clocks this far apart make times in logs and in the database hard to compare; nothing else depends on ours.
+const CLOCKS: Duration = Duration::from_secs(5);
+
+/// A listener that has not stored anything for so long is not there.
+const AWAY_SECONDS: f64 = 60.0;
+
+/// Looks at everything, prints what it found, and fails if there is an error.
+///
+/// # Errors
+/// If a URL is missing, the schema is newer than this program, or something is not as it must be.
+pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
+    let postgres = Postgres::new(config.database_url()?)?;
+    let sink = Sink::new(config.redis_url()?, config.redis.timeout)?;
+    let mut findings = Vec::new();
+    let seen = in_postgres(config, &postgres, &mut findings).await?;
+    if in_redis(&sink, &mut findings).await
+        && let Some(seen) = seen
+    {
+        findings.push(whole_way(config, &sink, seen).await);
+    }
+    let text =
+        if args.json { format!("{:#}\n", serde_json::json!({ "findings": findings })) } else { findings.iter().map(in_words).collect() };
+    super::print(text.as_bytes())?;
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    match (count(Severity::Error), count(Severity::Warning)) {
+        (0, _) => Ok(()),
+        (errors, warnings) => bail!("{}, {}", plural(errors, "error"), plural(warnings, "warning")),
+    }
+}
+
+/// Everything about PostgreSQL; how long ago the listener was there, if all that is to be known.
+async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Finding>) -> anyhow::Result<Option<Option<f64>>> {
+    let place = postgres.place();
+    let mut connection = match tokio::time::timeout(config.heartbeat.timeout, postgres.connect()).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), "# correct DATABASE_URL, or start the server"));
+            return Ok(None);
+        }
+        Err(_) => {
+            let sentence = format!("no answer within {:?}", config.heartbeat.timeout);
+            findings.push(Finding::error(format!("PostgreSQL at {place}"), sentence, "# look for a firewall, or for a server that hangs"));
+            return Ok(None);
+        }
+    };
+    if let Err(error) = pg::check_server(&mut connection).await {
+        findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), "# correct DATABASE_URL"));
+        return Ok(None);
+    }
+    findings.push(Finding::ok(format!("PostgreSQL at {place}"), "it is a primary of a version that will do"));
+    let lacking = pg::check::privileges(&mut connection).await?;
+    if !lacking.is_empty() {
+        findings.extend(lacking);
+        return Ok(None);
+    }
+    match pg::migrate::check(&mut connection).await {
+        Err(error @ pg::Error::NotMigrated) => {
+            findings.push(Finding::error("schema unstale", error.to_string(), "unstale migrate"));
+            return Ok(None);
+        }
+        result => result?,
+    }
+    findings.extend(pg::check::findings(&mut connection).await?);
+    findings.push(if pg::check::delivers(postgres, &mut connection, config.heartbeat.timeout / 2).await? {
+        Finding::ok("LISTEN", "notifications arrive")
+    } else {
+        let sentence = "notifications do not arrive, as behind a pooler in transaction mode: the listener would hear nothing";
+        Finding::error("LISTEN", sentence, "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode")
+    });
+    let theirs = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(pg::clock(&mut connection).await?.0)?);
+    let ours = SystemTime::now();
+    let apart = ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours)).unwrap_or_default();
+    if apart > CLOCKS {
+        findings.push(Finding::warning(
+            "clock",
+            format!("PostgreSQL's differs from this host's by {apart:.0?}"),
+            "timedatectl set-ntp true",
+        ));
+    }
+    Ok(Some(pg::check::last_seen(&mut connection, &config.instance).await?))
+}
+
+/// Everything about Redis; can it be worked with?
+async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
+    let info = match sink.info().await {
+        Ok(info) => info,
+        Err(error @ sink::Error::Refused(_)) => {
+            findings.push(Finding::warning("Redis", format!("INFO: {error}"), format!("redis-cli acl setuser {} +info", sink.user())));
+            String::new()
+        }
+        Err(error) => {
+            findings.push(Finding::error("Redis", error.to_string(), "# correct REDIS_URL, or start the server"));
+            return false;
+        }
+    };
+    if !info.is_empty() {
+        findings.extend(sink::check::findings(&info));
+    }
+    if let Err(error) = sink.rehearse().await {
+        let remedy = format!("redis-cli acl setuser {} +unlink +scan +select +ping '~*'", sink.user());
+        findings.push(Finding::error("Redis", format!("it cannot delete: {error}"), remedy));
+        return false;
+    }
+    true
+}
+
+/// A key that the listener deletes with each heartbeat: through PostgreSQL, the listener, and this Redis.
+async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
+    let about = format!("listener {:?}", config.instance);
+    let start = "systemctl start unstale";
+    match seen {
+        None => return Finding::error(about, "no listener of this name was ever here: nothing is deleted", start),
+        Some(ago) if ago > AWAY_SECONDS => {
+            return Finding::error(about, format!("it was last here {ago:.0} seconds ago: nothing is deleted"), start);
+        }
+        Some(_) => {}
+    }
+    let canary = config.canary();
+    let patience = config.heartbeat.interval * 3 + config.heartbeat.timeout;
+    let began = Instant::now();
+    let gone = async {
+        sink.put(&canary, patience * 2).await?;
+        while sink.has(&canary).await? {
+            if began.elapsed() > patience {
+                return Ok(false);
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok::<_, sink::Error>(true)
+    };
+    match gone.await {
+        Ok(true) => Finding::ok(about, format!("a key went the whole way in {:.0?}, a heartbeat's interval included", began.elapsed())),
+        Ok(false) => {
+            let _ = sink.perform(&Work::Keys(vec![canary].into())).await;
+            let sentence = "a key that each of its heartbeats deletes is still there: it is not ready, or has another Redis";
+            Finding::error(about, sentence, "systemctl status unstale # says why it is not ready; its REDIS_URL must be this one")
+        }
+        Err(error) => Finding::warning(
+            about,
+            format!("the whole way was not tried: {error}"),
+            format!("redis-cli acl setuser {} +set +exists", sink.user()),
+        ),
+    }
+}
+
+fn plural(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+fn in_words(finding: &Finding) -> String {
+    let label = match finding.severity {
+        Severity::Ok => "ok",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    };
+    let mut text = format!("{label:<8} {}: {}\n", finding.about, finding.finding);
+    if let Some(remedy) = &finding.remedy {
+        let _ = writeln!(text, "{:<8} {remedy}", "");
+    }
+    text
+}

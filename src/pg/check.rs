@@ -1,0 +1,140 @@
+//! What in the database would make a promise untrue: `unstale.findings()`, and what depends on the role that asks.
+
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions, PgRow};
+
+use super::{Error, Postgres};
+use crate::finding::{Finding, Severity};
+
+/// All that is not as it should be.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let mut findings = unreadable(connection).await?;
+    let rows = sqlx::query("select severity, about, finding, remedy from unstale.findings()")
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(Error::of("looking at the database"))?;
+    findings.extend(rows.iter().map(|row| Finding {
+        severity: if row.get::<&str, _>(0) == "error" { Severity::Error } else { Severity::Warning },
+        about: row.get(1),
+        finding: row.get(2),
+        remedy: row.get(3),
+    }));
+    findings.extend(hidden_rows(connection).await?);
+    findings.extend(watched(connection).await?);
+    Ok(findings)
+}
+
+/// What the role may not do in the schema `unstale`, one GRANT each; nothing if there is no schema. Without these, nothing else can
+/// be looked at.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn privileges(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let rows = sqlx::query(
+        "select quote_ident(current_user), 'usage on schema unstale' from pg_namespace n where n.nspname = 'unstale' and not has_schema_privilege(n.oid, 'usage')
+         union all
+         select quote_ident(current_user), format('%s on unstale.%I', privilege, c.relname)
+           from (values ('watch', 'select'), ('watches', 'select'), ('change_log', 'select'),
+                        ('checkpoint', 'select, insert, update'), ('gap', 'select, insert, update'), ('migrations', 'select')) t(name, privileges)
+           join pg_class c on c.relnamespace = to_regnamespace('unstale') and c.relname = t.name
+          cross join string_to_table(t.privileges, ', ') privilege
+          where not has_table_privilege(c.oid, privilege)
+         union all
+         select quote_ident(current_user), format('execute on function %s', p.oid::regprocedure)
+           from pg_proc p
+          where p.pronamespace = to_regnamespace('unstale')
+            and (p.proname in ('notice_ddl', 'rotate_log', 'bell', 'sweep_column', 'findings') or p.proname ~ '^row_[0-9]+$')
+            and not has_function_privilege(p.oid, 'execute')
+         union all
+         select quote_ident(current_user), 'execute on function pg_control_system()' where not has_function_privilege('pg_control_system()', 'execute')",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::of("looking at the role"))?;
+    Ok(missing(&rows))
+}
+
+/// Watched tables that the role may not read: after each gap they lose all their keys.
+async fn unreadable(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let rows = sqlx::query(
+        "select quote_ident(current_user), needed
+           from unstale.watch w join pg_class c on c.oid = w.relation join pg_namespace n on n.oid = c.relnamespace
+          cross join lateral (select format('usage on schema %I', n.nspname) where not has_schema_privilege(n.oid, 'usage')
+                              union all
+                              select format('select on %s', c.oid::regclass) where not has_table_privilege(c.oid, 'select')) l(needed)
+          where w.ended is null and w.sweep_attnum is not null",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::of("looking at the role"))?;
+    Ok(missing(&rows))
+}
+
+fn missing(rows: &[PgRow]) -> Vec<Finding> {
+    let finding = |row: &PgRow| {
+        let (role, needed): (String, String) = (row.get(0), row.get(1));
+        Finding::error(format!("role {role}"), format!("it lacks {needed}"), format!("grant {needed} to {role};"))
+    };
+    rows.iter().map(finding).collect()
+}
+
+async fn hidden_rows(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let rows = sqlx::query(
+        "select c.oid::regclass::text, quote_ident(current_user)
+           from unstale.watch w join pg_class c on c.oid = w.relation
+          where w.ended is null and w.sweep_attnum is not null and row_security_active(c.oid)",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::of("looking for row-level security"))?;
+    let finding = |row: &PgRow| {
+        let sentence = "row-level security hides rows from the sweep: after a gap all its keys are deleted";
+        Finding::warning(row.get::<&str, _>(0), sentence, format!("alter role {} bypassrls;", row.get::<&str, _>(1)))
+    };
+    Ok(rows.iter().map(finding).collect())
+}
+
+async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let row = sqlx::query("select count(*) from unstale.watches").fetch_one(connection).await;
+    let count: i64 = row.map_err(Error::of("counting the watches"))?.get(0);
+    Ok(match count {
+        0 => {
+            let remedy = "select unstale.watch('public.users', keys => array['user:{id}']); -- as an example";
+            vec![Finding::warning("watches", "no table is watched", remedy)]
+        }
+        1 => vec![Finding::ok("watches", "one table is watched")],
+        n => vec![Finding::ok("watches", format!("{n} tables are watched"))],
+    })
+}
+
+/// Does a notification arrive? Through a pooler in transaction mode, none does.
+///
+/// # Errors
+/// [`Error::Connect`], [`Error::Statement`].
+pub async fn delivers(postgres: &Postgres, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
+    let row = sqlx::query("select 'unstale_check_' || pg_backend_pid()").fetch_one(&mut *connection).await;
+    let channel: String = row.map_err(Error::of("asking for the backend"))?.get(0);
+    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(patience).connect_lazy_with(postgres.options().clone());
+    let listener = PgListener::connect_with(&pool).await;
+    let mut listener = listener.map_err(|source| Error::Connect { place: postgres.place(), source })?;
+    listener.eager_reconnect(false);
+    listener.listen(&channel).await.map_err(Error::of("LISTEN"))?;
+    let notify = sqlx::query("select pg_notify($1, '')").bind(&channel);
+    notify.execute(connection).await.map_err(Error::of("NOTIFY"))?;
+    Ok(matches!(tokio::time::timeout(patience, listener.try_recv()).await, Ok(Ok(Some(_)))))
+}
+
+/// How long ago this instance's listener was there, in seconds; `None`: never.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn last_seen(connection: &mut PgConnection, instance: &str) -> Result<Option<f64>, Error> {
+    let sql = "select extract(epoch from clock_timestamp() - saved_at)::float8 from unstale.checkpoint where instance = $1";
+    let row = sqlx::query(sql).bind(instance).fetch_optional(connection).await.map_err(Error::of("looking for the listener"))?;
+    Ok(row.map(|row| row.get(0)))
+}

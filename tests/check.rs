@@ -1,0 +1,284 @@
+//! `unstale check`: each planted fault is named, and its remedy, pasted, mends it.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Row};
+use unstale::scratch::redis::{Client, Reply};
+
+use crate::support::daemon::command;
+use crate::support::servers::{own_postgres_with, own_redis};
+use crate::support::world::World;
+
+/// A fault: SQL that plants it, and what the finding is about and says.
+type Fault = (&'static str, &'static str, &'static str);
+
+/// In a database with the tables `users` and `events`, the second partitioned.
+const FAULTS: &[Fault] = &[
+    ("alter table users disable trigger unstale_1_update", "public.users", "unstale_1_update is disabled"),
+    ("drop trigger unstale_1_delete on users", "public.users", "unstale_1_delete is missing"),
+    ("alter table users enable trigger unstale_1_insert", "public.users", "unstale_1_insert does not fire"),
+    ("drop function unstale.update_1() cascade", "public.users", "unstale_1_update is missing"),
+    ("drop function unstale.row_1(users) cascade", "public.users", "dropped with CASCADE"),
+    ("create table events_2 partition of events for values from (100) to (200)", "public.events_2", "unstale_2_truncate is missing"),
+    ("create table child () inherits (users)", "public.child", "inherits from public.users"),
+    ("alter table users set unlogged", "public.users", "unlogged"),
+    ("drop table gone cascade", "public.gone", "was dropped"),
+    (
+        "create foreign data wrapper nothing; create server elsewhere foreign data wrapper nothing;
+         create foreign table events_3 partition of events for values from (200) to (300) server elsewhere",
+        "public.events_3",
+        "foreign partition of public.events",
+    ),
+    ("update pg_class set reltuples = 200000 where oid = 'users'::regclass", "public.users", "without an index on updated_at"),
+    (
+        "insert into unstale.checkpoint (instance, history, forget_after, saved_at) values ('old', '', '7 days', now() - interval '1 hour')",
+        "instance 'old'",
+        "the log is kept for it until",
+    ),
+    (
+        "insert into unstale.checkpoint (instance, history, forget_after, saved_at) values ('older', '', '1 minute', now() - interval '1 hour')",
+        "instance 'older'",
+        "its next start deletes all keys",
+    ),
+    (
+        "select unstale.unwatch('child'); drop table child; alter table users drop column email cascade", // the last: it unwatches users
+        "public.users",
+        "dropped with CASCADE",
+    ),
+];
+
+/// What a role that may do all that the listener must, and nothing else, may not do any more. `ROLE` is its name.
+const REVOKED: &[Fault] = &[
+    ("revoke usage on schema unstale from ROLE", "role ROLE", "usage on schema unstale"),
+    ("revoke update on unstale.checkpoint from ROLE", "role ROLE", "update on unstale.checkpoint"),
+    ("revoke execute on function unstale.rotate_log from ROLE", "role ROLE", "unstale.rotate_log(bigint)"),
+    ("revoke select on users from ROLE", "role ROLE", "select on public.users"),
+    ("alter table users enable row level security", "public.users", "row-level security hides rows"),
+];
+
+async fn tables() -> World {
+    let world = World::new().await;
+    world
+        .execute(
+            "create table users (id int primary key, email text, updated_at timestamptz default now());
+             create table events (id int, updated_at timestamptz default now()) partition by range (id);
+             create table events_1 partition of events for values from (0) to (100);
+             create table gone (id int primary key);
+             select unstale.watch('users', array['user:{id}', 'by:{email}']), unstale.watch('events', array['event:{id}']),
+                    unstale.watch('gone', array['gone:{id}'])",
+        )
+        .await;
+    world
+}
+
+/// What `unstale check` finds that is not well.
+fn check(database_url: &str, redis_url: &str) -> Vec<Value> {
+    let output = command("check --json", &[("DATABASE_URL", database_url), ("REDIS_URL", redis_url)]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let findings = found["findings"].as_array().expect("a list").clone();
+    let has_error = findings.iter().any(|finding| finding["severity"] == "error");
+    assert_eq!(output.status.code(), Some(i32::from(has_error)), "{output:?}");
+    findings.into_iter().filter(|finding| finding["severity"] != "ok").collect()
+}
+
+/// The remedies of what is about this and says that.
+fn remedies(findings: &[Value], about: &str, says: &str) -> Vec<String> {
+    let of_it = |finding: &&Value| {
+        finding["about"].as_str() == Some(about) && finding["finding"].as_str().is_some_and(|finding| finding.contains(says))
+    };
+    findings.iter().filter(of_it).map(|finding| finding["remedy"].as_str().expect("a remedy").to_owned()).collect()
+}
+
+/// Plants one fault after the other, and pastes what is said of it.
+async fn are_named_and_mended(world: &World, database_url: &str, faults: &[Fault], role: &str) {
+    let mut before = check(database_url, &world.redis_url());
+    for (plant, about, says) in faults {
+        let (plant, about) = (plant.replace("ROLE", role), about.replace("ROLE", role));
+        assert_eq!(remedies(&before, &about, says), [""; 0], "before {plant}");
+        world.execute(&plant).await;
+        let found = check(database_url, &world.redis_url());
+        let pasted = remedies(&found, &about, says);
+        assert!(!pasted.is_empty(), "{plant}: {found:#?}");
+        for remedy in pasted {
+            world.execute(&remedy).await;
+        }
+        before = check(database_url, &world.redis_url());
+        assert_eq!(remedies(&before, &about, says), [""; 0], "after {plant} was mended");
+    }
+    let errors: Vec<_> = before.iter().filter(|finding| finding["about"] != "listener \"default\"").collect();
+    assert_eq!(errors, [&Value::Null; 0], "at the end all is well");
+}
+
+#[tokio::test]
+async fn each_fault_in_the_database_is_named_and_mended_by_its_remedy() {
+    let world = tables().await;
+    are_named_and_mended(&world, &world.database_url(), FAULTS, "").await;
+}
+
+#[tokio::test]
+async fn each_privilege_that_the_listener_lacks_is_named_and_mended_by_its_remedy() {
+    let world = tables().await;
+    let role = format!("listener_of_{}", world.database());
+    world.execute(&format!("create role {role} login")).await;
+    let url = world.database_url().replace("postgres@", &format!("{role}@"));
+    // The remedies alone make it a listener.
+    for _ in 0..3 {
+        for finding in check(&url, &world.redis_url()) {
+            if finding["about"] == format!("role {role}").as_str() {
+                world.execute(finding["remedy"].as_str().expect("a remedy")).await;
+            }
+        }
+    }
+    are_named_and_mended(&world, &url, REVOKED, &role).await;
+    world.execute(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_trigger_whose_owner_lost_a_privilege_is_named_and_mended_by_its_remedy() {
+    let world = tables().await;
+    let role = format!("owner_of_{}", world.database());
+    world
+        .execute(&format!(
+            "create role {role}; grant usage on schema unstale to {role}; grant usage on sequence unstale.change_log_id to {role};
+             grant execute on all functions in schema unstale to {role}; grant insert on all tables in schema unstale to {role};
+             alter function unstale.update_1 owner to {role}"
+        ))
+        .await;
+    let faults = [
+        ("revoke insert on unstale.change_log_2 from ROLE", "public.users", "writes fail: the triggers run as"),
+        ("revoke execute on function unstale.ring from ROLE", "public.users", "execute on function unstale.ring()"),
+    ];
+    are_named_and_mended(&world, &world.database_url(), &faults, &role).await;
+    world.execute(&format!("alter function unstale.update_1 owner to postgres; drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn transactions_that_hold_the_watermark_are_named_and_ended_by_their_remedies() {
+    let world = World::on(own_postgres_with([("max_prepared_transactions", "5")])).await;
+    world.execute("create table users (id int primary key); select unstale.watch('users', array['user:{id}'])").await;
+    let found = check(&world.database_url(), &world.redis_url());
+    let pasted = remedies(&found, "public.users", "PostgreSQL refuses PREPARE TRANSACTION");
+    world.execute(&pasted[0]).await;
+    assert_eq!(remedies(&check(&world.database_url(), &world.redis_url()), "public.users", "PREPARE"), [""; 0]);
+
+    world.execute("begin; insert into users values (1); prepare transaction 'it''s old'").await;
+    let mut writer = world.sql.begin().await.expect("a transaction");
+    sqlx::query("insert into users values (2)").execute(&mut *writer).await.expect("a row");
+    // `unstale check` takes ten minutes for old; this asks for all.
+    let old = "select about, finding, remedy from unstale.findings('0')";
+    let rows = sqlx::query(AssertSqlSafe(old)).fetch_all(&world.sql).await.expect("findings");
+    assert_eq!(rows.len(), 2, "one prepared, one open");
+    for row in rows {
+        assert!(row.get::<&str, _>(1).contains("no watermark passes it"));
+        world.execute(row.get(2)).await;
+    }
+    assert!(sqlx::query(AssertSqlSafe(old)).fetch_all(&world.sql).await.expect("findings").is_empty());
+}
+
+#[tokio::test]
+async fn a_missing_schema_and_a_database_that_is_not_there_are_named() {
+    let world = World::bare().await;
+    let found = check(&world.database_url(), &world.redis_url());
+    assert_eq!(remedies(&found, "schema unstale", "missing or older"), ["unstale migrate"]);
+    assert!(command("migrate", &[("DATABASE_URL", &world.database_url())]).status.success());
+    assert_eq!(remedies(&check(&world.database_url(), &world.redis_url()), "schema unstale", ""), [""; 0]);
+    let found = check("postgres://postgres@127.0.0.1:1/nowhere", &world.redis_url());
+    assert_eq!(remedies(&found, "PostgreSQL at 127.0.0.1:1/nowhere", "cannot connect").len(), 1, "{found:#?}");
+}
+
+/// Pastes `redis-cli ...`.
+fn paste(cache: &mut Client, remedy: &str) {
+    let words: Vec<&str> =
+        remedy.strip_prefix("redis-cli ").expect("for redis-cli").split(' ').map(|word| word.trim_matches('\'')).collect();
+    cache.ask(&words).expect("Redis takes it");
+}
+
+#[tokio::test]
+async fn each_fault_of_redis_is_named_and_mended_by_its_remedy() {
+    let mut world = tables().await;
+    let (database_url, redis_url) = (world.database_url(), world.redis_url());
+    let version = server_name(&mut world.cache);
+
+    world.cache.ask(&["acl", "setuser", "unstale", "on", "nopass", "~*", "+ping", "+select", "+info", "+client"]).expect("an ACL");
+    let url = redis_url.replace("redis://", "redis://unstale:any@");
+    let found = check(&database_url, &url);
+    paste(&mut world.cache, &remedies(&found, "Redis", "cannot delete")[0]);
+    assert_eq!(remedies(&check(&database_url, &url), "Redis", ""), [""; 0]);
+
+    world.cache.ask(&["config", "set", "maxmemory", "1mb"]).expect("a small server");
+    let found = check(&database_url, &redis_url);
+    paste(&mut world.cache, &remedies(&found, &version, "nothing is evicted")[0]);
+    assert_eq!(remedies(&check(&database_url, &redis_url), &version, ""), [""; 0]);
+
+    let primary = own_redis();
+    world.cache.ask(&["replicaof", "127.0.0.1", &primary.port().expect("TCP").to_string()]).expect("a replica");
+    let found = check(&database_url, &redis_url);
+    let remedy = remedies(&found, &version, "this is a replica").remove(0);
+    let named = remedy.strip_prefix("export REDIS_URL=").expect("another URL");
+    assert_eq!(remedies(&check(&database_url, named), &version, ""), [""; 0]);
+}
+
+/// As findings name the server.
+fn server_name(cache: &mut Client) -> String {
+    let Ok(Reply::Value(Some(info))) = cache.ask(&["info", "server"]) else { panic!("no answer to INFO") };
+    let info = String::from_utf8(info).expect("UTF-8");
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    match (field("valkey_version:"), field("redis_version:")) {
+        (Some(version), _) => format!("Valkey {version}"),
+        (None, version) => format!("Redis {}", version.expect("a version")),
+    }
+}
+
+#[tokio::test]
+async fn a_key_goes_the_whole_way_through_the_listener_of_this_redis_alone() {
+    let world = World::new().await;
+    world.users(3).await;
+    let found = check(&world.database_url(), &world.redis_url());
+    assert_eq!(remedies(&found, "listener \"default\"", "no listener of this name was ever here"), ["systemctl start unstale"]);
+
+    let mut daemon = world.daemon().with("UNSTALE_INSTANCE", "default").in_one_session().start();
+    daemon.ready().await;
+    assert_eq!(check(&world.database_url(), &world.redis_url()), Vec::<Value>::new());
+    let output = command("check", &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("ok       listener \"default\": a key went the whole way"), "{output:?}");
+
+    let another = own_redis();
+    let environment =
+        [("DATABASE_URL", world.database_url()), ("REDIS_URL", another.url()), ("UNSTALE_HEARTBEAT__TIMEOUT", "2s".to_owned())];
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let output = command("check", &environment);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("it is not ready, or has another Redis"), "{output:?}");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "unstale: 1 error, 0 warnings\n");
+}
+
+#[tokio::test]
+async fn the_role_of_roles_sql_can_do_all_that_a_listener_must() {
+    let mut world = tables().await;
+    let role = format!("least_of_{}", world.database());
+    let roles = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/roles.sql")).expect("it is in the tree");
+    world.execute(&roles.replace("unstale_listener", &role)).await;
+    world
+        .execute(
+            "create table later (id int primary key, updated_at timestamptz default now());
+             select unstale.watch('later', array['later:{id}'], delivery => 'log');
+             insert into users select n, 'e' || n, now() - interval '1 hour' from generate_series(1, 9) n",
+        )
+        .await;
+    let url = world.database_url().replace("postgres@", &format!("{role}@"));
+    let settings = world.daemon().with("DATABASE_URL", &url).with("UNSTALE_INSTANCE", "default").in_one_session();
+    let mut daemon = settings.clone().start();
+    daemon.ready().await;
+    assert_eq!(check(&url, &world.redis_url()), Vec::<Value>::new());
+    world.fill(["user:1", "later:1", "event:1"]);
+    world.execute("update users set email = 'new' where id = 1; insert into later values (1); insert into events values (1)").await;
+    world.gone(["user:1", "later:1", "event:1"]).await;
+
+    // While it is away: a row to be swept, and changes that only the log has.
+    assert!(daemon.terminate().success());
+    world.fill(["user:2", "user:3", "later:2"]);
+    world.execute("update users set email = 'new', updated_at = clock_timestamp() where id = 2; delete from users where id = 3").await;
+    world.execute("insert into later values (2)").await;
+    let _daemon = settings.start();
+    world.gone(["user:2", "user:3", "later:2"]).await;
+}
