@@ -7,8 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fred::bytes::BytesMut;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, KeysInterface};
+use fred::types::Key;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
@@ -94,7 +96,7 @@ impl Sink {
     pub async fn perform(&self, work: &Work) -> Result<Done, Error> {
         let connection = self.connection().await?;
         let result = match work {
-            Work::Keys(keys) => connection.ask(self.timeout, connection.client.unlink(keys.to_vec())).await,
+            Work::Keys(keys) => connection.ask(self.timeout, connection.client.unlink(shared(keys))).await,
             Work::Pattern(pattern) => self.delete_matching(&connection, pattern).await,
         };
         if let Err(Error::Timeout(_) | Error::Ended) | Err(Error::Refused(_)) = &result {
@@ -118,7 +120,7 @@ impl Sink {
     /// [`Error`], as a deletion would have it.
     pub async fn rehearse(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
-        let step = connection.client.scan_page::<(String, Vec<fred::types::Key>), _, _>("0", "unstale:check:*", Some(1), None);
+        let step = connection.client.scan_page::<(String, Vec<Key>), _, _>("0", "unstale:check:*", Some(1), None);
         connection.ask(self.timeout, step).await?;
         connection.ask(self.timeout, connection.client.unlink::<u64, _>("unstale:check:")).await?;
         Ok(())
@@ -155,7 +157,7 @@ impl Sink {
         let mut cursor = "0".to_owned();
         loop {
             let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);
-            let (next, keys): (String, Vec<fred::types::Key>) = connection.ask(self.timeout, step).await?;
+            let (next, keys): (String, Vec<Key>) = connection.ask(self.timeout, step).await?;
             if !keys.is_empty() {
                 existed += connection.ask::<u64>(self.timeout, connection.client.unlink(keys)).await?;
             }
@@ -241,6 +243,14 @@ impl Connection {
             () = self.ended.cancelled() => Err(Error::Ended),
         }
     }
+}
+
+/// The same keys for fred, in one buffer: it wants to own them, and so does who may have to repeat them.
+fn shared(keys: &[String]) -> Vec<Key> {
+    let mut all = BytesMut::with_capacity(keys.iter().map(String::len).sum());
+    keys.iter().for_each(|key| all.extend_from_slice(key.as_bytes()));
+    let mut all = all.freeze();
+    keys.iter().map(|key| all.split_to(key.len()).into()).collect()
 }
 
 fn no_answer(timeout: Duration) -> Error {
