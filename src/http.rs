@@ -102,6 +102,7 @@ async fn ready(State(readiness): State<watch::Receiver<Readiness>>) -> (StatusCo
 }
 
 async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
+    metrics_process::Collector::default().collect();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (kind, metrics.render())
 }

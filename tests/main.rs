@@ -10,6 +10,7 @@ mod demo;
 mod gap;
 mod hostile;
 mod log;
+mod monitoring;
 mod schema;
 mod scratch;
 mod session;

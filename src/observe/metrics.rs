@@ -19,6 +19,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full("unstale_freshness_seconds".into()), FRESHNESS_SECONDS)?;
     let handle = builder.install_recorder()?;
     describe();
+    metrics_process::Collector::default().describe();
     Ok(handle)
 }
 
