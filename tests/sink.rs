@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use unstale::scratch::{Redis, redis};
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, Settings};
 use crate::support::link::Link;
 use crate::support::servers::own_lasting_redis;
 use crate::support::wait::{until, until_within};
@@ -17,16 +17,15 @@ const MEMORY_BYTES: u64 = 64 << 20;
 
 /// A world, a link before its Redis, and a daemon behind that link, ready, with everything cached.
 async fn linked() -> (World, Link, Daemon) {
-    linked_within("300ms").await
+    linked_with(|settings| settings).await
 }
 
-/// The same with another patience for Redis.
-async fn linked_within(redis_timeout: &str) -> (World, Link, Daemon) {
+/// The same with other settings.
+async fn linked_with(settings: impl FnOnce(Settings) -> Settings) -> (World, Link, Daemon) {
     let mut world = World::new().await;
     world.users(10).await;
     let link = Link::to_port(world.redis.port().expect("by TCP")).await;
-    let settings = Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port())).impatient();
-    let mut daemon = settings.with("UNSTALE_REDIS__TIMEOUT", redis_timeout).start();
+    let mut daemon = settings(Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port())).impatient()).start();
     daemon.ready().await;
     world.fill_users();
     (world, link, daemon)
@@ -44,8 +43,12 @@ async fn not_ready_because(daemon: &Daemon, text: &str) -> String {
 
 #[tokio::test]
 async fn a_command_whose_reply_is_lost_does_not_count_as_done_and_is_repeated() {
-    // Another connection, made after too long a wait, would not get through to run the UNLINK.
-    let (mut world, link, mut daemon) = linked_within("20s").await;
+    // The UNLINK must run before its connection is given up, and must not wait behind the heartbeats of that time.
+    let settings = |settings: Settings| {
+        let settings = settings.in_one_session().with("UNSTALE_REDIS__TIMEOUT", "20s");
+        settings.with("UNSTALE_HEARTBEAT__INTERVAL", "500ms").with("UNSTALE_BATCH__IN_FLIGHT", "64")
+    };
+    let (mut world, link, mut daemon) = linked_with(settings).await;
     let log_xmin = "select pg_snapshot_xmin(log)::text::bigint from unstale.checkpoint where instance = 'test'";
     until("there is a checkpoint", async || world.number("select count(*) from unstale.checkpoint where log is not null").await == 1).await;
     link.hold_replies();
