@@ -14,8 +14,8 @@ use crate::watermark::Snapshot;
 /// A page should have about so many bytes of changes.
 const PAGE_BYTES: usize = 256 << 10;
 
-/// Rows of a page, at the least and at the most.
-const PAGE_ROWS: std::ops::RangeInclusive<usize> = 32..=2_000;
+/// Rows of a page, at the least and at the most. After small changes there may come packed ones, of 7 kB and hundreds of keys each.
+const PAGE_ROWS: std::ops::RangeInclusive<usize> = 32..=256;
 
 /// A place in the log: a transaction, and an id in it.
 type Place = (String, i64);

@@ -18,7 +18,7 @@ use super::{Error, Postgres, log};
 use crate::watermark::{Checkpoint, MARGIN, PgTime, Snapshot};
 
 /// Rows of a page of the log: each may be a payload's size, 8 kB.
-const LOG_ROWS: i64 = 500;
+const LOG_ROWS: i64 = 100;
 
 /// The next rows of the page that the server keeps: a few tens of kilobytes.
 const NEXT_CHUNK: &str = "fetch 500 from page";
