@@ -125,3 +125,22 @@ async fn the_log_is_not_emptied_by_a_snapshot_of_before() {
     old.commit().await.expect("commits");
     assert_eq!(world.number("select count(*) from unstale.change_log").await, 1);
 }
+
+#[tokio::test]
+async fn the_log_is_read_by_its_index_also_if_it_was_vacuumed_while_it_was_empty() {
+    let world = World::new().await;
+    world.execute("vacuum").await;
+    let mut sql = world.sql.acquire().await.expect("a connection");
+    let mut reader = Reader::new(&mut sql).await.expect("the server is up");
+    reader.page(&mut sql).await.expect("the table is there"); // the plan is made
+    let row = "insert into unstale.change_log_1 (watch, announced, change) select 1, false, n from generate_series(1, 100) n";
+    world.execute(row).await;
+
+    let mut transaction = sql.begin().await.expect("begins");
+    let count = "select seq_scan, idx_scan from pg_stat_xact_user_tables where relid = 'unstale.change_log_1'::regclass";
+    let before: (i64, i64) = sqlx::query_as(count).fetch_one(&mut *transaction).await.expect("counted");
+    assert_eq!(reader.page(&mut transaction).await.expect("the table is there").changes.len(), 32);
+    let after: (i64, i64) = sqlx::query_as(count).fetch_one(&mut *transaction).await.expect("counted");
+    assert_eq!(after.0, before.0, "it was read from its beginning");
+    assert!(after.1 > before.1);
+}
