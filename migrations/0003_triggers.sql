@@ -372,14 +372,24 @@ as $$
     select t.relid from pg_partition_tree(relation) t
 $$;
 
+-- The triggers of the watch that are not there, or do not fire when they should; `fires` is null for one that is missing.
+create function unstale.wrong_triggers(w unstale.watch) returns table (relation regclass, name text, fires "char")
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select r.relation, d.name, t.tgenabled
+      from unstale.tree(w.relation) r(relation)
+     cross join unstale.trigger_names(w) d
+      left join pg_trigger t on t.tgrelid = r.relation and t.tgname = d.name
+     where t.tgenabled is distinct from d.enabled
+$$;
+
 -- Are all triggers of the watch there, everywhere, firing when they should, and all functions?
 create function unstale.installed(w unstale.watch) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select not exists (
-        select from unstale.tree(w.relation) r(relation), unstale.trigger_names(w) d
-         where not exists (select from pg_trigger t where t.tgrelid = r.relation and t.tgname = d.name and t.tgenabled = d.enabled))
+    select not exists (select from unstale.wrong_triggers(w))
        and not exists (
         select from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate', 'uses', 'inserts', 'updates', 'deletes']) f(name)
          where (f.name <> 'fresh' or w.sweep_attnum is not null)

@@ -136,7 +136,23 @@ as $$
        and l.database = (select d.oid from pg_database d where d.datname = current_database())
 $$;
 
--- The trigger functions run as their owner, so that writers need no grant; the owner needs these.
+-- The trigger functions run as their owner, so that writers need no grant; the owner needs these. What of it a role lacks.
+create function unstale.lacking(role oid) returns table (needed text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select 'usage on schema unstale' where not has_schema_privilege(role, 'unstale', 'usage')
+    union all
+    select format('insert on unstale.change_log_%s', part) from generate_series(1, 3) part
+     where not has_table_privilege(role, format('unstale.change_log_%s', part), 'insert')
+    union all
+    select 'usage on sequence unstale.change_log_id' where not has_sequence_privilege(role, 'unstale.change_log_id', 'usage')
+    union all
+    select format('execute on function %s', p.oid::regprocedure) from pg_proc p
+     where p.pronamespace = 'unstale'::regnamespace and p.proname in ('announce', 'one_row', 'two_rows', 'margin', 'part', 'log', 'tell', 'ring', 'bell')
+       and not has_function_privilege(role, p.oid, 'execute')
+$$;
+
 create function unstale.refuse_caller() returns void
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -144,17 +160,8 @@ as $$
 declare
     missing text;
 begin
-    select string_agg(n.needed, ', ') into missing
-      from (select 'usage on schema unstale' where not has_schema_privilege('unstale', 'usage')
-            union all
-            select format('insert on unstale.%s', part) from unnest(array['change_log_1', 'change_log_2', 'change_log_3']) part
-             where not has_table_privilege('unstale.' || part, 'insert')
-            union all
-            select 'usage on sequence unstale.change_log_id' where not has_sequence_privilege('unstale.change_log_id', 'usage')
-            union all
-            select format('execute on function %s', p.oid::regprocedure) from pg_proc p
-             where p.pronamespace = 'unstale'::regnamespace and p.proname in ('announce', 'one_row', 'two_rows', 'margin', 'part', 'log', 'tell', 'ring', 'bell')
-               and not has_function_privilege(p.oid, 'execute')) n(needed);
+    select string_agg(l.needed, ', ') into missing
+      from pg_roles r cross join lateral unstale.lacking(r.oid) l where r.rolname = current_user;
     if missing is not null then
         raise exception 'the triggers that % would make could not run: it has no %', current_user, missing
             using errcode = 'insufficient_privilege', hint = 'Grant it, or call unstale.watch() as the owner of the schema unstale.';

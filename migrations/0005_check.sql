@@ -38,15 +38,13 @@ create function unstale.trigger_findings() returns setof unstale.finding
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select 'error', r.relation::text,
-           format('trigger %I %s: changes go unannounced', d.name,
-                  case when t.oid is null then 'is missing' when t.tgenabled = 'D' then 'is disabled' else 'does not fire in the sessions that it should' end),
+    select 'error', t.relation::text,
+           format('trigger %I %s: changes go unannounced', t.name,
+                  case when t.fires is null then 'is missing' when t.fires = 'D' then 'is disabled' else 'does not fire in the sessions that it should' end),
            unstale.watch_call(f.w, (f.w).relation)
       from unstale.watches_in_force() f
-     cross join lateral unstale.tree((f.w).relation) r(relation)
-     cross join lateral unstale.trigger_names(f.w) d
-      left join pg_trigger t on t.tgrelid = r.relation and t.tgname = d.name
-     where f.whole and (t.oid is null or t.tgenabled <> d.enabled)
+     cross join lateral unstale.wrong_triggers(f.w) t
+     where f.whole
     union all
     select 'error', (f.w).relation::text,
            'a column that its keys are made of was dropped with CASCADE, and the triggers with it: changes go unannounced',
@@ -63,17 +61,7 @@ as $$
       from unstale.watches_in_force() f
       join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname = format('update_%s', (f.w).id)
       join pg_roles owner on owner.oid = p.proowner
-     cross join lateral (
-           select 'usage on schema unstale' where not has_schema_privilege(owner.oid, 'unstale', 'usage')
-           union all
-           select format('insert on unstale.change_log_%s', part) from generate_series(1, 3) part
-            where not has_table_privilege(owner.oid, format('unstale.change_log_%s', part), 'insert')
-           union all
-           select 'usage on sequence unstale.change_log_id' where not has_sequence_privilege(owner.oid, 'unstale.change_log_id', 'usage')
-           union all
-           select format('execute on function %s', used.oid::regprocedure) from pg_proc used
-            where used.pronamespace = 'unstale'::regnamespace and used.proname in ('announce', 'one_row', 'two_rows', 'margin', 'part', 'log', 'tell', 'ring', 'bell')
-              and not has_function_privilege(owner.oid, used.oid, 'execute')) n(needed)
+     cross join lateral unstale.lacking(owner.oid) n
 $$;
 
 create function unstale.table_findings() returns setof unstale.finding
@@ -101,14 +89,6 @@ as $$
       from unstale.watches_in_force() f
      cross join lateral pg_partition_tree((f.w).relation) t
       join pg_class c on c.oid = t.relid and c.relkind = 'f'
-    union all
-    select 'warning', c.oid::regclass::text, format('a large table without an index on %I: after a gap each page of a sweep reads all of it', a.attname),
-           format('create index concurrently on %s (%I);', c.oid::regclass, a.attname)
-      from unstale.watches_in_force() f
-      join pg_class c on c.oid = (f.w).relation
-      join pg_attribute a on a.attrelid = c.oid and a.attnum = unstale.sweep_column(f.w)
-     where c.reltuples > 100000
-       and not exists (select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = a.attnum)
     union all
     select 'warning', (f.w).relation::text,
            'transactions may be prepared here, and PostgreSQL refuses PREPARE TRANSACTION after a NOTIFY: those that write this table fail',

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
+use sqlx::postgres::PgConnection;
 use tokio::time::{Instant, sleep};
 
 use crate::batch::Work;
@@ -27,10 +28,11 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_url()?)?;
     let sink = Sink::new(config.redis_url()?, config.redis.timeout)?;
     let mut findings = Vec::new();
-    let seen = in_postgres(config, &postgres, &mut findings).await?;
+    let connection = in_postgres(config, &postgres, &mut findings).await?;
     if in_redis(&sink, &mut findings).await
-        && let Some(seen) = seen
+        && let Some(mut connection) = connection
     {
+        let seen = pg::check::last_seen(&mut connection, &config.instance).await?;
         findings.push(whole_way(config, &sink, seen).await);
     }
     let text =
@@ -43,8 +45,8 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     }
 }
 
-/// Everything about PostgreSQL; how long ago the listener was there, if all that is to be known.
-async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Finding>) -> anyhow::Result<Option<Option<f64>>> {
+/// Everything about PostgreSQL; the connection, if it is one that a listener could work with.
+async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Finding>) -> anyhow::Result<Option<PgConnection>> {
     let place = postgres.place();
     let mut connection = match tokio::time::timeout(config.heartbeat.timeout, postgres.connect()).await {
         Ok(Ok(connection)) => connection,
@@ -92,7 +94,7 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
             "timedatectl set-ntp true",
         ));
     }
-    Ok(Some(pg::check::last_seen(&mut connection, &config.instance).await?))
+    Ok(Some(connection))
 }
 
 /// Everything about Redis; can it be worked with?

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgConnection, PgRow};
 
-use super::{Error, Postgres};
+use super::{Error, Postgres, session, sweep};
 use crate::finding::{Finding, Severity};
 
 /// All that is not as it should be.
@@ -25,6 +25,11 @@ pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Err
         remedy: row.get(3),
     }));
     findings.extend(hidden_rows(connection).await?);
+    let unindexed = sweep::without_index(connection).await?;
+    findings.extend(unindexed.into_iter().map(|(table, column, remedy)| {
+        let sentence = format!("a large table without an index on {column}: after a gap each page of a sweep reads all of it");
+        Finding::warning(table, sentence, remedy + ";")
+    }));
     findings.extend(watched(connection).await?);
     Ok(findings)
 }
@@ -119,11 +124,7 @@ async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
 pub async fn delivers(postgres: &Postgres, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
     let row = sqlx::query("select 'unstale_check_' || pg_backend_pid()").fetch_one(&mut *connection).await;
     let channel: String = row.map_err(Error::of("asking for the backend"))?.get(0);
-    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(patience).connect_lazy_with(postgres.options().clone());
-    let listener = PgListener::connect_with(&pool).await;
-    let mut listener = listener.map_err(|source| Error::Connect { place: postgres.place(), source })?;
-    listener.eager_reconnect(false);
-    listener.listen(&channel).await.map_err(Error::of("LISTEN"))?;
+    let mut listener = session::listen(postgres, connection, &channel, patience).await?;
     let notify = sqlx::query("select pg_notify($1, '')").bind(&channel);
     notify.execute(connection).await.map_err(Error::of("NOTIFY"))?;
     Ok(matches!(tokio::time::timeout(patience, listener.try_recv()).await, Ok(Ok(Some(_)))))

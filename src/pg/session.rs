@@ -128,7 +128,7 @@ async fn run(
     let mut connection = postgres.connect().await?;
     super::check_server(&mut connection).await?;
     migrate::check(&mut connection).await?;
-    let mut listener = listen(postgres, &mut connection, timeout / 2).await?;
+    let mut listener = listen(postgres, &mut connection, CHANNEL, timeout / 2).await?;
     let reader = log::Reader::new(&mut connection).await?;
     let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, awake: false };
     if event.send(control.opening().await?).await.is_err() {
@@ -142,7 +142,12 @@ async fn run(
 
 /// A pool of one, fresh for each session: a listener that is dropped on a dead socket keeps its place in the pool.
 /// It tries for as long as `patience` and then only says that it timed out; the real cause comes from a connection without it.
-async fn listen(postgres: &Postgres, control: &mut PgConnection, patience: Duration) -> Result<PgListener, Error> {
+pub(super) async fn listen(
+    postgres: &Postgres,
+    control: &mut PgConnection,
+    channel: &str,
+    patience: Duration,
+) -> Result<PgListener, Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(patience)
@@ -158,7 +163,7 @@ async fn listen(postgres: &Postgres, control: &mut PgConnection, patience: Durat
         }
     };
     listener.eager_reconnect(false);
-    if let Err(error) = listener.listen(CHANNEL).await {
+    if let Err(error) = listener.listen(channel).await {
         // "could not access status of transaction" on LISTEN passes once the queue's usage was asked for
         // (https://github.com/PostgREST/postgrest/pull/4858).
         let _ = sqlx::query("select pg_notification_queue_usage()").execute(control).await;

@@ -82,6 +82,22 @@ struct Table {
     needs_index: bool,
 }
 
+impl Table {
+    /// The statement that makes the index it lacks.
+    fn missing_index(&self) -> Option<String> {
+        self.needs_index.then(|| format!("create index concurrently on {} ({})", self.name, self.column))
+    }
+}
+
+/// The large tables that would be read page by page without an index: name, column, and the statement that mends it.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn without_index(connection: &mut PgConnection) -> Result<Vec<(String, String, String)>, Error> {
+    let tables = tables(connection, None).await?;
+    Ok(tables.iter().filter_map(|table| Some((table.name.clone(), table.column.clone(), table.missing_index()?))).collect())
+}
+
 /// Sweeps everything from the checkpoint on into `out`; ends when it is done, or when nobody receives any more.
 pub async fn run(postgres: Postgres, from: From, page_rows: u32, out: mpsc::Sender<Swept>) {
     let end = match sweep(&postgres, &from, i64::from(page_rows), &out).await {
@@ -96,8 +112,7 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
     let timeout = format!("set statement_timeout = {}; set work_mem = '32MB'", PAGE_TIMEOUT.as_millis());
     in_time(async { connection.execute(AssertSqlSafe(timeout)).await.map_err(Error::of("preparing the sweep")) }).await?;
     for table in in_time(tables(&mut connection, from.by_hand.as_deref())).await? {
-        if table.needs_index {
-            let remedy = format!("create index concurrently on {} ({})", table.name, table.column);
+        if let Some(remedy) = table.missing_index() {
             let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
         }
         let reason = if let Some(reason) = &table.unreadable {
@@ -172,10 +187,8 @@ async fn sweep_table(
 ) -> Result<(), Error> {
     let made = table.since - i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0);
     let proven = from.checkpoint.as_ref().and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
-    let start = match proven {
-        Some(proven) if from.by_hand.is_some() => proven.0,
-        proven => proven.map_or(made, |proven| proven.0.max(made)),
-    };
+    let earliest = if from.by_hand.is_some() { i64::MIN } else { made };
+    let start = proven.map_or(made, |proven| proven.0.max(earliest));
     let mut after: Option<String> = None;
     while !out.is_closed() {
         let page = sqlx::query(AssertSqlSafe(page_sql(table, after.is_some()))).persistent(false).bind(start).bind(page_rows);
