@@ -5,8 +5,10 @@
 //! set becomes a *wave* of commands. A [`Mark`] says "all that was added until now", and is settled once every command of
 //! every wave up to it is acknowledged. Bounded: the caller asks [`Batch::is_full`] before it adds. Pure.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+
+use indexmap::IndexSet;
 
 use crate::rule::Target;
 
@@ -68,7 +70,7 @@ pub struct Batch {
 #[derive(Debug, Default)]
 struct Queue {
     cut_waves: u64,                       // the wave that is being collected is the next one
-    open: HashSet<Target>,                // what it has so far
+    open: IndexSet<Target>,                // what it has so far
     keys: VecDeque<(u64, Vec<String>)>,   // cut, not on its way, with its wave
     patterns: VecDeque<(u64, String)>,    // likewise; each pattern once, so that a template has one at the most
     cut: usize,                           // targets in `keys` and `patterns`
@@ -158,7 +160,7 @@ impl Batch {
     /// Forgets what waits in a lane. Its marks mean nothing any more; the caller reopens the gap instead.
     pub fn clear(&mut self, lane: Lane) {
         let queue = self.queue(lane);
-        queue.open = HashSet::new(); // also gives its memory back
+        queue.open = IndexSet::new(); // also gives its memory back
         let keys = std::mem::take(&mut queue.keys).into_iter().map(|(wave, _)| wave);
         let patterns = std::mem::take(&mut queue.patterns).into_iter().map(|(wave, _)| wave);
         for wave in keys.chain(patterns) {
@@ -204,7 +206,7 @@ impl Queue {
         let wave = self.cut_waves;
         let before = self.keys.len() + self.patterns.len();
         let mut keys = Vec::with_capacity(keys_per_command.min(self.open.len()));
-        for target in self.open.drain() {
+        for target in self.open.drain(..) {
             match target {
                 Target::Key(key) => {
                     keys.push(key);
