@@ -1,7 +1,8 @@
 //! A burst of a million changes in one transaction: how long after its commit is the last key gone? And what does that cost?
 //!
 //! Beside it, the same burst with what people write instead: Node with pg-listen and ioredis, Python with asyncpg and
-//! redis-py (`benches/peers`, from npm and PyPI). All alternate within a round; figures are medians of five.
+//! redis-py (`benches/peers`, from npm and PyPI); and as the floor, Redis alone, which is handed the keys of the burst by a
+//! client that has them ready. All alternate within a round; figures are medians of five.
 //! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker.
 
 mod stage;
@@ -16,6 +17,7 @@ use stage::peers::{self, Kind};
 use stage::report::{Report, median};
 
 const ROWS: u64 = 1_000_000;
+const KEYS_PER_COMMAND: usize = 500;
 const IDLE: Duration = Duration::from_secs(20);
 
 /// Who deletes the keys, and how the table is delivered.
@@ -26,6 +28,9 @@ const CASES: [(&str, Option<Kind>, &str); 5] = [
     ("Node: pg-listen, ioredis", Some(Kind::Node), "row"),
     ("Python: asyncpg, redis-py", Some(Kind::Python), "row"),
 ];
+
+/// What none of them can pass.
+const ALONE: &str = "Redis alone";
 
 /// Of one burst.
 struct Burst {
@@ -52,11 +57,14 @@ async fn main() -> anyhow::Result<()> {
 
     let mut report = Report::new("drain", "A burst of a million changes");
     let mut bursts: Vec<Vec<Burst>> = CASES.iter().map(|_| Vec::new()).collect();
+    let mut alone = Vec::new();
     for round in 1..=rounds {
         for (case, bursts) in CASES.iter().zip(&mut bursts) {
             eprintln!("round {round} of {rounds}: {}", case.0);
             bursts.push(burst(&stage, &mut sql, case).await.with_context(|| case.0)?);
         }
+        eprintln!("round {round} of {rounds}: {ALONE}");
+        alone.push(redis_alone(&stage)?);
     }
     let mut rows = vec![["", "changes/s", "against unstale, row", "CPU seconds", "peak RSS"].map(str::to_owned).to_vec()];
     let mut groups = Vec::new();
@@ -75,6 +83,9 @@ async fn main() -> anyhow::Result<()> {
         ]);
         groups.push(((*name).to_owned(), vec![speed]));
     }
+    let alone = median(alone);
+    rows.push(vec![ALONE.to_owned(), format!("{alone:.0}"), format!("{:.2}", alone / first), String::new(), String::new()]);
+    groups.push((ALONE.to_owned(), vec![alone]));
     report.say("One UPDATE of 1,000,000 rows, each with a cached key; from its commit to the last key gone. More is better.");
     report.table(&rows);
     let groups: Vec<_> = groups
@@ -110,6 +121,22 @@ async fn burst(stage: &Stage, sql: &mut PgConnection, (_, kind, delivery): &(&st
     Ok(Burst { speed, cpu: cpu_seconds(pid)? - before, memory: stage::peak_megabytes(pid)? })
 }
 
+/// Keys a second, by a client that has nothing else to do.
+fn redis_alone(stage: &Stage) -> anyhow::Result<f64> {
+    let mut cache = stage.redis.client()?;
+    cache.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
+    let keys: Vec<String> = (1..=ROWS).map(|id| format!("user:{id}")).collect();
+    let commands: Vec<Vec<&str>> =
+        keys.chunks(KEYS_PER_COMMAND).map(|keys| ["unlink"].into_iter().chain(keys.iter().map(String::as_str)).collect()).collect();
+    let began = Instant::now();
+    for command in &commands {
+        cache.count(command)?;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    ensure!(cache.size()? == 0, "some keys are still there");
+    Ok(ROWS as f64 / seconds)
+}
+
 fn idle(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("idle for {IDLE:?}");
     let listener = stage.listen()?;
@@ -117,9 +144,9 @@ fn idle(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     std::thread::sleep(IDLE);
     let share = (cpu_seconds(listener.pid())? - before) / IDLE.as_secs_f64();
     report.say(&format!(
-        "Idle, with the default settings: {:.2} % of a core, {:.1} MB RSS.",
+        "Idle, with the default settings, after it caught up with the last burst: {:.2} % of a core, {:.1} MB RSS.",
         share * 100.0,
-        stage::peak_megabytes(listener.pid())?
+        stage::megabytes(listener.pid(), "VmRSS:")?
     ));
     Ok(())
 }

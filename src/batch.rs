@@ -70,7 +70,7 @@ pub struct Batch {
 #[derive(Debug, Default)]
 struct Queue {
     cut_waves: u64,                       // the wave that is being collected is the next one
-    open: IndexSet<Target>,                // what it has so far
+    open: IndexSet<Target>,               // what it has so far
     keys: VecDeque<(u64, Vec<String>)>,   // cut, not on its way, with its wave
     patterns: VecDeque<(u64, String)>,    // likewise; each pattern once, so that a template has one at the most
     cut: usize,                           // targets in `keys` and `patterns`

@@ -98,7 +98,13 @@ pub(crate) fn rounds() -> anyhow::Result<usize> {
 /// The most memory that a process ever used, in MB.
 #[allow(dead_code, reason = "not every bench asks for it")]
 pub(crate) fn peak_megabytes(pid: u32) -> anyhow::Result<f64> {
+    megabytes(pid, "VmHWM:")
+}
+
+/// A line of what the kernel reports of a process, in MB.
+#[allow(dead_code, reason = "likewise")]
+pub(crate) fn megabytes(pid: u32, name: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel reports it")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel reports it")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
