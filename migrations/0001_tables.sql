@@ -20,6 +20,7 @@ create table unstale.watch (
     updated_at   text,                 -- as asked for; null: the caller said that there is none
     sweep_attnum smallint,             -- the column that a sweep can trust; null: every change goes to the log
     only_columns text[],
+    max_ttl      interval,             -- how long a cached value of it may live; null: as the application likes
     rev          integer     not null default 1, -- counts what changes the meaning of an announcement
     functions    text        not null, -- digest of the generated functions
     triggers     text        not null, -- digest of the triggers, so that an unchanged one is never touched
@@ -84,7 +85,7 @@ create index gap_instance_opened_at_idx on unstale.gap (instance, opened_at);
 create view unstale.watches as
     -- Not coalesce(format(...), ...): %I refuses the nulls of a table that was dropped.
     select case when c.oid is null then w.table_name || ' (dropped)' else format('%I.%I', n.nspname, c.relname) end as table_name,
-           w.keys, w.delivery, w.updated_at, w.only_columns, w.sweep_attnum is null as logs_everything, w.since, w.id, w.rev
+           w.keys, w.delivery, w.updated_at, w.only_columns, w.max_ttl, w.sweep_attnum is null as logs_everything, w.since, w.id, w.rev
       from unstale.watch w
       left join pg_class c on c.oid = w.relation -- none: it was dropped
       left join pg_namespace n on n.oid = c.relnamespace

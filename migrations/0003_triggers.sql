@@ -384,18 +384,24 @@ as $$
      where t.tgenabled is distinct from d.enabled
 $$;
 
+-- The generated functions of the watch that are not there.
+create function unstale.missing_functions(w unstale.watch) returns setof text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format('%s_%s', f.name, w.id)
+      from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate', 'uses', 'inserts', 'updates', 'deletes']) f(name)
+     where (f.name <> 'fresh' or w.sweep_attnum is not null)
+       and (f.name not in ('uses', 'inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
+       and not exists (select from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', f.name, w.id))
+$$;
+
 -- Are all triggers of the watch there, everywhere, firing when they should, and all functions?
 create function unstale.installed(w unstale.watch) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select not exists (select from unstale.wrong_triggers(w))
-       and not exists (
-        select from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate', 'uses', 'inserts', 'updates', 'deletes']) f(name)
-         where (f.name <> 'fresh' or w.sweep_attnum is not null)
-           and (f.name not in ('uses', 'inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
-           and not exists (select from pg_proc p
-                            where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', f.name, w.id)))
+    select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w))
 $$;
 
 -- Triggers that another delivery had.

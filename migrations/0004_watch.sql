@@ -9,7 +9,8 @@ create function unstale.watch(
     keys         text[],
     delivery     text   default 'row',
     updated_at   text   default 'updated_at',
-    only_columns text[] default null
+    only_columns text[] default null,
+    max_ttl      interval default null -- how long its cached values may live; only `unstale check --keys` asks
 ) returns text -- 'added', 'changed' or 'unchanged'
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -23,7 +24,7 @@ declare
     complete boolean := true; -- has every change been announced since `known.since`?
     caller_timeout constant text := current_setting('lock_timeout');
 begin
-    wanted := unstale.wanted(watch.relation, watch.keys, watch.delivery, watch.updated_at, watch.only_columns);
+    wanted := unstale.wanted(watch.relation, watch.keys, watch.delivery, watch.updated_at, watch.only_columns, watch.max_ttl);
 
     select * into known from unstale.watch w where w.relation = watch.relation and w.ended is null;
     if found and unstale.digests(wanted, known) = known and unstale.installed(known) then
@@ -71,7 +72,7 @@ begin
 
     update unstale.watch w
        set table_name = wanted.table_name, keys = wanted.keys, columns = wanted.columns, attnums = wanted.attnums, delivery = wanted.delivery,
-           updated_at = wanted.updated_at, sweep_attnum = wanted.sweep_attnum, only_columns = wanted.only_columns, rev = wanted.rev,
+           updated_at = wanted.updated_at, sweep_attnum = wanted.sweep_attnum, only_columns = wanted.only_columns, max_ttl = wanted.max_ttl, rev = wanted.rev,
            functions = wanted.functions, triggers = wanted.triggers, since = wanted.since, layout = unstale.layout(wanted)
      where w.id = known.id;
     perform pg_notify('unstale', '{"watches":true}');
@@ -182,7 +183,7 @@ end
 $$;
 
 -- The row of unstale.watch that the arguments ask for, or a sentence that says why they cannot be had.
-create function unstale.wanted(relation regclass, keys text[], delivery text, updated_at text, only_columns text[]) returns unstale.watch
+create function unstale.wanted(relation regclass, keys text[], delivery text, updated_at text, only_columns text[], max_ttl interval) returns unstale.watch
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -203,12 +204,17 @@ begin
         perform unstale.refuse(format('%s: a watch needs at least one key template, and none that is null', relation), 'For example keys => array[''user:{id}''].');
     end if;
 
+    if max_ttl <= interval '0' then
+        perform unstale.refuse(format('%s: max_ttl %s is no time to live', relation, max_ttl), 'For example max_ttl => ''1 hour''; leave it out if any will do.');
+    end if;
+
     result.relation := relation;
     result.table_name := relation::text;
     result.keys := keys;
     result.delivery := delivery;
     result.updated_at := updated_at;
     result.only_columns := only_columns;
+    result.max_ttl := max_ttl;
     result.columns := '{}';
     result.attnums := '{}';
     foreach template in array keys loop

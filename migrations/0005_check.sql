@@ -9,12 +9,13 @@ create function unstale.watch_call(w unstale.watch, relation regclass) returns t
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('select unstale.watch(%L, keys => array[%s]%s%s%s);', relation::text,
+    select format('select unstale.watch(%L, keys => array[%s]%s%s%s%s);', relation::text,
                   (select string_agg(quote_literal(k), ', ' order by n) from unnest(w.keys) with ordinality u(k, n)),
                   case when w.delivery <> 'row' then format(', delivery => %L', w.delivery) end,
                   case when w.updated_at is distinct from 'updated_at' then format(', updated_at => %L', w.updated_at) end,
                   case when w.only_columns is not null
-                       then (select format(', only_columns => array[%s]', string_agg(quote_literal(c), ', ')) from unnest(w.only_columns) c) end)
+                       then (select format(', only_columns => array[%s]', string_agg(quote_literal(c), ', ')) from unnest(w.only_columns) c) end,
+                  case when w.max_ttl is not null then format(', max_ttl => %L', w.max_ttl) end)
 $$;
 
 -- Watches whose table is there, and whether its generated functions are.
@@ -44,6 +45,12 @@ as $$
            unstale.watch_call(f.w, (f.w).relation)
       from unstale.watches_in_force() f
      cross join lateral unstale.wrong_triggers(f.w) t
+     where f.whole
+    union all
+    select 'error', (f.w).relation::text, format('function unstale.%s is missing: writes fail, or changes go unannounced', missing),
+           unstale.watch_call(f.w, (f.w).relation)
+      from unstale.watches_in_force() f
+     cross join lateral unstale.missing_functions(f.w) missing
      where f.whole
     union all
     select 'error', (f.w).relation::text,

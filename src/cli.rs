@@ -124,6 +124,12 @@ pub struct Apply {
 /// `unstale check`.
 #[derive(Debug, Args)]
 pub struct Check {
+    /// Also sample the keys of the watches: do they expire, and no later than the watch's max_ttl?
+    ///
+    /// Up to 1,000 keys of each template, found by SCAN in small steps with rests between them. Keys without a time to live are
+    /// warnings; where the watch has a max_ttl, they and longer ones are errors.
+    #[arg(long)]
+    pub keys: bool,
     /// Print JSON: {"findings": [{"severity": ..., "about": ..., "finding": ..., "remedy": ...}]}
     #[arg(long)]
     pub json: bool,

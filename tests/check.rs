@@ -17,6 +17,7 @@ const FAULTS: &[Fault] = &[
     ("drop trigger unstale_1_delete on users", "public.users", "unstale_1_delete is missing"),
     ("alter table users enable trigger unstale_1_insert", "public.users", "unstale_1_insert does not fire"),
     ("drop function unstale.update_1() cascade", "public.users", "unstale_1_update is missing"),
+    ("drop function unstale.same_1", "public.users", "unstale.same_1 is missing"),
     ("drop function unstale.row_1(users) cascade", "public.users", "dropped with CASCADE"),
     ("create table events_2 partition of events for values from (100) to (200)", "public.events_2", "unstale_2_truncate is missing"),
     ("create table child () inherits (users)", "public.child", "inherits from public.users"),
@@ -72,7 +73,11 @@ async fn tables() -> World {
 
 /// What `unstale check` finds that is not well.
 fn check(database_url: &str, redis_url: &str) -> Vec<Value> {
-    let output = command("check --json", &[("DATABASE_URL", database_url), ("REDIS_URL", redis_url)]);
+    check_with("check --json", database_url, redis_url)
+}
+
+fn check_with(arguments: &str, database_url: &str, redis_url: &str) -> Vec<Value> {
+    let output = command(arguments, &[("DATABASE_URL", database_url), ("REDIS_URL", redis_url)]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let found: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let findings = found["findings"].as_array().expect("a list").clone();
@@ -250,6 +255,43 @@ async fn a_key_goes_the_whole_way_through_the_listener_of_this_redis_alone() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("it is not ready, or has another Redis"), "{output:?}");
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "unstale: 1 error, 0 warnings\n");
+}
+
+#[tokio::test]
+async fn keys_that_live_too_long_are_named_by_their_template_and_get_a_shorter_life() {
+    let mut world = tables().await;
+    world.execute("select unstale.watch('users', array['user:{id}', 'by:{email}', 'count'], max_ttl => '1 hour')").await;
+    let lives = [("user:1", Some("3600")), ("user:2", Some("3700")), ("user:it's \"3\"", None), ("count", None), ("event:1", None)];
+    for (key, seconds) in lives.into_iter().chain([("gone:1", Some("999999")), ("others:1", None)]) {
+        let seconds = seconds.map(|seconds| ["ex", seconds]);
+        let command: Vec<&str> = ["set", key, "x"].into_iter().chain(seconds.into_iter().flatten()).collect();
+        world.cache.ask(&command).expect("Redis takes it");
+    }
+    let found = check_with("check --json --keys", &world.database_url(), &world.redis_url());
+    let about_keys = |finding: &&Value| finding["about"].as_str().is_some_and(|about| about.starts_with("keys "));
+    let named: Vec<_> = found.iter().filter(about_keys).map(|finding| (finding["severity"].as_str(), finding["about"].as_str())).collect();
+    let expected = [("warning", "keys event:*"), ("error", "keys user:*"), ("error", "keys count")];
+    assert_eq!(named, expected.map(|(severity, about)| (Some(severity), Some(about))), "{found:#?}");
+
+    for finding in found.iter().filter(about_keys) {
+        paste_in_shell(&world, finding["remedy"].as_str().expect("a remedy"));
+    }
+    let found = check_with("check --json --keys", &world.database_url(), &world.redis_url());
+    assert_eq!(found.iter().filter(about_keys).count(), 0, "{found:#?}");
+    assert!(world.cache.count(&["ttl", "user:it's \"3\""]).expect("an answer") > 3_000);
+    assert!(matches!(world.cache.ask(&["ttl", "others:1"]), Ok(Reply::Integer(-1))));
+}
+
+/// Where redis-cli leads to this Redis.
+fn paste_in_shell(world: &World, remedy: &str) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = format!("#!/bin/sh\nPATH=${{PATH#*:}}\nexec redis-cli -u {} \"$@\"\n", world.redis_url());
+    let path = directory.path().join("redis-cli");
+    std::fs::write(&path, script).expect("a script");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let paths = format!("{}:{}", directory.path().display(), std::env::var("PATH").expect("a PATH"));
+    let status = std::process::Command::new("sh").args(["-c", remedy]).env("PATH", paths).status().expect("a shell");
+    assert!(status.success(), "{remedy}");
 }
 
 #[tokio::test]

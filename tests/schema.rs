@@ -209,11 +209,16 @@ async fn apply_makes_the_watches_equal_the_list() {
     );
     assert!(says(&world, &apply).contains("0 to add, 0 to change, 0 to remove, 2 unchanged"));
 
-    std::fs::write(file.path(), "[[watch]]\ntable = \"users\"\nkeys = [\"user:{id}\", \"by:{email}\"]\nonly_columns = [\"email\"]\n")
-        .expect("it is ours");
+    std::fs::write(
+        file.path(),
+        "[[watch]]\ntable = \"users\"\nkeys = [\"user:{id}\", \"by:{email}\"]\nonly_columns = [\"email\"]\nmax_ttl = \"1h\"\n",
+    )
+    .expect("it is ours");
     let done = says(&world, &apply);
     assert!(done.contains("- key users\n") && done.contains("+ key by:{email}\n") && done.contains("public.users: changed"), "{done}");
+    assert!(done.contains("max_ttl  any -> 1h\n"), "{done}");
     assert_eq!(rows(&world, listed).await, ["public.users {\"user:{id}\",\"by:{email}\"}"]);
+    assert!(says(&world, &apply).contains("1 unchanged"));
 }
 
 #[tokio::test]

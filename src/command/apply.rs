@@ -1,6 +1,7 @@
 //! `unstale apply`: makes the database's watches equal the configuration's `[[watch]]` list, after printing the plan.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sqlx::postgres::PgConnection;
@@ -57,6 +58,7 @@ async fn resolve(connection: &mut PgConnection, configured: &[Watch]) -> anyhow:
             delivery: watch.delivery.as_str().to_owned(),
             updated_at: watch.updated_at.clone(),
             only_columns: watch.only_columns.clone(),
+            max_ttl: watch.max_ttl,
         };
         watches::check(connection, &table, &spec).await.map_err(|error| anyhow::anyhow!("{table}: {}", error.in_full()))?;
         if wanted.iter().any(|(known, _)| *known == table) {
@@ -109,6 +111,10 @@ fn in_words(step: &Step) -> String {
                 let columns = |columns: &Option<Vec<String>>| columns.as_ref().map_or("all".into(), |columns| columns.join(", "));
                 let _ = writeln!(text, "      only_columns  {} -> {}", columns(&from.only_columns), columns(&spec.only_columns));
             }
+            if from.max_ttl != spec.max_ttl {
+                let ttl = |ttl: Option<Duration>| ttl.map_or("any".into(), |ttl| humantime::format_duration(ttl).to_string());
+                let _ = writeln!(text, "      max_ttl  {} -> {}", ttl(from.max_ttl), ttl(spec.max_ttl));
+            }
             text
         }
     }
@@ -139,7 +145,7 @@ mod tests {
 
     fn spec(keys: &[&str]) -> Spec {
         let keys = keys.iter().map(ToString::to_string).collect();
-        Spec { keys, delivery: "row".into(), updated_at: Some("updated_at".into()), only_columns: None }
+        Spec { keys, delivery: "row".into(), updated_at: Some("updated_at".into()), only_columns: None, max_ttl: None }
     }
 
     fn watched(table: &str, keys: &[&str]) -> Watched {

@@ -1,5 +1,7 @@
 //! `unstale check`: everything that would make a promise untrue, each with its remedy.
 
+mod keys;
+
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
@@ -34,6 +36,9 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     {
         let seen = pg::check::last_seen(&mut connection, &config.instance).await?;
         findings.push(whole_way(config, &sink, seen).await);
+        if args.keys {
+            findings.extend(keys::findings(&sink, &pg::watches::load(&mut connection).await?).await?);
+        }
     }
     let text =
         if args.json { format!("{:#}\n", serde_json::json!({ "findings": findings })) } else { findings.iter().map(in_words).collect() };

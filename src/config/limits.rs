@@ -129,6 +129,12 @@ impl Limits<'_> {
                 let fault = "is empty, so that no UPDATE would count; leave it out if all columns do";
                 self.problem(&key("only_columns"), fault);
             }
+            if let Some(ttl) = watch.max_ttl
+                && !(Duration::from_secs(1)..=LONGEST * 365).contains(&ttl)
+            {
+                let fault = format!("{} is out of range; write 1s to 365days, or leave it out if any will do", written(ttl));
+                self.problem(&key("max_ttl"), fault);
+            }
         }
     }
 

@@ -211,6 +211,9 @@ pub struct Watch {
     pub updated_at: Option<String>,
     /// If given, an UPDATE counts only if one of these columns, or a column of a key, changed.
     pub only_columns: Option<Vec<String>>,
+    /// How long a cached value may live; `unstale check --keys` holds the keys against it.
+    #[serde(with = "text::span_if_any")]
+    pub max_ttl: Option<Duration>,
 }
 
 impl Default for Watch {
@@ -221,6 +224,7 @@ impl Default for Watch {
             delivery: Delivery::Row,
             updated_at: Some("updated_at".to_owned()),
             only_columns: None,
+            max_ttl: None,
         }
     }
 }

@@ -17,9 +17,28 @@ pub(super) mod span {
     }
 
     pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        parse(&String::deserialize(from)?)
+    }
+
+    pub(super) fn parse<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
+        humantime::parse_duration(text).map_err(|_| E::custom(format!("\"{text}\" is not a duration; write a unit, as in 30s or 2m")))
+    }
+}
+
+/// The same, or `""` for none.
+pub(super) mod span_if_any {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(span: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match span {
+            Some(known) => span::serialize(known, to),
+            None => to.serialize_str(""),
+        }
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         let text = String::deserialize(from)?;
-        humantime::parse_duration(&text)
-            .map_err(|_| D::Error::custom(format!("\"{text}\" is not a duration; write a unit, as in 30s or 2m")))
+        if text.is_empty() { Ok(None) } else { span::parse(&text).map(Some) }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is watched: reading `unstale.watch`, and calling `unstale.watch()` for `apply`.
 
+use std::time::Duration;
+
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
@@ -33,6 +35,8 @@ pub struct Spec {
     pub updated_at: Option<String>,
     /// The columns whose UPDATE counts.
     pub only_columns: Option<Vec<String>>,
+    /// How long a cached value may live.
+    pub max_ttl: Option<Duration>,
 }
 
 /// Everything that is watched, and was until lately, by table.
@@ -41,7 +45,8 @@ pub struct Spec {
 /// [`Error::Statement`].
 pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> {
     let rows = sqlx::query(
-        "select w.id, w.rev, coalesce(v.table_name, w.table_name), w.ended is not null, w.sweep_attnum is not null, w.keys, w.delivery, w.updated_at, w.only_columns
+        "select w.id, w.rev, coalesce(v.table_name, w.table_name), w.ended is not null, w.sweep_attnum is not null, w.keys, w.delivery, w.updated_at, w.only_columns,
+                (extract(epoch from w.max_ttl) * 1000000)::bigint
            from unstale.watch w left join unstale.watches v on v.id = w.id
           order by 3",
     )
@@ -54,7 +59,13 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
         table: row.get(2),
         ended: row.get(3),
         sweepable: row.get(4),
-        spec: Spec { keys: row.get(5), delivery: row.get(6), updated_at: row.get(7), only_columns: row.get(8) },
+        spec: Spec {
+            keys: row.get(5),
+            delivery: row.get(6),
+            updated_at: row.get(7),
+            only_columns: row.get(8),
+            max_ttl: row.get::<Option<i64>, _>(9).map(|micros| Duration::from_micros(micros.unsigned_abs())),
+        },
     };
     Ok(rows.iter().map(watched).collect())
 }
@@ -81,7 +92,14 @@ pub async fn full_name(connection: &mut PgConnection, table: &str) -> Result<Opt
 /// # Errors
 /// [`Error::Statement`] with the sentence of the refusal.
 pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<(), Error> {
-    call(connection, "select unstale.wanted($1::text::regclass, $2, $3, $4, $5) is not null", "this watch", table, spec).await?;
+    call(
+        connection,
+        "select unstale.wanted($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second') is not null",
+        "this watch",
+        table,
+        spec,
+    )
+    .await?;
     Ok(())
 }
 
@@ -90,7 +108,14 @@ pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> R
 /// # Errors
 /// [`Error::Statement`] with the sentence of the refusal.
 pub async fn watch(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<String, Error> {
-    let row = call(connection, "select unstale.watch($1::text::regclass, $2, $3, $4, $5)", "unstale.watch()", table, spec).await?;
+    let row = call(
+        connection,
+        "select unstale.watch($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second')",
+        "unstale.watch()",
+        table,
+        spec,
+    )
+    .await?;
     Ok(row.get(0))
 }
 
@@ -101,6 +126,7 @@ async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static s
         .bind(&spec.delivery)
         .bind(&spec.updated_at)
         .bind(&spec.only_columns)
+        .bind(spec.max_ttl.map(|ttl| ttl.as_secs_f64()))
         .fetch_one(connection)
         .await
         .map_err(Error::of(what))

@@ -21,6 +21,9 @@ use crate::batch::Work;
 /// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
 const SCAN_COUNT: u32 = 1_000;
 
+/// PTTL of a key that is not there.
+const GONE: i64 = -2;
+
 /// Why Redis did not do it. None holds the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -143,6 +146,40 @@ impl Sink {
     pub async fn has(&self, key: &str) -> Result<bool, Error> {
         let connection = self.connection().await?;
         connection.ask(self.timeout, connection.client.exists(key)).await
+    }
+
+    /// One step through all of Redis: the keys among the next thousand that match the glob, and how long each will live (`None`: for
+    /// ever). Returns the cursor of the next step; the first is `0`, and after the last comes `0` again.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn lives_of_matching(&self, pattern: &str, cursor: String) -> Result<(String, Vec<(String, Option<Duration>)>), Error> {
+        let connection = self.connection().await?;
+        let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);
+        let (next, keys): (String, Vec<Key>) = connection.ask(self.timeout, step).await?;
+        Ok((next, self.lives(&connection, keys).await?))
+    }
+
+    /// How long the key will live, if it is there.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn life_of(&self, key: &str) -> Result<Vec<(String, Option<Duration>)>, Error> {
+        self.lives(&self.connection().await?, vec![key.into()]).await
+    }
+
+    async fn lives(&self, connection: &Connection, keys: Vec<Key>) -> Result<Vec<(String, Option<Duration>)>, Error> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pipeline = connection.client.pipeline();
+        for key in &keys {
+            let _: () = pipeline.pttl(key.clone()).await.map_err(|error| command_error(&error, self.timeout))?;
+        }
+        let lives: Vec<i64> = connection.ask(self.timeout, pipeline.all()).await?;
+        let name = |key: &Key| key.as_str_lossy().into_owned();
+        let there = keys.iter().zip(lives).filter(|(_, life)| *life != GONE);
+        Ok(there.map(|(key, life)| (name(key), u64::try_from(life).ok().map(Duration::from_millis))).collect())
     }
 
     /// The user of the URL, for people.

@@ -48,7 +48,7 @@ async fn other_keys_are_another_revision_and_other_columns_only_another_trigger(
 async fn it_lists_what_is_watched_and_how() {
     let ear = Ear::after(USERS).await;
     let row = "select to_jsonb(w) - 'since' #>> '{}' from (select * from unstale.watches) w";
-    let expected = r#"{"id": 1, "rev": 1, "keys": ["user:{id}", "by-email:{email}"], "delivery": "row", "table_name": "public.users", "updated_at": "updated_at", "only_columns": null, "logs_everything": false}"#;
+    let expected = r#"{"id": 1, "rev": 1, "keys": ["user:{id}", "by-email:{email}"], "max_ttl": null, "delivery": "row", "table_name": "public.users", "updated_at": "updated_at", "only_columns": null, "logs_everything": false}"#;
     assert_eq!(ear.rows(row).await, [expected]);
     assert_eq!(ear.rows("select (since between now() - interval '1 minute' and now())::text from unstale.watches").await, ["true"]);
 }
@@ -162,6 +162,7 @@ async fn what_cannot_be_watched_is_refused_with_a_remedy() {
         ("'t', '{t}', updated_at => 'nope'", "updated_at: table public.t has no column 'nope'"),
         ("'t', '{t}', delivery => 'fax'", "'fax'"),
         ("'t', '{t}', delivery => null", "null"),
+        ("'t', '{t}', max_ttl => '0'", "max_ttl 00:00:00"),
     ] {
         let refusal = ear.refuses(&format!("select unstale.watch({arguments})")).await;
         assert!(refusal.contains(part) && refusal.contains('\n'), "{arguments}: {refusal}");

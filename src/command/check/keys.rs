@@ -1,0 +1,137 @@
+//! `unstale check --keys`: do the keys of the watches expire, and soon enough?
+//!
+//! A time to live is the last line of defence: it ends what no promise covers, such as a value that a reader put back.
+
+use std::time::{Duration, Instant};
+
+use crate::finding::Finding;
+use crate::pg::watches::Watched;
+use crate::rule::{Rule, Target};
+use crate::sink::{Error, Sink};
+
+/// Keys of a template that are looked at.
+const KEYS: usize = 1_000;
+
+/// Steps of a thousand keys through Redis in search of them.
+const STEPS: usize = 1_000;
+
+/// Keys that are named.
+const EXAMPLES: usize = 3;
+
+/// What a key without a time to live gets by the remedy where the watch has no policy.
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Keys and how long they will live.
+#[derive(Debug, Default)]
+struct Sample {
+    /// `None`: for ever.
+    keys: Vec<(String, Option<Duration>)>,
+    /// There are no others.
+    is_all: bool,
+}
+
+/// One finding for each template.
+///
+/// # Errors
+/// If a template cannot be read, which `unstale.watch()` refuses.
+pub(super) async fn findings(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for watched in watches.iter().filter(|watched| !watched.ended) {
+        let rule = Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?;
+        for target in rule.everything() {
+            let (pattern, sample) = match target {
+                Target::Key(key) => (key.clone(), sink.life_of(&key).await.map(|keys| Sample { keys, is_all: true })),
+                Target::Pattern(pattern) => (pattern.clone(), sample(sink, &pattern).await),
+            };
+            findings.push(match sample {
+                Ok(sample) => judge(&pattern, &sample, watched.spec.max_ttl),
+                Err(error) => not_looked_at(sink, &pattern, &error),
+            });
+        }
+    }
+    Ok(findings)
+}
+
+/// Rests as long as it works, so that others hardly notice.
+async fn sample(sink: &Sink, pattern: &str) -> Result<Sample, Error> {
+    let mut sample = Sample::default();
+    let mut cursor = "0".to_owned();
+    for _ in 0..STEPS {
+        let began = Instant::now();
+        let (next, keys) = sink.lives_of_matching(pattern, cursor).await?;
+        sample.keys.extend(keys);
+        sample.is_all = next == "0";
+        if sample.is_all || sample.keys.len() >= KEYS {
+            break;
+        }
+        cursor = next;
+        tokio::time::sleep(began.elapsed()).await;
+    }
+    Ok(sample)
+}
+
+fn not_looked_at(sink: &Sink, pattern: &str, error: &Error) -> Finding {
+    Finding::warning(
+        format!("keys {pattern}"),
+        format!("they were not looked at: {error}"),
+        format!("redis-cli acl setuser {} +scan +pttl", sink.user()),
+    )
+}
+
+fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
+    let about = format!("keys {pattern}");
+    let looked_at = format!("{}{}", if sample.is_all { "" } else { "of a sample, " }, super::plural(sample.keys.len(), "key"));
+    let is_too_long = |life: &Option<Duration>| life.is_none_or(|life| max_ttl.is_some_and(|most| life > most));
+    let too_long: Vec<&str> = sample.keys.iter().filter(|(_, life)| is_too_long(life)).map(|(key, _)| key.as_str()).collect();
+    if too_long.is_empty() {
+        let longest = sample.keys.iter().filter_map(|(_, life)| *life).max();
+        return Finding::ok(about, longest.map_or(looked_at.clone(), |longest| format!("{looked_at}; the last expires in {longest:.0?}")));
+    }
+    let examples = too_long.iter().take(EXAMPLES).map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ");
+    let remedy = remedy(pattern, max_ttl.unwrap_or(A_DAY));
+    let count = too_long.len();
+    match max_ttl {
+        None => {
+            let sentence = format!("{looked_at}, {count} without a time to live ({examples}): what goes wrong once stays wrong");
+            Finding::warning(about, sentence, remedy)
+        }
+        Some(most) => {
+            let most = humantime::format_duration(most);
+            Finding::error(about, format!("{looked_at}, {count} that live longer than the watch's max_ttl of {most} ({examples})"), remedy)
+        }
+    }
+}
+
+/// For those that are there; the application must do its part. LT: those that expire sooner are left alone.
+fn remedy(pattern: &str, ttl: Duration) -> String {
+    let pattern = pattern.replace('\'', r"'\''");
+    let seconds = ttl.as_secs().max(1);
+    format!(r"redis-cli --scan --pattern '{pattern}' | xargs -d '\n' -I {{}} redis-cli expire {{}} {seconds} lt")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Severity;
+
+    fn judged(lives: &[Option<u64>], max_ttl: Option<u64>) -> Finding {
+        let keys = lives.iter().enumerate().map(|(n, life)| (format!("k:{n}"), life.map(Duration::from_secs))).collect();
+        judge("k:*", &Sample { keys, is_all: true }, max_ttl.map(Duration::from_secs))
+    }
+
+    #[test]
+    fn a_policy_makes_an_error_of_what_lives_too_long() {
+        assert_eq!(judged(&[], Some(60)).severity, Severity::Ok);
+        assert_eq!(judged(&[Some(60)], Some(60)).severity, Severity::Ok);
+        assert_eq!(judged(&[Some(60), Some(61)], Some(60)).severity, Severity::Error);
+        assert_eq!(judged(&[None], Some(60)).severity, Severity::Error);
+        assert_eq!(judged(&[Some(999_999)], None).severity, Severity::Ok);
+        assert_eq!(judged(&[None], None).severity, Severity::Warning);
+    }
+
+    #[test]
+    fn three_are_named() {
+        let finding = judged(&[None, Some(1), None, None, None], Some(60)).finding;
+        assert_eq!(finding, r#"5 keys, 4 that live longer than the watch's max_ttl of 1m ("k:0", "k:2", "k:3")"#);
+    }
+}
