@@ -22,6 +22,8 @@ pub enum Observation {
         reason: String,
         /// Until the next attempt.
         retry_in: Duration,
+        /// It was said a moment ago.
+        again: bool,
     },
     /// From now on changes may be missed; catching up will find them.
     GapOpened {
@@ -66,6 +68,8 @@ pub enum Observation {
     Overflowed {
         /// Targets that were dropped.
         waiting: usize,
+        /// It was said a moment ago.
+        again: bool,
     },
     /// Redis refused, failed or did not answer a command, which will be repeated.
     RedisFailed {

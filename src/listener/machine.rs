@@ -20,6 +20,7 @@ mod intake;
 mod log;
 mod message;
 mod timers;
+mod told;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use heart::Heart;
 use intake::Skipped;
 use log::Log;
 pub use message::{Action, Input, Opening, Tally};
+use told::Told;
 
 /// What the configuration decides.
 #[derive(Debug, Clone)]
@@ -127,6 +129,7 @@ pub struct Machine {
     lost_because: String,
     tallies: HashMap<i32, Tally>,
     skipped: Skipped,
+    told: Told,
     actions: Vec<Action>,
 }
 
@@ -154,6 +157,7 @@ impl Machine {
             lost_because: "not connected yet".into(),
             tallies: HashMap::new(),
             skipped: Skipped::default(),
+            told: Told::default(),
             actions: vec![Action::Observe(Observation::GapOpened { cause: Cause::Start })],
         }
     }
@@ -186,7 +190,8 @@ impl Machine {
             Input::SweepFailed(reason) => {
                 if self.state == State::CatchingUp(CatchUp::Sweeping) {
                     let retry_in = self.backoff.next_delay();
-                    self.say(Observation::SweepFailed { reason, retry_in });
+                    let again = self.told.again(now, &reason);
+                    self.say(Observation::SweepFailed { reason, retry_in, again });
                     self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
                 }
             }
@@ -353,7 +358,8 @@ impl Machine {
         self.open_gap(now, cause);
         let retry_in = self.backoff.next_delay();
         self.lost_because.clone_from(&reason);
-        self.say(Observation::SessionLost { reason, retry_in });
+        let again = self.told.again(now, &reason);
+        self.say(Observation::SessionLost { reason, retry_in, again });
         self.enter(State::Waiting { until: now + retry_in });
     }
 

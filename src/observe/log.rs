@@ -10,7 +10,10 @@ use super::{Observation, Readiness};
 pub fn write(observation: &Observation) {
     match observation {
         Observation::Subscribed { watches } => info!(watches, "listening to PostgreSQL"),
-        Observation::SessionLost { reason, retry_in } => {
+        Observation::SessionLost { reason, again: true, .. } | Observation::SweepFailed { reason, again: true, .. } => {
+            debug!(reason, "still the same");
+        }
+        Observation::SessionLost { reason, retry_in, again: false } => {
             warn!(reason, retry_in_seconds = retry_in.as_secs_f64(), "no session with PostgreSQL");
         }
         Observation::GapOpened { cause } => info!(cause = cause.label(), "a gap is open; its changes will be found"),
@@ -30,7 +33,7 @@ pub fn write(observation: &Observation) {
         Observation::SweepWithoutIndex { table, remedy } => {
             warn!(table, remedy, "a large table has no index for catching up: each page reads all of it");
         }
-        Observation::SweepFailed { reason, retry_in } => {
+        Observation::SweepFailed { reason, retry_in, again: false } => {
             warn!(reason, retry_in_seconds = retry_in.as_secs_f64(), "the sweep ended early and will be repeated");
         }
         Observation::SweptByPattern { table, reason } => {
