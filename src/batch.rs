@@ -84,6 +84,11 @@ impl Batch {
         Self { limits, live: Queue::default(), catch_up: Queue::default(), in_flight: HashMap::new(), last_id: 0 }
     }
 
+    /// Other bounds, from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Adds what is not waiting already; on its way does not count, because Redis may have done it before the change.
     /// Returns whether it was new.
     pub fn add(&mut self, lane: Lane, target: Target) -> bool {

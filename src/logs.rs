@@ -7,6 +7,7 @@ use std::io::{IsTerminal as _, stderr};
 
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::Error;
 
 use crate::config::{Log, LogFormat};
 
@@ -14,20 +15,46 @@ use crate::config::{Log, LogFormat};
 /// a Redis user that may do what it must and nothing else. A filter that names them brings them back.
 const LIBRARIES: &str = "fred=off,sqlx=off,sqlx_core=off,sqlx_postgres=off";
 
+/// Which lines are written; may change while they are.
+pub struct Filter(Box<dyn Fn(EnvFilter) -> Result<(), Error> + Send + Sync>);
+
+impl Filter {
+    /// As configured.
+    ///
+    /// # Errors
+    ///
+    /// If it does not parse, which [`crate::config::Config`] rules out.
+    pub fn set(&self, log: &Log) -> anyhow::Result<()> {
+        self.0(filter(log)?).context("the log")
+    }
+}
+
+fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
+    EnvFilter::builder().parse(format!("{LIBRARIES},{}", log.filter)).context("log.filter")
+}
+
 /// Starts the log as configured.
 ///
 /// # Errors
 ///
 /// If the filter does not parse (which [`crate::config::Config`] rules out) or a log was started before.
-pub fn init(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(format!("{LIBRARIES},{}", log.filter)).context("log.filter")?;
+pub fn init(log: &Log) -> anyhow::Result<Filter> {
     let is_terminal = stderr().is_terminal();
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(is_terminal);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(stderr).with_ansi(is_terminal);
     let is_json = match log.format {
         LogFormat::Auto => !is_terminal,
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let installed = if is_json { lines.json().flatten_event(true).try_init() } else { lines.try_init() };
-    installed.map_err(|error| anyhow::anyhow!(error).context("the log"))
+    let (installed, filter) = if is_json {
+        let lines = lines.json().flatten_event(true).with_filter_reloading();
+        let handle = lines.reload_handle();
+        (lines.try_init(), Filter(Box::new(move |filter| handle.reload(filter))))
+    } else {
+        let lines = lines.with_filter_reloading();
+        let handle = lines.reload_handle();
+        (lines.try_init(), Filter(Box::new(move |filter| handle.reload(filter))))
+    };
+    installed.map_err(|error| anyhow::anyhow!(error).context("the log"))?;
+    Ok(filter)
 }

@@ -31,13 +31,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
 
     let config = Config::from_process(cli.config.as_deref())?;
-    logs::init(&config.log)?;
+    let filter = logs::init(&config.log)?;
     match &cli.command {
         Command::Migrate => command::migrate::run(&config).await,
         Command::Apply(args) => command::apply::run(&config, args).await,
         Command::Check(args) => command::check::run(&config, args).await,
         Command::Sweep(args) => command::sweep::run(&config, args).await,
         Command::Explain(args) => command::explain::run(&config, args).await,
-        _ => command::run::run(&config).await,
+        _ => command::run::run(config, cli.config, filter).await,
     }
 }

@@ -43,6 +43,18 @@ pub enum Observation {
         /// Everything stamped before this is done, in microseconds since 1970 UTC.
         through: Option<i64>,
     },
+    /// The configuration was read again.
+    Reconfigured {
+        /// Keys that have another value, which holds from now on.
+        changed: Vec<&'static str>,
+        /// Those whose new value needs a restart.
+        fixed: Vec<&'static str>,
+    },
+    /// The configuration was to be read again, and cannot be used.
+    ConfigurationRefused {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A large table is swept without an index, which is said once.
     SweepWithoutIndex {
         /// Schema and name.
@@ -56,6 +68,8 @@ pub enum Observation {
         reason: String,
         /// Until the next attempt.
         retry_in: Duration,
+        /// It was said a moment ago.
+        again: bool,
     },
     /// A table cannot be swept, so all its keys are deleted.
     SweptByPattern {
@@ -68,8 +82,6 @@ pub enum Observation {
     Overflowed {
         /// Targets that were dropped.
         waiting: usize,
-        /// It was said a moment ago.
-        again: bool,
     },
     /// Redis refused, failed or did not answer a command, which will be repeated.
     RedisFailed {

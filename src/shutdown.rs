@@ -1,6 +1,6 @@
 //! Leaving on request: the first SIGTERM or SIGINT asks, the second one insists.
 //!
-//! Owns the process's signals. The token is an argument of whatever must end; nothing here knows who holds it.
+//! Owns the signals that end the process. The token is an argument of whatever must end; nothing here knows who holds it.
 
 use std::io;
 

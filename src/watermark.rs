@@ -182,6 +182,11 @@ impl Watermark {
         Self { last: None, sent: VecDeque::new(), past: VecDeque::new(), doublings: 0, proven, window, recent: VecDeque::new() }
     }
 
+    /// Another `replay.window`, from now on.
+    pub fn set_window(&mut self, window: Duration) {
+        self.window = window;
+    }
+
     /// A new session: its heartbeats prove nothing about the transactions of the old one.
     pub fn forget_session(&mut self) {
         self.sent.clear();

@@ -1,27 +1,33 @@
 //! `unstale run`: the listener. The only place that wires everything.
 
-use std::hash::{BuildHasher as _, RandomState};
+mod reload;
 
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::batch::Limits;
 use crate::config::Config;
 use crate::listener::driver::{self, Parts};
 use crate::listener::machine::Settings;
+use crate::logs::Filter;
 use crate::observe::{Readiness, metrics};
 use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
 use crate::sink::Sink;
 use crate::{http, shutdown};
 
-/// Listens until SIGTERM or SIGINT.
+/// Listens until SIGTERM or SIGINT. SIGHUP reads the configuration again, from `file` if it was named.
 ///
 /// # Errors
 /// At the start: a URL is missing or unreadable, the port is taken, or the schema is missing or newer than this program. After
 /// that every failure is waited out.
-pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_url()?)?;
-    let sink = Sink::new(config.redis_url()?, config.redis.timeout)?;
+pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyhow::Result<()> {
+    let (parts, parts_now) = watch::channel(parts(&config)?);
+    let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
     let shutdown = shutdown::on_signals()?;
     let metrics = metrics::install()?;
     let (readiness, readiness_seen) = watch::channel(Readiness::NotReady("starting".into()));
@@ -33,17 +39,30 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         None => None,
     };
     // A server that does not even refuse must hold up neither the listener nor a SIGTERM.
+    let postgres = parts_now.borrow().postgres.clone();
     let checked = tokio::time::timeout(config.heartbeat.timeout, refuse_wrong_schema(&postgres));
     if let Some(Ok(result)) = shutdown.run_until_cancelled(checked).await {
         result?;
     }
 
-    let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
-    driver::run(Parts { postgres, sink, name, page_rows: config.sweep.page_rows, settings: settings(config), readiness }, shutdown).await;
+    let reloading = tokio::spawn(reload::on_hangup(hangup, file, config, filter, parts));
+    driver::run(parts_now, readiness, shutdown).await;
+    reloading.abort();
     if let Some(probes) = probes {
         probes.await??;
     }
     Ok(())
+}
+
+/// What the listener is made of, by this configuration.
+fn parts(config: &Config) -> anyhow::Result<Parts> {
+    Ok(Parts {
+        postgres: Postgres::new(config.database_url()?)?,
+        sink: Sink::new(config.redis_url()?, config.redis.timeout)?,
+        name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
+        page_rows: config.sweep.page_rows,
+        settings: settings(config),
+    })
 }
 
 /// A schema that is missing or newer needs a person, now. A server that is not there yet, or is silent, is waited for later.

@@ -30,7 +30,9 @@ const BURST: usize = 128;
 /// Delays between attempts of a command to Redis. Short, because a restarted Redis is back in a moment.
 const REDIS_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// What the driver is made of.
+/// What the driver is made of. All of it may be replaced while it runs: sessions and commands to Redis take what there is when
+/// they begin, or begin again.
+#[derive(Clone)]
 pub struct Parts {
     /// Where changes come from.
     pub postgres: Postgres,
@@ -42,15 +44,14 @@ pub struct Parts {
     pub page_rows: u32,
     /// Decisions of the machine.
     pub settings: Settings,
-    /// Told to the probes.
-    pub readiness: watch::Sender<Readiness>,
 }
 
-/// Listens until `shutdown`, then drains.
-pub async fn run(parts: Parts, shutdown: CancellationToken) {
+/// Listens until `shutdown`, then drains. The probes are told through `readiness`.
+pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Readiness>, shutdown: CancellationToken) {
     let (report, reports) = mpsc::channel(64);
+    let settings = parts.borrow_and_update().settings.clone();
     let driver = Driver {
-        machine: Machine::new(parts.settings.clone(), Instant::now()),
+        machine: Machine::new(settings, Instant::now()),
         session: None,
         sweep: None,
         arrived: VecDeque::with_capacity(BURST),
@@ -62,6 +63,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) {
         watchdog_due: Instant::now(),
         saving: false,
         parts,
+        readiness,
     };
     driver.run(reports, shutdown).await;
 }
@@ -73,7 +75,8 @@ enum Report {
 }
 
 struct Driver {
-    parts: Parts,
+    parts: watch::Receiver<Parts>,
+    readiness: watch::Sender<Readiness>,
     machine: Machine,
     session: Option<Session>,
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
@@ -94,6 +97,7 @@ enum Wake {
     Arrived,
     Swept(Option<Swept>),
     Redis(Option<Report>),
+    OtherParts,
     Time,
 }
 
@@ -111,6 +115,7 @@ impl Driver {
                 wake = next_of_session(&mut self.session, &mut burst, take_notifications) => wake,
                 swept = next_swept(&mut self.sweep), if take_swept => Wake::Swept(swept),
                 report = reports.recv() => Wake::Redis(report),
+                Ok(()) = self.parts.changed() => Wake::OtherParts,
                 () = tokio::time::sleep_until(deadline.into()) => Wake::Time,
             };
             self.wake(wake, &mut burst);
@@ -132,6 +137,10 @@ impl Driver {
                 self.handle(Input::Acknowledged { id, server: done.server });
             }
             Wake::Redis(Some(Report::Failed(reason))) => self.handle(Input::RedisFailed(reason)),
+            Wake::OtherParts => {
+                let settings = self.parts.borrow_and_update().settings.clone();
+                self.machine.reconfigure(settings);
+            }
             Wake::Redis(None) | Wake::Time => {}
         }
         let now = Instant::now();
@@ -152,7 +161,7 @@ impl Driver {
 
     /// When to wake at the latest: the machine's timers, readiness that expires, the watchdog.
     fn deadline(&self) -> Instant {
-        let soon = Instant::now() + self.parts.settings.interval;
+        let soon = Instant::now() + self.parts.borrow().settings.interval;
         let machine = self.machine.deadline().unwrap_or(soon);
         if self.watchdog.is_some() { machine.min(soon).min(self.watchdog_due) } else { machine.min(soon) }
     }
@@ -217,7 +226,8 @@ impl Driver {
     fn act(&mut self, action: Action) {
         match action {
             Action::OpenSession => {
-                self.session = Some(Session::open(self.parts.postgres.clone(), self.parts.name.clone(), self.parts.settings.timeout));
+                let parts = self.parts.borrow().clone();
+                self.session = Some(Session::open(parts.postgres, parts.name, parts.settings.timeout));
             }
             Action::CloseSession => {
                 self.session = None;
@@ -233,13 +243,14 @@ impl Driver {
                 let from = sweep::From { checkpoint, done, by_hand: None };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
-                task.spawn(sweep::run(self.parts.postgres.clone(), from, self.parts.page_rows, out));
+                let Parts { postgres, page_rows, .. } = self.parts.borrow().clone();
+                task.spawn(sweep::run(postgres, from, page_rows, out));
                 self.sweep = Some((swept, task));
             }
             Action::StopSweep => self.sweep = None,
             Action::Send(command) => {
                 while self.commands.try_join_next().is_some() {} // forget those that have ended
-                self.commands.spawn(perform(self.parts.sink.clone(), command, self.report.clone()));
+                self.commands.spawn(perform(self.parts.clone(), command, self.report.clone()));
             }
             Action::Stop(progress) => {
                 if let Some(progress) = progress {
@@ -278,7 +289,7 @@ impl Driver {
             }
             Readiness::NotReady(reason) => systemd::status(reason),
         }
-        self.parts.readiness.send_replace(readiness.clone());
+        self.readiness.send_replace(readiness.clone());
         self.told = Some(readiness);
     }
 
@@ -293,7 +304,8 @@ impl Driver {
                 }
             }
         };
-        let _ = tokio::time::timeout(self.parts.settings.timeout, stored).await;
+        let patience = self.parts.borrow().settings.timeout;
+        let _ = tokio::time::timeout(patience, stored).await;
     }
 }
 
@@ -313,9 +325,10 @@ fn compile(watches: Vec<Watched>) -> Vec<Rule> {
 }
 
 /// A command to Redis, repeated until it is done. UNLINK may be repeated (P6).
-async fn perform(sink: Arc<Sink>, command: Command, report: mpsc::Sender<Report>) {
+async fn perform(parts: watch::Receiver<Parts>, command: Command, report: mpsc::Sender<Report>) {
     let mut backoff = Backoff::new(REDIS_BACKOFF.0, REDIS_BACKOFF.1, command.id);
     loop {
+        let sink = parts.borrow().sink.clone();
         match sink.perform(&command.work).await {
             Ok(done) => {
                 let _ = report.send(Report::Done { id: command.id, done }).await;

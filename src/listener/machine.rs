@@ -162,6 +162,14 @@ impl Machine {
         }
     }
 
+    /// Other settings, from now on. A longer `replay.window` begins to count now: what is further back was not kept.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        self.batch.set_limits(settings.limits);
+        self.watermark.set_window(settings.window);
+        self.backoff = Backoff::new(settings.backoff_min, settings.backoff_max, settings.seed);
+        self.settings = settings;
+    }
+
     /// Takes in what happened, and says what is to be done.
     pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Action> {
         match input {

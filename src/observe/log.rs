@@ -30,6 +30,13 @@ pub fn write(observation: &Observation) {
             let through = through.map(|since| humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string());
             info!(rows = swept, logged, keys, through, "catching up");
         }
+        Observation::Reconfigured { changed, fixed } => {
+            info!(changed = changed.join(", "), "the configuration was read again");
+            if !fixed.is_empty() {
+                warn!(keys = fixed.join(", "), "these keys changed, too, and need a restart");
+            }
+        }
+        Observation::ConfigurationRefused { reason } => error!(reason, "the configuration was read again and is wrong: the old one stays"),
         Observation::SweepWithoutIndex { table, remedy } => {
             warn!(table, remedy, "a large table has no index for catching up: each page reads all of it");
         }

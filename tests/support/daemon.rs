@@ -47,6 +47,20 @@ impl Settings {
     }
 
     /// Starts it; it need not be ready when this returns.
+    /// Takes a variable away.
+    #[must_use]
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
+    /// Another subcommand that runs until it is ended.
+    #[must_use]
+    pub(crate) fn running(mut self, arguments: &str) -> Self {
+        self.arguments = arguments.to_owned();
+        self
+    }
+
     pub(crate) fn start(self) -> Daemon {
         Daemon::start(self)
     }
@@ -173,6 +187,11 @@ impl Daemon {
     }
 
     /// Waits for it to end by itself.
+    /// Asks it to read its configuration again (SIGHUP).
+    pub(crate) fn hang_up(&mut self) {
+        self.process.signal(Signal::HUP);
+    }
+
     pub(crate) fn ends(&mut self) -> ExitStatus {
         let ended = self.process.wait(PATIENCE);
         ended.unwrap_or_else(|| panic!("the daemon did not end:\n{}", self.lines().join("\n")))

@@ -1,0 +1,76 @@
+//! SIGHUP: the configuration is read again, and what can change while the listener listens does.
+//!
+//! A configuration that is wrong changes nothing. Variables of the environment stay as they were at the start; what may differ is
+//! the file, and the files that hold the URLs.
+
+use std::path::PathBuf;
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::listener::driver::Parts;
+use crate::logs::Filter;
+use crate::observe::{Observation, observe};
+
+/// Answers each SIGHUP.
+pub(super) async fn on_hangup(mut hangup: Signal, file: Option<PathBuf>, mut known: Config, filter: Filter, parts: watch::Sender<Parts>) {
+    while hangup.recv().await.is_some() {
+        match again(file.clone(), &known, &filter, &parts) {
+            Ok((new, differences)) => {
+                observe(&differences);
+                known = new;
+            }
+            Err(error) => observe(&Observation::ConfigurationRefused { reason: format!("{error:#}") }),
+        }
+    }
+}
+
+fn again(file: Option<PathBuf>, known: &Config, filter: &Filter, parts: &watch::Sender<Parts>) -> anyhow::Result<(Config, Observation)> {
+    let mut new = Config::from_process(file.as_deref())?;
+    let differences = differences(known, &new);
+    new.instance.clone_from(&known.instance); // progress is kept under it
+    new.http.clone_from(&known.http);
+    new.log.format = known.log.format;
+    let mut replaced = super::parts(&new)?;
+    let old = parts.borrow().clone();
+    replaced.settings.seed = old.settings.seed;
+    if is_same_redis(known, &new) {
+        replaced.sink = old.sink; // and its connection
+    }
+    filter.set(&new.log)?;
+    parts.send_replace(replaced);
+    Ok((new, differences))
+}
+
+fn is_same_redis(old: &Config, new: &Config) -> bool {
+    !differ(old.redis.url.as_ref(), new.redis.url.as_ref()) && old.redis.timeout == new.redis.timeout
+}
+
+fn differ(old: Option<&SecretString>, new: Option<&SecretString>) -> bool {
+    old.map(ExposeSecret::expose_secret) != new.map(ExposeSecret::expose_secret)
+}
+
+fn differences(old: &Config, new: &Config) -> Observation {
+    let changed = [
+        ("database.url", differ(old.database.url.as_ref(), new.database.url.as_ref())),
+        ("redis.url", differ(old.redis.url.as_ref(), new.redis.url.as_ref())),
+        ("redis.timeout", old.redis.timeout != new.redis.timeout),
+        ("log.filter", old.log.filter != new.log.filter),
+        ("heartbeat", old.heartbeat != new.heartbeat),
+        ("backoff", old.backoff != new.backoff),
+        ("batch", old.batch != new.batch),
+        ("sweep", old.sweep != new.sweep),
+        ("replay", old.replay != new.replay),
+        ("checkpoint", old.checkpoint != new.checkpoint),
+        ("shutdown", old.shutdown != new.shutdown),
+    ];
+    let fixed = [
+        ("instance", old.instance != new.instance),
+        ("http.listen", old.http != new.http),
+        ("log.format", old.log.format != new.log.format),
+    ];
+    let names = |of: &[(&'static str, bool)]| of.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+    Observation::Reconfigured { changed: names(&changed), fixed: names(&fixed) }
+}
