@@ -35,6 +35,7 @@ Examples:
   UNSTALE_HTTP__LISTEN=127.0.0.1:9464 unstale run
   unstale check                                  before the roll-out, and at three in the morning
   unstale sweep --since 2h                       after an import with triggers off
+  unstale tail --table public.users              what is announced, as it is committed
   unstale explain public.users id=42 email=a@b.c";
 
 /// Keeps Redis in step with PostgreSQL
@@ -91,6 +92,12 @@ pub enum Command {
         after_help = "Examples:\n  unstale sweep --since 2h --dry-run\n  unstale sweep --since 2026-01-31T10:00:00Z --table public.users\n  unstale sweep --all --rate 5000\n\nOn a terminal it shows how far it is; elsewhere it prints a line of JSON every five seconds and at the end."
     )]
     Sweep(Sweep),
+    /// Show changes as they are committed, and the keys that they make stale
+    ///
+    /// A line for each: the time, how it was announced (notify or log), the table, the keys. Deletes nothing, needs no Redis, and a
+    /// running listener does not notice it. Ends with Ctrl-C. Needs DATABASE_URL.
+    #[command(after_help = "Examples:\n  unstale tail --table users\n  unstale tail --json | jq -r '.keys[]'")]
+    Tail(Tail),
     /// Show the cache keys that a change of a row deletes
     ///
     /// Reads the watches from the database and fills their key templates with the values given here; deletes nothing,
@@ -99,6 +106,11 @@ pub enum Command {
         after_help = "Example:\n  unstale explain public.users id=42 email=a@b.c\n\nQuote what the shell would change: 'name=Ann Lee'"
     )]
     Explain(Explain),
+    /// Take away all that unstale put into the database, and the keys of what was watched
+    ///
+    /// Ends every watch, deletes the keys of each from Redis, because nobody would from then on, and drops the schema. Refuses while
+    /// a listener is running. --dry-run prints the steps. Needs DATABASE_URL and REDIS_URL.
+    Uninstall(Uninstall),
     /// Watch the whole story on throw-away servers
     ///
     /// Starts a PostgreSQL and a Redis of its own in a temporary directory, changes rows, breaks connections, and shows
@@ -164,6 +176,17 @@ pub enum Since {
     At(SystemTime),
 }
 
+/// `unstale tail`.
+#[derive(Debug, Args)]
+pub struct Tail {
+    /// Only this watched table; may be repeated
+    #[arg(long = "table", value_name = "TABLE")]
+    pub tables: Vec<String>,
+    /// Print JSON, a line for each: {"time": ..., "table": ..., "by": "notify" or "log", "rows": ..., "keys": [...], "patterns": [...]}
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `unstale explain`.
 #[derive(Debug, Args)]
 pub struct Explain {
@@ -172,6 +195,14 @@ pub struct Explain {
     /// The row's values, one column each, as in id=42
     #[arg(value_name = "COLUMN=VALUE", value_parser = column)]
     pub columns: Vec<(String, String)>,
+}
+
+/// `unstale uninstall`.
+#[derive(Debug, Args)]
+pub struct Uninstall {
+    /// Print the steps, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `unstale demo`.

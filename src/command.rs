@@ -9,6 +9,8 @@ pub mod man;
 pub mod migrate;
 pub mod run;
 pub mod sweep;
+pub mod tail;
+pub mod uninstall;
 
 use std::io::{ErrorKind, Write as _, stdout};
 

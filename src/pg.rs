@@ -19,6 +19,7 @@ pub mod migrate;
 pub mod session;
 pub mod sqlstate;
 pub mod sweep;
+pub mod tail;
 pub mod watches;
 
 /// The NOTIFY channel, the same in migrations/0003_triggers.sql.

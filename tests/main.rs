@@ -19,5 +19,7 @@ mod simulation;
 mod sink;
 mod support;
 mod sweep;
+mod tail;
 mod tidy;
 mod trigger;
+mod uninstall;

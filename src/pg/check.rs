@@ -139,3 +139,14 @@ pub async fn last_seen(connection: &mut PgConnection, instance: &str) -> Result<
     let row = sqlx::query(sql).bind(instance).fetch_optional(connection).await.map_err(Error::of("looking for the listener"))?;
     Ok(row.map(|row| row.get(0)))
 }
+
+/// Other sessions of this program in this database: listeners, sweeps ...
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn others(connection: &mut PgConnection) -> Result<i64, Error> {
+    let sql = "select count(*) from pg_stat_activity
+                where datname = current_database() and application_name = 'unstale' and pid <> pg_backend_pid()";
+    let row = sqlx::query(sql).fetch_one(connection).await;
+    Ok(row.map_err(Error::of("looking for other sessions"))?.get(0))
+}

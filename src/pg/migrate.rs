@@ -98,6 +98,25 @@ pub async fn check(connection: &mut PgConnection) -> Result<(), Error> {
     }
 }
 
+/// Is anything of it there?
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn is_there(connection: &mut PgConnection) -> Result<bool, Error> {
+    let row = sqlx::query("select to_regnamespace('unstale') is not null").fetch_one(connection).await;
+    Ok(row.map_err(Error::of("looking for the schema"))?.get(0))
+}
+
+/// Drops the schema and all that is in it.
+///
+/// # Errors
+/// [`Error::Statement`], for instance if somebody has a lock on a table of it.
+pub async fn remove(connection: &mut PgConnection) -> Result<(), Error> {
+    let statement = "set lock_timeout = '10s'; set client_min_messages = warning; drop schema unstale cascade";
+    connection.execute(statement).await.map_err(Error::of("dropping the schema"))?;
+    Ok(())
+}
+
 fn refuse_newer<T>(found: i64) -> Result<T, Error> {
     Err(Error::SchemaNewer { found, known: known_version() })
 }

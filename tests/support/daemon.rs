@@ -34,6 +34,7 @@ pub(crate) fn command(arguments: &str, environment: &[(&str, &str)]) -> Output {
 /// A daemon to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    arguments: String,
     environment: BTreeMap<String, String>,
     port: u16,
 }
@@ -46,7 +47,6 @@ impl Settings {
         self
     }
 
-    /// Starts it; it need not be ready when this returns.
     /// Takes a variable away.
     #[must_use]
     pub(crate) fn without(mut self, name: &str) -> Self {
@@ -61,6 +61,7 @@ impl Settings {
         self
     }
 
+    /// Starts it; it need not be ready when this returns.
     pub(crate) fn start(self) -> Daemon {
         Daemon::start(self)
     }
@@ -86,7 +87,7 @@ impl Daemon {
             ("UNSTALE_LOG__FORMAT", "json".to_owned()),
             ("UNSTALE_INSTANCE", "test".to_owned()),
         ];
-        Settings { environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), port }
+        Settings { arguments: "run".to_owned(), environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), port }
     }
 
     fn start(settings: Settings) -> Self {
@@ -94,7 +95,7 @@ impl Daemon {
         let socket = guard.directory().join(NOTIFY_SOCKET);
         let notifications = collect_datagrams(UnixDatagram::bind(&socket).expect("a fresh directory"));
         let mut command = guard.command("TERM", BINARY).expect("a pipe to share");
-        command.arg("run").env("NOTIFY_SOCKET", &socket).envs(&settings.environment);
+        command.args(settings.arguments.split_whitespace()).env("NOTIFY_SOCKET", &socket).envs(&settings.environment);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::start(command).expect("sh starts");
         let lines = Lines::default();
@@ -186,12 +187,12 @@ impl Daemon {
         ended.unwrap_or_else(|| panic!("SIGTERM did not end the daemon:\n{}", self.lines().join("\n")))
     }
 
-    /// Waits for it to end by itself.
     /// Asks it to read its configuration again (SIGHUP).
     pub(crate) fn hang_up(&mut self) {
         self.process.signal(Signal::HUP);
     }
 
+    /// Waits for it to end by itself.
     pub(crate) fn ends(&mut self) -> ExitStatus {
         let ended = self.process.wait(PATIENCE);
         ended.unwrap_or_else(|| panic!("the daemon did not end:\n{}", self.lines().join("\n")))

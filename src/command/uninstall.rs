@@ -1,0 +1,73 @@
+//! `unstale uninstall`: takes away all that `unstale` put into a database, and the keys that nobody would delete from then on.
+//!
+//! In this order, so that it may fail at any point and be called again: the triggers, the keys, the schema.
+
+use anyhow::bail;
+use sqlx::postgres::PgConnection;
+
+use crate::batch::Work;
+use crate::cli::Uninstall;
+use crate::config::Config;
+use crate::pg::watches::{self, Watched};
+use crate::pg::{self, Postgres};
+use crate::rule::{Rule, Target};
+use crate::sink::Sink;
+
+/// Says each step, and does it unless `--dry-run`.
+///
+/// # Errors
+/// If a listener is running, a lock is not to be had, or a server fails. What was done until then stays; another call does the rest.
+pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
+    let postgres = Postgres::new(config.database_url()?)?;
+    let sink = Sink::new(config.redis_url()?, config.redis.timeout)?;
+    let mut connection = postgres.connect().await?;
+    if !pg::migrate::is_there(&mut connection).await? {
+        return super::print(b"there is no schema unstale in this database\n");
+    }
+    pg::migrate::check(&mut connection).await?;
+    if !args.dry_run {
+        refuse_running(&mut connection).await?;
+    }
+    let watches = watches::load(&mut connection).await?;
+    for watched in &watches {
+        if !watched.ended {
+            say(&format!("select unstale.unwatch('{}');", watched.table))?;
+            if !args.dry_run {
+                watches::unwatch(&mut connection, watched).await?;
+            }
+        }
+        delete_keys(args, &sink, watched).await?;
+    }
+    say("drop schema unstale cascade;")?;
+    if !args.dry_run {
+        pg::migrate::remove(&mut connection).await?;
+    }
+    let rest = "-- Left to you: the roles of config/roles.sql, and the service (systemctl disable --now unstale).\n";
+    super::print(if args.dry_run { b"-- dry run: nothing was changed\n" } else { rest.as_bytes() })
+}
+
+/// Its session would end with the schema, and it would come back for ever to say that the schema is missing.
+async fn refuse_running(connection: &mut PgConnection) -> anyhow::Result<()> {
+    match pg::check::others(connection).await? {
+        0 => Ok(()),
+        others => bail!("{others} other sessions of unstale are in this database; end them first (systemctl disable --now unstale)"),
+    }
+}
+
+async fn delete_keys(args: &Uninstall, sink: &Sink, watched: &Watched) -> anyhow::Result<()> {
+    for target in Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?.everything() {
+        let (name, work) = match target {
+            Target::Key(key) => (key.clone(), Work::Keys(vec![key].into())),
+            Target::Pattern(pattern) => (pattern.clone(), Work::Pattern(pattern)),
+        };
+        say(&format!("-- delete {name} from Redis"))?;
+        if !args.dry_run {
+            sink.perform(&work).await?;
+        }
+    }
+    Ok(())
+}
+
+fn say(step: &str) -> anyhow::Result<()> {
+    super::print(format!("{step}\n").as_bytes())
+}
