@@ -138,6 +138,11 @@ pub enum Observation {
         /// From its commit to the acknowledgement by Redis.
         took: Duration,
     },
+    /// A change that was followed as a sample is deleted.
+    Delivered {
+        /// From its arrival to the acknowledgement by Redis.
+        took: Duration,
+    },
     /// How things stand, told with each heartbeat.
     Status {
         /// Keys and patterns that wait for Redis.

@@ -24,8 +24,10 @@ async fn dashboard_and_alerts_ask_for_metrics_that_there_are_and_leave_none_out(
     let mut daemon = world.daemon().start();
     daemon.ready().await;
     world.execute("update users set name = 'x', updated_at = clock_timestamp() where id = 1").await;
-    until("it was counted, and the watermark moved", async || {
-        ["unstale_changes_total{", "unstale_watermark_age_seconds "].iter().all(|metric| daemon.metrics().contains(metric))
+    until("it was counted and followed, and the watermark moved", async || {
+        ["unstale_changes_total{", "unstale_watermark_age_seconds ", "unstale_delivery_seconds_count 1"]
+            .iter()
+            .all(|metric| daemon.metrics().contains(metric))
     })
     .await;
     let scraped = daemon.metrics();

@@ -130,6 +130,7 @@ pub struct Machine {
     tallies: HashMap<i32, Tally>,
     skipped: Skipped,
     told: Told,
+    sample: Option<(Instant, Mark)>, // a change that was received, and what must settle until its keys are gone
     actions: Vec<Action>,
 }
 
@@ -158,6 +159,7 @@ impl Machine {
             tallies: HashMap::new(),
             skipped: Skipped::default(),
             told: Told::default(),
+            sample: None,
             actions: vec![Action::Observe(Observation::GapOpened { cause: Cause::Start })],
         }
     }
@@ -391,6 +393,7 @@ impl Machine {
     fn overflow(&mut self, now: Instant) {
         self.say(Observation::Overflowed { waiting: self.batch.waiting(Lane::Live) });
         self.batch.clear(Lane::Live);
+        self.sample = None;
         self.batch.clear(Lane::CatchUp);
         self.heart.forget();
         self.redis_failure.get_or_insert_with(|| "no answer".into());
@@ -429,6 +432,12 @@ impl Machine {
     fn settle(&mut self, now: Instant) {
         while let Some(asked) = self.heart.settle(now, |mark| self.batch.is_settled(mark)) {
             self.say(Observation::Fresh { took: now - asked });
+        }
+        if let Some((received, mark)) = self.sample
+            && self.batch.is_settled(mark)
+        {
+            self.sample = None;
+            self.say(Observation::Delivered { took: now - received });
         }
         self.settle_pages();
         self.ask_for_log(now);

@@ -66,7 +66,7 @@ pub fn write(observation: &Observation) {
         Observation::NotifyQueue(ratio) if *ratio > 0.5 => {
             error!(ratio, "PostgreSQL's notification queue fills up: look for a listener in an open transaction (pg_stat_activity)");
         }
-        Observation::NotifyQueue(_) | Observation::Deleted { .. } => {}
+        Observation::NotifyQueue(_) | Observation::Deleted { .. } | Observation::Delivered { .. } => {}
         Observation::Readiness(Readiness::Ready) => info!("ready"),
         Observation::Readiness(Readiness::NotReady(reason)) => info!(reason, "not ready"),
         Observation::Stopped { drained: true } => info!("stopped; everything received is deleted"),

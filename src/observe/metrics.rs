@@ -7,16 +7,15 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use super::{Observation, Readiness};
 
-/// Bounds of `unstale_freshness_seconds`: half a millisecond to a minute.
-const FRESHNESS_SECONDS: &[f64] =
-    &[0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+/// Bounds of `unstale_freshness_seconds` and `unstale_delivery_seconds`: half a millisecond to a minute.
+const SECONDS: &[f64] = &[0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 
 /// Installs the process's recorder and describes every metric.
 ///
 /// # Errors
 /// If there is one already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full("unstale_freshness_seconds".into()), FRESHNESS_SECONDS)?;
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?;
     let handle = builder.install_recorder()?;
     describe();
     metrics_process::Collector::default().describe();
@@ -45,6 +44,11 @@ fn describe() {
         Unit::Seconds,
         "From a heartbeat being sent to PostgreSQL to Redis having deleted all that came before it"
     );
+    describe_histogram!(
+        "unstale_delivery_seconds",
+        Unit::Seconds,
+        "From a change being received to Redis having deleted its keys, of a sample: one change at a time"
+    );
     gauge!("unstale_ready").set(0.0);
     counter!("unstale_payloads_skipped_total").increment(0);
     for side in ["postgres", "redis"] {
@@ -60,6 +64,7 @@ pub fn record(observation: &Observation) {
         Observation::GapOpened { cause } => counter!("unstale_gaps_total", "cause" => cause.label()).increment(1),
         Observation::PayloadsSkipped { count, .. } => counter!("unstale_payloads_skipped_total").increment(*count),
         Observation::Fresh { took } => histogram!("unstale_freshness_seconds").record(took.as_secs_f64()),
+        Observation::Delivered { took } => histogram!("unstale_delivery_seconds").record(took.as_secs_f64()),
         Observation::Status { pending, watermark_age } => status(*pending, *watermark_age),
         Observation::NotifyQueue(ratio) => gauge!("unstale_notify_queue_ratio").set(*ratio),
         Observation::Deleted { existed } => counter!("unstale_keys_removed_total").increment(*existed),

@@ -44,9 +44,20 @@ impl Machine {
                 self.read_log();
                 Ok(())
             }
-            Announcement::Change(change) => self.changed(Lane::Live, &change),
+            Announcement::Change(change) => {
+                let changed = self.changed(Lane::Live, &change);
+                self.take_sample(now);
+                changed
+            }
         });
         self.believe(believed);
+    }
+
+    /// Follows one change at a time on its way to Redis.
+    pub(super) fn take_sample(&mut self, now: Instant) {
+        if self.sample.is_none() {
+            self.sample = Some((now, self.batch.mark(Lane::Live)));
+        }
     }
 
     /// A row that a sweep found, as `unstale.row_N()` writes it.

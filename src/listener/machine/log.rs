@@ -70,6 +70,9 @@ impl Machine {
     pub(super) fn log_read(&mut self, now: Instant, mut changes: Vec<String>, more: bool) {
         let known = changes.iter().position(|change| !self.logged_and_known(change)).unwrap_or(changes.len());
         self.found(now, known > 0);
+        if known > 0 {
+            self.take_sample(now);
+        }
         if known < changes.len() {
             // A watch that was made or changed a moment ago: what it logs may be read before its announcement is received.
             self.log.waiting = Some((changes.split_off(known), more));
