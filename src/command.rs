@@ -14,6 +14,17 @@ pub mod uninstall;
 
 use std::io::{ErrorKind, Write as _, stdout};
 
+use anyhow::Context as _;
+use sqlx::postgres::PgConnection;
+
+use crate::pg::watches;
+
+/// The full name of a table as a person wrote it.
+async fn full_name(connection: &mut PgConnection, table: &str) -> anyhow::Result<String> {
+    let name = watches::full_name(connection, table).await?;
+    name.with_context(|| format!("there is no table {table}; name it with its schema, as in public.users"))
+}
+
 /// Writes a whole document to stdout. A reader that has seen enough (`unstale man | head`) is no failure.
 fn print(document: &[u8]) -> anyhow::Result<()> {
     let mut stdout = stdout().lock();

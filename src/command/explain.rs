@@ -15,8 +15,7 @@ use crate::rule::{Rule, Target};
 pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
     let mut connection = Postgres::new(config.database_url()?)?.connect().await?;
     pg::migrate::check(&mut connection).await?;
-    let table = watches::full_name(&mut connection, &args.table).await?;
-    let table = table.with_context(|| format!("there is no table {}; name it with its schema, as in public.users", args.table))?;
+    let table = super::full_name(&mut connection, &args.table).await?;
     let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table);
     let watched = watched
         .with_context(|| format!("{table} is not watched; select unstale.watch('{table}', keys => array['...']) or `unstale apply`"))?;

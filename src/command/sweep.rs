@@ -76,8 +76,7 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
 async fn chosen(connection: &mut sqlx::postgres::PgConnection, tables: &[String]) -> anyhow::Result<(Rules, HashSet<i32>)> {
     let mut wanted = HashSet::new();
     for table in tables {
-        let name = watches::full_name(connection, table).await?;
-        wanted.insert(name.with_context(|| format!("there is no table {table}; name it with its schema, as in public.users"))?);
+        wanted.insert(super::full_name(connection, table).await?);
     }
     let (mut rules, mut unstamped) = (Rules::new(), HashSet::new());
     for watched in watches::load(connection).await?.into_iter().filter(|watched| !watched.ended) {
@@ -218,7 +217,7 @@ impl Hand {
         }
         if self.told.elapsed() >= PROGRESS[usize::from(!stderr().is_terminal())] {
             self.told = Instant::now();
-            self.tell("progress");
+            self.tell();
         }
         Ok(())
     }
@@ -234,11 +233,11 @@ impl Hand {
         }
     }
 
-    fn tell(&self, event: &str) {
+    fn tell(&self) {
         if stderr().is_terminal() {
             let _ = write!(stderr(), "\r\x1b[K{}", in_words(self.count, self.sink.is_none()));
         } else {
-            let _ = writeln!(stdout(), "{}", as_json(event, self.count, self.sink.is_none(), self.began.elapsed()));
+            let _ = writeln!(stdout(), "{}", as_json("progress", self.count, self.sink.is_none(), self.began.elapsed()));
         }
     }
 }
