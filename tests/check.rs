@@ -7,6 +7,7 @@ use unstale::scratch::redis::{Client, Reply};
 use crate::support::daemon::command;
 use crate::support::servers::{own_postgres_with, own_redis};
 use crate::support::world::World;
+use crate::tidy::read;
 
 /// A fault: SQL that plants it, and what the finding is about and says.
 type Fault = (&'static str, &'static str, &'static str);
@@ -298,7 +299,7 @@ fn paste_in_shell(world: &World, remedy: &str) {
 async fn the_role_of_roles_sql_can_do_all_that_a_listener_must() {
     let mut world = tables().await;
     let role = format!("least_of_{}", world.database());
-    let roles = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/roles.sql")).expect("it is in the tree");
+    let roles = read("config/roles.sql");
     world.execute(&roles.replace("unstale_listener", &role)).await;
     world
         .execute(

@@ -5,10 +5,7 @@ use std::process::Command;
 
 use crate::support::wait::until;
 use crate::support::world::World;
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
+use crate::tidy::read;
 
 /// Every word that begins as one of our metrics does.
 fn metrics_in(text: &str) -> BTreeSet<String> {

@@ -28,7 +28,8 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found.iter().map(|path| (path.strip_prefix(root()).expect("below it").display().to_string(), text(path))).collect()
 }
 
-fn read(path: &str) -> String {
+/// A file of the tree.
+pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
