@@ -26,7 +26,9 @@ use section::File;
 
 pub use error::{Error, Problem};
 pub use file::{Key, keys};
-pub use section::{Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Watch};
+pub use section::{
+    Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Tls, Watch,
+};
 
 /// Read if no file is named, and if it is there.
 pub const DEFAULT_FILE: &str = "/etc/unstale/unstale.toml";

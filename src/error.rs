@@ -3,12 +3,13 @@
 //! The codes are part of the interface: 0 done, 1 failed or unhealthy, 2 usage or configuration, 3 the schema is newer
 //! than this binary. A supervisor may restart after 1; 2 and 3 need a person.
 
-use crate::{config, pg};
+use crate::{config, pg, sink};
 
 /// The exit code for an error: the first cause that has one decides, all others are 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let code = |cause: &(dyn std::error::Error + 'static)| {
-        if cause.is::<config::Error>() {
+        let is_file = matches!(cause.downcast_ref(), Some(sink::Error::File { .. }));
+        if cause.is::<config::Error>() || is_file {
             Some(2)
         } else if matches!(cause.downcast_ref(), Some(pg::Error::SchemaNewer { .. })) {
             Some(3)

@@ -5,5 +5,6 @@
 
 pub mod check;
 mod redis;
+mod tls;
 
 pub use redis::{Done, Error, Sink};

@@ -307,6 +307,31 @@ fn secrets_are_shown_neither_by_debug_nor_by_errors() {
 }
 
 #[test]
+fn files_of_tls_without_tls_and_a_certificate_without_its_key_are_refused() {
+    let named = |name: &str| format!("UNSTALE_REDIS__TLS__{name}_FILE");
+    let config = given()
+        .file("[redis.tls]\nca_file = '/ca'\ncert_file = '/cert'")
+        .variable(&named("KEY"), "/key")
+        .variable(&named("CA"), "/other")
+        .variable("REDIS_URL", "rediss://:hunter2@cache")
+        .loaded();
+    let tls = [config.redis.tls.ca_file, config.redis.tls.cert_file, config.redis.tls.key_file];
+    assert_eq!(tls, ["/other", "/cert", "/key"].map(|name| Some(PathBuf::from(name))));
+
+    let error = given().variable(&named("CA"), "/ca").variable("REDIS_URL", "redis://:hunter2@cache").refused();
+    assert_eq!(
+        error,
+        "UNSTALE_REDIS__TLS__CA_FILE: is for TLS, which REDIS_URL does not ask for; begin that with rediss://, or leave this out"
+    );
+    let error = given().file("redis.tls.cert_file = '/cert'").refused();
+    assert_eq!(error, "redis.tls.cert_file in unstale.toml: needs its private key; name that file in redis.tls.key_file");
+    let error = given().variable(&named("KEY"), "/key").variable("REDIS_URL", "rediss://cache").refused();
+    assert_eq!(error, "UNSTALE_REDIS__TLS__KEY_FILE: is for a certificate; name that file in redis.tls.cert_file");
+    let error = given().variable("UNSTALE_REDIS__TLS__CAFILE", "/ca").refused();
+    assert_eq!(error, "UNSTALE_REDIS__TLS__CAFILE: unknown key; did you mean UNSTALE_REDIS__TLS__CA_FILE?");
+}
+
+#[test]
 fn every_scheme_of_redis_is_accepted_and_a_bare_socket_is_shown_its_own() {
     for scheme in ["redis", "rediss", "valkeys", "redis-cluster", "rediss-sentinel", "redis+unix"] {
         given().variable("REDIS_URL", format!("{scheme}://x")).loaded();

@@ -28,7 +28,7 @@ const AWAY_SECONDS: f64 = 60.0;
 /// If a URL is missing, the schema is newer than this program, or something is not as it must be.
 pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_url()?)?;
-    let sink = Sink::new(config.redis_url()?, config.redis.timeout)?;
+    let sink = Sink::new(config.redis_url()?, &config.redis.tls, config.redis.timeout)?;
     let mut findings = Vec::new();
     let connection = in_postgres(config, &postgres, &mut findings).await?;
     if in_redis(&sink, &mut findings).await

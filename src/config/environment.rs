@@ -96,11 +96,11 @@ impl Provider for Environment {
     }
 }
 
-/// Keys are at most one section deep, so are the dictionaries.
+/// Adds values, section by section.
 fn merge(values: &mut Dict, nested: Dict) {
     for (name, value) in nested {
         match (values.get_mut(&name), value) {
-            (Some(Value::Dict(_, there)), Value::Dict(_, new)) => there.extend(new),
+            (Some(Value::Dict(_, there)), Value::Dict(_, new)) => merge(there, new),
             (_, value) => {
                 values.insert(name, value);
             }

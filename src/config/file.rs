@@ -32,18 +32,19 @@ pub struct Key {
 /// Every key but `[[watch]]`, in alphabetical order of its path.
 pub fn keys() -> Vec<Key> {
     let mut keys = Vec::new();
-    for (section, value) in known(&File::default()) {
+    collect("", &known(&File::default()), &mut keys);
+    keys
+}
+
+fn collect(prefix: &str, section: &Dict, keys: &mut Vec<Key>) {
+    for (name, value) in section {
+        let path = format!("{prefix}{name}");
         match value {
-            Value::Dict(_, fields) => {
-                for (field, value) in fields {
-                    keys.push(key(format!("{section}.{field}"), &value));
-                }
-            }
+            Value::Dict(_, inner) => collect(&format!("{path}."), inner, keys),
             Value::Array(..) => {} // [[watch]]
-            value => keys.push(key(section, &value)),
+            value => keys.push(key(path, value)),
         }
     }
-    keys
 }
 
 /// Whether the value of this key must never be shown.

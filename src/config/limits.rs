@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tracing_subscriber::EnvFilter;
 
 use super::error::Problem;
-use super::{Backoff, Config, Heartbeat, Watch};
+use super::{Backoff, Config, Heartbeat, Tls, Watch};
 
 /// No duration may be longer: all of them are waits, and sums with the clock must not overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -54,6 +54,7 @@ impl Limits<'_> {
         self.relations(config);
         self.texts(config);
         self.urls(config);
+        self.tls(config);
         self.watches(&config.watches);
     }
 
@@ -109,6 +110,25 @@ impl Limits<'_> {
             let fault = "is not a Redis URL; write it as in redis://:password@host:6379/0, rediss:// (TLS) \
                          or redis+unix:///run/redis.sock";
             self.problem("redis.url", fault);
+        }
+    }
+
+    /// Only the names: a command that needs no Redis must not fail for the files.
+    fn tls(&mut self, config: &Config) {
+        let Tls { ca_file, cert_file, key_file } = &config.redis.tls;
+        let names = [("redis.tls.ca_file", ca_file), ("redis.tls.cert_file", cert_file), ("redis.tls.key_file", key_file)];
+        if let Some(url) = &config.redis.url
+            && !has_tls(scheme(url))
+        {
+            for (key, _) in names.into_iter().filter(|(_, file)| file.is_some()) {
+                let url_place = self.place("redis.url");
+                self.problem(key, format!("is for TLS, which {url_place} does not ask for; begin that with rediss://, or leave this out"));
+            }
+        }
+        match (cert_file, key_file) {
+            (Some(_), None) => self.problem("redis.tls.cert_file", "needs its private key; name that file in redis.tls.key_file"),
+            (None, Some(_)) => self.problem("redis.tls.key_file", "is for a certificate; name that file in redis.tls.cert_file"),
+            _ => {}
         }
     }
 
@@ -183,4 +203,9 @@ fn scheme(url: &SecretString) -> &str {
 fn is_redis_scheme(scheme: &str) -> bool {
     let (name, suffix) = scheme.split_once(['-', '+']).unwrap_or((scheme, ""));
     matches!(name, "redis" | "rediss" | "valkey" | "valkeys") && matches!(suffix, "" | "cluster" | "sentinel" | "unix")
+}
+
+/// Whether a scheme of Redis means TLS.
+fn has_tls(scheme: &str) -> bool {
+    matches!(scheme, "rediss" | "valkeys")
 }

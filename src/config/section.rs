@@ -8,6 +8,7 @@
 //! What a type cannot say (limits, one key against another) is [`super::Config`]'s.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -34,12 +35,29 @@ pub struct Redis {
     /// How long one command may take before it counts as failed.
     #[serde(with = "text::span")]
     pub timeout: Duration,
+    /// What `rediss://` trusts and shows.
+    pub tls: Tls,
 }
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: None, timeout: Duration::from_secs(2) }
+        Self { url: None, timeout: Duration::from_secs(2), tls: Tls::default() }
     }
+}
+
+/// What `rediss://` trusts and shows: names of files in PEM, which are read for each connection.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// The only authorities that may have signed the server's certificate; `None` (written `""`): those that the system trusts.
+    #[serde(with = "text::path")]
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate, then those between it and its authority, for a server that asks for one; `None` (written `""`) shows none.
+    #[serde(with = "text::path")]
+    pub cert_file: Option<PathBuf>,
+    /// The private key of that certificate, without a passphrase; given if and only if the certificate is.
+    #[serde(with = "text::path")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// `/live`, `/ready` and `/metrics`.

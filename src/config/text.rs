@@ -1,8 +1,9 @@
-//! How single values are written: durations, addresses, secrets, and the empty text that means "none".
+//! How single values are written: durations, addresses, files, secrets, and the empty text that means "none".
 //!
 //! Each module is one serde `with`. An error shows the text and the fix; [`secret`] cannot fail, so it cannot show one.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -72,6 +73,20 @@ pub(super) mod address {
         text.parse().map(Some).map_err(|_| {
             D::Error::custom(format!("\"{text}\" is not an IP address with a port; write it as in 127.0.0.1:9464 or [::]:9464"))
         })
+    }
+}
+
+/// A file's name, or `""` for none.
+pub(super) mod path {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&path.as_deref().unwrap_or(Path::new("")).display())
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+        let text = String::deserialize(from)?;
+        Ok((!text.is_empty()).then(|| text.into()))
     }
 }
 

@@ -4,6 +4,7 @@
 //! unresponsiveness check is reset by every write; after its task has ended later commands wait for nobody; a full command
 //! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::tls;
 use crate::batch::Work;
+use crate::config::Tls;
 
 /// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
 const SCAN_COUNT: u32 = 1_000;
@@ -42,6 +45,16 @@ pub enum Error {
     /// The connection ended. It may have been done all the same.
     #[error("the connection to Redis ended")]
     Ended,
+    /// A file that TLS needs is not as it must be.
+    #[error("{key}: {} {fault}", file.display())]
+    File {
+        /// The key that names it.
+        key: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, as the sentence goes on, and what to do.
+        fault: String,
+    },
     /// Redis said no.
     #[error("Redis refused: {0}{remedy}", remedy = remedy(.0))]
     Refused(String),
@@ -59,6 +72,7 @@ fn remedy(refusal: &str) -> &'static str {
 /// See the module.
 pub struct Sink {
     config: Config,
+    tls: Option<Tls>, // `None` for a URL without TLS
     timeout: Duration,
     connection: Mutex<Option<Connection>>,
 }
@@ -80,16 +94,22 @@ struct Connection {
 }
 
 impl Sink {
-    /// Reads the URL; connects when first asked for something. `timeout` bounds each command.
+    /// Reads the URL and tries the files of `tls`; connects when first asked for something. `timeout` bounds each command.
     ///
     /// # Errors
-    /// [`Error::Url`], [`Error::Several`].
-    pub fn new(url: &SecretString, timeout: Duration) -> Result<Arc<Self>, Error> {
-        let config = Config::from_url(url.expose_secret()).map_err(|_| Error::Url)?;
+    /// [`Error::Url`], [`Error::Several`], [`Error::File`].
+    pub fn new(url: &SecretString, tls: &Tls, timeout: Duration) -> Result<Arc<Self>, Error> {
+        let url = url.expose_secret();
+        let plain = without_tls(url);
+        let config = Config::from_url(plain.as_deref().unwrap_or(url)).map_err(|_| Error::Url)?;
         if !matches!(config.server, ServerConfig::Centralized { .. } | ServerConfig::Unix { .. }) {
             return Err(Error::Several);
         }
-        Ok(Arc::new(Self { config, timeout, connection: Mutex::new(None) }))
+        let tls = plain.map(|_| tls.clone());
+        if let Some(tls) = &tls {
+            tls::client_config(tls)?;
+        }
+        Ok(Arc::new(Self { config, tls, timeout, connection: Mutex::new(None) }))
     }
 
     /// Deletes. Twice is as good as once.
@@ -225,7 +245,11 @@ impl Sink {
             tcp: fred::types::config::TcpConfig { nodelay: Some(true), ..Default::default() },
             ..ConnectionConfig::default()
         };
-        let client = Client::new(self.config.clone(), Some(performance), Some(connection), None);
+        let mut config = self.config.clone();
+        if let Some(tls) = &self.tls {
+            config.tls = Some(tls::client_config(tls)?.into());
+        }
+        let client = Client::new(config, Some(performance), Some(connection), None);
         let task = client.connect();
         let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
         match connected {
@@ -282,6 +306,12 @@ impl Connection {
     }
 }
 
+/// The URL without its TLS, which is our business; `None` if it has none.
+fn without_tls(url: &str) -> Option<String> {
+    let schemes = [("rediss://", "redis://"), ("valkeys://", "valkey://")];
+    schemes.into_iter().find_map(|(tls, plain)| url.strip_prefix(tls).map(|rest| format!("{plain}{rest}")))
+}
+
 /// The same keys for fred, in one buffer: it wants to own them, and so does who may have to repeat them.
 fn shared(keys: &[String]) -> Vec<Key> {
     let mut all = BytesMut::with_capacity(keys.iter().map(String::len).sum());
@@ -298,7 +328,10 @@ fn connect_error(error: &fred::error::Error, timeout: Duration) -> Error {
     match error.kind() {
         fred::error::ErrorKind::Timeout => no_answer(timeout), // whichever clock was first
         fred::error::ErrorKind::Auth => Error::Refused(error.details().to_owned()),
-        _ => Error::Connect(error.details().to_owned()),
+        _ => Error::Connect(match tls::remedy(error.details()) {
+            Some(remedy) => format!("{remedy} ({})", error.details()),
+            None => error.details().to_owned(),
+        }),
     }
 }
 

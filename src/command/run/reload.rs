@@ -45,7 +45,7 @@ fn again(file: Option<PathBuf>, known: &Config, filter: &Filter, parts: &watch::
 }
 
 fn is_same_redis(old: &Config, new: &Config) -> bool {
-    !differ(old.redis.url.as_ref(), new.redis.url.as_ref()) && old.redis.timeout == new.redis.timeout
+    !differ(old.redis.url.as_ref(), new.redis.url.as_ref()) && old.redis.timeout == new.redis.timeout && old.redis.tls == new.redis.tls
 }
 
 fn differ(old: Option<&SecretString>, new: Option<&SecretString>) -> bool {
@@ -56,6 +56,7 @@ fn differences(old: &Config, new: &Config) -> Observation {
     let changed = [
         ("database.url", differ(old.database.url.as_ref(), new.database.url.as_ref())),
         ("redis.url", differ(old.redis.url.as_ref(), new.redis.url.as_ref())),
+        ("redis.tls", old.redis.tls != new.redis.tls),
         ("redis.timeout", old.redis.timeout != new.redis.timeout),
         ("log.filter", old.log.filter != new.log.filter),
         ("heartbeat", old.heartbeat != new.heartbeat),
