@@ -19,6 +19,7 @@ pub mod migrate;
 pub mod session;
 pub mod sqlstate;
 pub mod sweep;
+mod tls;
 pub mod tail;
 pub mod watches;
 
@@ -35,7 +36,7 @@ pub enum Error {
     #[error("DATABASE_URL is not a PostgreSQL URL; write postgres://user:password@host:5432/database")]
     Url,
     /// No connection.
-    #[error("cannot connect to PostgreSQL at {place}")]
+    #[error("cannot connect to PostgreSQL at {place}{remedy}", remedy = tls::remedy(.source))]
     Connect {
         /// Host and database.
         place: String,
