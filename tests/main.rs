@@ -21,5 +21,6 @@ mod support;
 mod sweep;
 mod tail;
 mod tidy;
+mod tls;
 mod trigger;
 mod uninstall;

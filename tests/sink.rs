@@ -1,7 +1,5 @@
 //! What can happen to Redis and to the connection with it, and that no deletion is lost and nothing counts as done that is not.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use unstale::scratch::{Redis, redis};
@@ -345,52 +343,4 @@ async fn a_url_may_name_a_database_and_a_password_or_a_socket() {
         assert_eq!(world.left(["user:1"]), ["user:1"], "another database was changed");
         daemon.kill9();
     }
-}
-
-/// A certificate authority and a certificate for 127.0.0.1 and localhost, made by openssl.
-fn certificates(directory: &Path) {
-    let run = |arguments: &str| {
-        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(directory).output().expect("openssl");
-        assert!(done.status.success(), "{arguments}: {}", String::from_utf8_lossy(&done.stderr));
-    };
-    std::fs::write(directory.join("san"), "subjectAltName=DNS:localhost,IP:127.0.0.1").expect("a file");
-    run("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test");
-    run("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout redis.key -out redis.csr -subj /CN=localhost");
-    run("x509 -req -in redis.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out redis.crt -days 2 -extfile san");
-}
-
-#[tokio::test]
-async fn tls_is_spoken_to_a_server_whose_authority_is_known_and_to_no_other() {
-    let mut world = World::new().await;
-    world.users(10).await;
-    certificates(world.redis.directory());
-    let port = unstale::scratch::free_port().expect("a free port").to_string();
-    let set = [
-        "config",
-        "set",
-        "tls-cert-file",
-        "redis.crt",
-        "tls-key-file",
-        "redis.key",
-        "tls-ca-cert-file",
-        "ca.crt",
-        "tls-auth-clients",
-        "no",
-        "tls-port",
-        &port,
-    ];
-    let reply = world.cache.ask(&set).expect("it answers");
-    assert_eq!(reply, unstale::scratch::redis::Reply::Status("OK".into()), "this redis-server has no TLS");
-    let settings = Daemon::settings(&world.database_url(), &format!("rediss://localhost:{port}")).impatient();
-    let authority = world.redis.directory().join("ca.crt").display().to_string();
-
-    let mut stranger = settings.clone().start();
-    until("it does not trust the server", async || stranger.not_ready().await.to_lowercase().contains("certificate")).await;
-    stranger.terminate();
-
-    let mut daemon = settings.with("SSL_CERT_FILE", &authority).start();
-    daemon.ready().await;
-    world.fill_users();
-    world.change_users().await;
-    world.users_are_fresh(&daemon).await;
 }

@@ -2,6 +2,7 @@
 //!
 //! A test that cannot have its servers fails and says what to install; it never passes by not running.
 
+pub(crate) mod certificates;
 pub(crate) mod daemon;
 pub(crate) mod link;
 pub(crate) mod servers;
