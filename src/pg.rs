@@ -19,8 +19,8 @@ pub mod migrate;
 pub mod session;
 pub mod sqlstate;
 pub mod sweep;
-mod tls;
 pub mod tail;
+mod tls;
 pub mod watches;
 
 /// The NOTIFY channel, the same in migrations/0003_triggers.sql.

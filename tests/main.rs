@@ -19,6 +19,7 @@ mod simulation;
 mod sink;
 mod support;
 mod sweep;
+mod systemd;
 mod tail;
 mod tidy;
 mod tls;

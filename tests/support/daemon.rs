@@ -61,6 +61,11 @@ impl Settings {
         self
     }
 
+    /// Its environment as systemd reads it from a file.
+    pub(crate) fn environment_file(&self) -> String {
+        self.environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+    }
+
     /// Starts it; it need not be ready when this returns.
     pub(crate) fn start(self) -> Daemon {
         Daemon::start(self)
