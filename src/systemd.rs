@@ -8,9 +8,18 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+/// How often to call [`starting`].
+pub const START_INTERVAL: Duration = Duration::from_secs(15);
+
 /// The start has succeeded.
 pub fn ready() {
     notify(&NotifyState::Ready);
+}
+
+/// The start takes as long as it takes, and goes on: call it every [`START_INTERVAL`] until [`ready`]. systemd's watchdog begins only then.
+pub fn starting() {
+    let until = u32::try_from((START_INTERVAL * 4).as_micros()).unwrap_or(u32::MAX);
+    notify(&NotifyState::ExtendTimeoutUsec(until));
 }
 
 /// The line that `systemctl status` shows; line breaks become spaces, because each would begin another assignment.
@@ -51,6 +60,7 @@ mod tests {
     #[test]
     #[ignore = "a child process of the other tests"]
     fn child() {
+        starting();
         ready();
         status("listening\nREADY=0");
         watchdog();
@@ -84,7 +94,7 @@ mod tests {
         while let Ok(length) = socket.recv(&mut buffer) {
             heard += std::str::from_utf8(&buffer[..length]).expect("text");
         }
-        assert_eq!(heard, "READY=1\nSTATUS=listening READY=0\nWATCHDOG=1\nSTOPPING=1\n");
+        assert_eq!(heard, "EXTEND_TIMEOUT_USEC=60000000\nREADY=1\nSTATUS=listening READY=0\nWATCHDOG=1\nSTOPPING=1\n");
     }
 
     #[test]

@@ -220,6 +220,7 @@ async fn the_service_manager_hears_of_everything() {
     until("STATUS says what is wrong", async || daemon.status().is_some_and(|status| status.contains("Redis"))).await;
     let watchdogs = |daemon: &Daemon| daemon.notifications().iter().filter(|line| *line == "WATCHDOG=1").count();
     until("it lives although it is not ready", async || watchdogs(&daemon) >= 3).await;
+    assert!(daemon.notifications().iter().any(|line| line == "EXTEND_TIMEOUT_USEC=60000000"), "the start goes on");
     assert!(!daemon.notifications().iter().any(|line| line == "READY=1"));
     link.heal().await;
     daemon.notifies_ready().await;

@@ -24,7 +24,7 @@ async fn every_kind_of_change_deletes_its_keys_in_each_delivery() {
         let mut world = World::new().await;
         world.users(10).await;
         deliver(&world, delivery).await;
-        let mut daemon = world.daemon().impatient().start();
+        let mut daemon = world.daemon().impatient().in_one_session().start();
         daemon.ready().await;
         world.fill_users();
         world.change_users().await;

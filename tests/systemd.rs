@@ -1,14 +1,15 @@
 //! The unit file of `config/` in a real systemd: when it is active, what the watchdog does, and how it ends.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use crate::support::machine::{self, Machine};
 use crate::support::servers::own_postgres;
-use crate::support::wait::until;
+use crate::support::wait::{pace, until};
 use crate::support::world::World;
 
 /// Long enough for a listener on a busy machine, and short enough for a test. All else is the unit file's.
-const DROP_IN: &str = "[Service]\nWatchdogSec=3s\n";
+const DROP_IN: &str = "[Service]\nWatchdogSec=3s\nTimeoutStartSec=2s\n";
 
 #[tokio::test]
 async fn systemd_starts_watches_restarts_and_stops_the_unit_as_its_file_says() {
@@ -26,6 +27,7 @@ async fn systemd_starts_watches_restarts_and_stops_the_unit_as_its_file_says() {
     // It starts, and is active when it is ready and not before.
     machine.systemctl("enable --now --no-block unstale");
     until("it says what it waits for", async || machine.property("StatusText").contains("Redis")).await;
+    pace(Duration::from_secs(3)).await; // longer than TimeoutStartSec, because it asks for more
     assert_eq!(machine.property("ActiveState"), "activating");
     world.redis.resume();
     until("it is active", async || machine.property("ActiveState") == "active").await;

@@ -61,6 +61,7 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
         told_of: HashSet::new(),
         watchdog: systemd::watchdog_interval(),
         watchdog_due: Instant::now(),
+        starting_due: Some(Instant::now()),
         saving: false,
         parts,
         readiness,
@@ -87,7 +88,8 @@ struct Driver {
     told_of: HashSet<String>,   // tables without an index
     watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
     watchdog_due: Instant,
-    saving: bool, // the last checkpoint, on the way out
+    starting_due: Option<Instant>, // until it was ready once, when to say that the start goes on
+    saving: bool,                  // the last checkpoint, on the way out
 }
 
 /// Whatever came first.
@@ -127,6 +129,7 @@ impl Driver {
         match wake {
             Wake::Shutdown => {
                 systemd::stopping();
+                self.starting_due = None; // it would put off the end instead
                 self.handle(Input::Shutdown);
             }
             Wake::Session(event) => self.event(event),
@@ -151,17 +154,26 @@ impl Driver {
         }
         self.handle(Input::Tick);
         self.tell();
+        self.tell_systemd(now);
+    }
+
+    /// That the loop turns; and until it was ready once, that the start goes on.
+    fn tell_systemd(&mut self, now: Instant) {
         if let Some(every) = self.watchdog
             && now >= self.watchdog_due
         {
             systemd::watchdog();
             self.watchdog_due = now + every;
         }
+        if self.starting_due.is_some_and(|due| now >= due) {
+            systemd::starting();
+            self.starting_due = Some(now + systemd::START_INTERVAL);
+        }
     }
 
     /// When to wake at the latest: the machine's timers, readiness that expires, the watchdog.
     fn deadline(&self) -> Instant {
-        let soon = Instant::now() + self.parts.borrow().settings.interval;
+        let soon = Instant::now() + self.parts.borrow().settings.interval.min(systemd::START_INTERVAL);
         let machine = self.machine.deadline().unwrap_or(soon);
         if self.watchdog.is_some() { machine.min(soon).min(self.watchdog_due) } else { machine.min(soon) }
     }
@@ -284,6 +296,7 @@ impl Driver {
         }
         match &readiness {
             Readiness::Ready => {
+                self.starting_due = None;
                 systemd::status("ready");
                 systemd::ready();
             }
