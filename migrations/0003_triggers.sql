@@ -197,16 +197,16 @@ $f$, w.id, operation,
      change, case w.delivery when 'log' then 'false' else 'unstale.announce(change)' end, coalesce(sweepable, 'false'))
 $$;
 
--- The rows of a transition table from 33 on, packed into chunks that NOTIFY could take.
+-- The rows of a transition table after the first ones, packed into chunks that NOTIFY could take. OFFSET keeps the planner from
+-- making each image twice.
 create function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
     select format($f$select pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
-              from (select unstale.row_%1$s(r.*) as image, %2$s as fresh,
-                           pg_catalog.sum(pg_catalog.octet_length(unstale.row_%1$s(r.*)) operator(pg_catalog.+) 1)
+              from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
-                      from (select * from %3$s offset %4$s) r) s
+                      from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset %4$s) i) s
              group by s.part$f$, w.id, fresh, transition, first)
 $$;
 
