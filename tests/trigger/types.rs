@@ -81,15 +81,38 @@ async fn a_type_whose_text_depends_on_settings_is_refused_with_the_column_and_a_
 }
 
 /// Equal values with another text make other keys.
+/// Equal by the type's `=` or not: where the text differs, so does the key. `null` is a value like any other.
 #[tokio::test]
 async fn equal_values_with_another_text_are_another_key() {
     let mut ear = Ear::after(
-        "create extension citext; create table t (id int, c citext, n numeric); select unstale.watch('t', array['t:{c}:{n}']);
-         insert into t values (1, 'a', 1.0)",
+        "create extension citext; create type mood as enum ('a', 'b'); create domain word as text;
+         create collation loud (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
     )
     .await;
-    assert_eq!(ear.hears("update t set n = 1.00").await, [r#"1 "new":{"c":"a","n":"1.00"},"old":{"c":"a","n":"1.0"}"#]);
-    assert_eq!(ear.hears("update t set c = 'A'").await, [r#"1 "new":{"c":"A","n":"1.00"},"old":{"c":"a","n":"1.00"}"#]);
+    let changes = [
+        ("citext", "a", "A"),
+        ("numeric", "1.0", "1.00"),
+        ("text collate loud", "a", "A"),
+        ("varchar(9) collate loud", "a", "A"),
+        ("text", "a", "A"),
+        ("varchar(9)", "a", "a "),
+        ("word", "a", "A"),
+        ("mood", "a", "b"),
+        ("bigint", "1", "2"),
+        ("uuid", "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"),
+        ("bytea", "\\x00", "\\x0000"),
+    ];
+    for (n, (kind, before, after)) in changes.into_iter().enumerate() {
+        ear.hears(&format!("create table t{n} (id int, c {kind}); select unstale.watch('t{n}', array['t:{{c}}'])")).await;
+        ear.hears(&format!("insert into t{n} values (1, '{before}')")).await;
+        for (value, new_key) in
+            [(format!("'{before}'"), false), (format!("'{after}'"), true), ("null".to_owned(), true), ("null".to_owned(), false)]
+        {
+            let heard = ear.hears(&format!("update t{n} set c = {value}")).await;
+            assert_eq!(heard.len(), 1, "{kind} {value}: {heard:?}");
+            assert_eq!(heard[0].contains("\"old\""), new_key, "{kind} {value}: {heard:?}");
+        }
+    }
 }
 
 /// Names that end strings, begin format codes, or are our own.
