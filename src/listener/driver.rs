@@ -55,7 +55,8 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
         session: None,
         sweep: None,
         arrived: VecDeque::with_capacity(BURST),
-        commands: JoinSet::new(),
+        workers: JoinSet::new(),
+        idle: Vec::new(),
         report,
         told: None,
         told_of: HashSet::new(),
@@ -69,9 +70,13 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
     driver.run(reports, shutdown).await;
 }
 
-/// What a command to Redis says of itself.
+/// How to hand a command to a task that performs one after the other. They are kept, because such a task has 15 kB: one for each
+/// command left a hole of that size in the heap for each.
+type Worker = mpsc::Sender<Command>;
+
+/// What a worker says.
 enum Report {
-    Done { id: u64, done: Done },
+    Done { id: u64, done: Done, worker: Worker },
     Failed(String),
 }
 
@@ -82,7 +87,8 @@ struct Driver {
     session: Option<Session>,
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
     arrived: VecDeque<PgNotification>, // taken from the session, not yet accepted by the machine
-    commands: JoinSet<()>,
+    workers: JoinSet<()>,
+    idle: Vec<Worker>, // those that wait for a command
     report: mpsc::Sender<Report>,
     told: Option<Readiness>,
     told_of: HashSet<String>,   // tables without an index
@@ -135,7 +141,8 @@ impl Driver {
             Wake::Session(event) => self.event(event),
             Wake::Arrived => self.arrived.extend(burst.drain(..)),
             Wake::Swept(swept) => self.swept(swept),
-            Wake::Redis(Some(Report::Done { id, done })) => {
+            Wake::Redis(Some(Report::Done { id, done, worker })) => {
+                self.idle.push(worker);
                 observe(&Observation::Deleted { existed: done.existed });
                 self.handle(Input::Acknowledged { id, server: done.server });
             }
@@ -261,8 +268,8 @@ impl Driver {
             }
             Action::StopSweep => self.sweep = None,
             Action::Send(command) => {
-                while self.commands.try_join_next().is_some() {} // forget those that have ended
-                self.commands.spawn(perform(self.parts.clone(), command, self.report.clone()));
+                let worker = self.idle.pop().unwrap_or_else(|| self.another_worker());
+                let _ = worker.try_send(command); // it waits for one, so there is room
             }
             Action::Stop(progress) => {
                 if let Some(progress) = progress {
@@ -272,6 +279,12 @@ impl Driver {
             }
             Action::Observe(observation) => observe(&observation),
         }
+    }
+
+    fn another_worker(&mut self) -> Worker {
+        let (worker, commands) = mpsc::channel(1);
+        self.workers.spawn(perform(self.parts.clone(), commands, worker.clone(), self.report.clone()));
+        worker
     }
 
     fn ask(&self, request: Request) {
@@ -337,21 +350,21 @@ fn compile(watches: Vec<Watched>) -> Vec<Rule> {
     watches.into_iter().filter_map(rule).collect()
 }
 
-/// A command to Redis, repeated until it is done. UNLINK may be repeated (P6).
-async fn perform(parts: watch::Receiver<Parts>, command: Command, report: mpsc::Sender<Report>) {
-    let mut backoff = Backoff::new(REDIS_BACKOFF.0, REDIS_BACKOFF.1, command.id);
-    loop {
-        let sink = parts.borrow().sink.clone();
-        match sink.perform(&command.work).await {
-            Ok(done) => {
-                let _ = report.send(Report::Done { id: command.id, done }).await;
-                return;
+/// Performs commands to Redis, each repeated until it is done. UNLINK may be repeated (P6).
+async fn perform(parts: watch::Receiver<Parts>, mut commands: mpsc::Receiver<Command>, worker: Worker, report: mpsc::Sender<Report>) {
+    while let Some(Command { id, work }) = commands.recv().await {
+        let mut backoff = Backoff::new(REDIS_BACKOFF.0, REDIS_BACKOFF.1, id);
+        let done = loop {
+            let sink = parts.borrow().sink.clone();
+            match sink.perform(&work).await {
+                Ok(done) => break done,
+                Err(error) => {
+                    let _ = report.send(Report::Failed(error.to_string())).await;
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
             }
-            Err(error) => {
-                let _ = report.send(Report::Failed(error.to_string())).await;
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-        }
+        };
+        let _ = report.send(Report::Done { id, done, worker: worker.clone() }).await;
     }
 }
 
