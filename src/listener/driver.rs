@@ -287,8 +287,8 @@ impl Driver {
         worker
     }
 
-    fn ask(&self, request: Request) {
-        if let Some(session) = &self.session {
+    fn ask(&mut self, request: Request) {
+        if let Some(session) = &mut self.session {
             session.ask(request);
         }
     }

@@ -90,7 +90,7 @@ pub struct Session {
     /// What arrives, in order.
     pub notifications: mpsc::Receiver<PgNotification>,
     requests: mpsc::Sender<Request>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Session {
@@ -108,12 +108,15 @@ impl Session {
             };
             let _ = event.send(Event::Lost(reason)).await;
         });
-        Self { events, notifications, requests, _tasks: tasks }
+        Self { events, notifications, requests, tasks }
     }
 
-    /// Asks for something. A session that is too slow to take it is on its way to being lost, which the machine's timers find.
-    pub fn ask(&self, request: Request) {
-        let _ = self.requests.try_send(request);
+    /// Asks for something. Of each kind one is under way at most, so there is room; if ever there is none, the session ends, because
+    /// what is not answered would be waited for.
+    pub fn ask(&mut self, request: Request) {
+        if self.requests.try_send(request).is_err() {
+            self.tasks.abort_all();
+        }
     }
 }
 
