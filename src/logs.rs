@@ -1,14 +1,20 @@
-//! Where log lines go: stderr, so that stdout belongs to what a command prints.
+//! Where log lines go: stderr, so that stdout belongs to what a command prints; or the journal, if that is what stderr is.
 //!
 //! Installs the process's one subscriber. `RUST_LOG` is not read: a variable meant for another program must not silence
 //! this one.
 
+mod journal;
+
 use std::io::{IsTerminal as _, stderr};
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::reload::Error;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt};
 
+use self::journal::{Entry, Journal};
 use crate::config::{Log, LogFormat};
 
 /// What these libraries warn of they also return to us, and it is told once, in our words; fred, moreover, at each connection of
@@ -16,7 +22,7 @@ use crate::config::{Log, LogFormat};
 const LIBRARIES: &str = "fred=off,sqlx=off,sqlx_core=off,sqlx_postgres=off";
 
 /// Which lines are written; may change while they are.
-pub struct Filter(Box<dyn Fn(EnvFilter) -> Result<(), Error> + Send + Sync>);
+pub struct Filter(Handle<EnvFilter, Registry>);
 
 impl Filter {
     /// As configured.
@@ -25,7 +31,7 @@ impl Filter {
     ///
     /// If it does not parse, which [`crate::config::Config`] rules out.
     pub fn set(&self, log: &Log) -> anyhow::Result<()> {
-        self.0(filter(log)?).context("the log")
+        self.0.reload(filter(log)?).context("the log")
     }
 }
 
@@ -40,21 +46,21 @@ fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
 /// If the filter does not parse (which [`crate::config::Config`] rules out) or a log was started before.
 pub fn init(log: &Log) -> anyhow::Result<Filter> {
     let is_terminal = stderr().is_terminal();
-    let lines = tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(stderr).with_ansi(is_terminal);
-    let is_json = match log.format {
-        LogFormat::Auto => !is_terminal,
-        LogFormat::Text => false,
-        LogFormat::Json => true,
+    let format = match log.format {
+        LogFormat::Auto if is_terminal => LogFormat::Text,
+        LogFormat::Auto if journal::is_stderr() => LogFormat::Journald,
+        LogFormat::Auto => LogFormat::Json,
+        chosen => chosen,
     };
-    let (installed, filter) = if is_json {
-        let lines = lines.json().flatten_event(true).with_filter_reloading();
-        let handle = lines.reload_handle();
-        (lines.try_init(), Filter(Box::new(move |filter| handle.reload(filter))))
-    } else {
-        let lines = lines.with_filter_reloading();
-        let handle = lines.reload_handle();
-        (lines.try_init(), Filter(Box::new(move |filter| handle.reload(filter))))
+    let lines = match format {
+        LogFormat::Json => fmt::layer().with_writer(stderr).json().flatten_event(true).boxed(),
+        LogFormat::Journald => {
+            let journal = Journal::open().context("the journal's socket")?;
+            fmt::layer().with_writer(Arc::new(journal)).event_format(Entry).boxed()
+        }
+        LogFormat::Text | LogFormat::Auto => fmt::layer().with_writer(stderr).with_ansi(is_terminal).boxed(),
     };
-    installed.map_err(|error| anyhow::anyhow!(error).context("the log"))?;
-    Ok(filter)
+    let (filter, handle) = reload::Layer::new(filter(log)?);
+    tracing_subscriber::registry().with(filter).with(lines).try_init().context("the log")?;
+    Ok(Filter(handle))
 }

@@ -211,7 +211,7 @@ fn a_value_beyond_its_limit_is_named_with_the_limit() {
         ("UNSTALE_SWEEP__PAGE_ROWS", "99", "99 is out of range; write 100 to 1000000"),
         ("UNSTALE_REDIS__TIMEOUT", "0s", "0s is out of range; write 1ms to 1day"),
         ("UNSTALE_INSTANCE", "a b", "\"a b\" is not 1 to 63 of A-Z a-z 0-9 _ . -, as in eu-west-1"),
-        ("UNSTALE_LOG__FORMAT", "xml", "\"xml\" is not one of auto, text, json"),
+        ("UNSTALE_LOG__FORMAT", "xml", "\"xml\" is not one of auto, text, json, journald"),
         ("UNSTALE_BACKOFF__MIN", "11s", "11s is more than backoff.max (10s)"),
     ];
     for (variable, value, fault) in cases {

@@ -22,7 +22,7 @@ async fn systemd_starts_watches_restarts_and_stops_the_unit_as_its_file_says() {
     let mut world = World::on(own_postgres()).await;
     world.users(10).await;
     world.redis.pause();
-    let machine = Machine::boot(DROP_IN, &world.daemon().impatient().environment_file()).await;
+    let machine = Machine::boot(DROP_IN, &world.daemon().impatient().without("UNSTALE_LOG__FORMAT").environment_file()).await;
 
     // It starts, and is active when it is ready and not before.
     machine.systemctl("enable --now --no-block unstale");
@@ -40,6 +40,14 @@ async fn systemd_starts_watches_restarts_and_stops_the_unit_as_its_file_says() {
     until("it is ready again", async || machine.property("StatusText") == "ready").await;
     assert_eq!(machine.property("MainPID"), first);
     assert_eq!(machine.property("NRestarts"), "0");
+
+    // The journal has each line as a person reads it, with a priority and fields.
+    until("the journal has it", async || {
+        let warnings = machine.entries("--output=cat --priority=warning");
+        warnings.contains("no session with PostgreSQL reason=") && !warnings.contains("caught up")
+    })
+    .await;
+    until("its fields can be asked for", async || machine.entries("--output=cat UNSTALE_CAUSE=session").contains("a gap is open")).await;
 
     // Frozen, it is killed and started again, and finds what it missed.
     world.fill(["user:2"]);

@@ -89,13 +89,15 @@ impl Default for Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Text on a terminal, JSON everywhere else.
+    /// Text on a terminal, entries in systemd's journal if stderr goes there, JSON everywhere else.
     #[default]
     Auto,
     /// For people.
     Text,
     /// One JSON object a line.
     Json,
+    /// An entry in systemd's journal, with a priority and a field for each value.
+    Journald,
 }
 
 /// The proof that a change would arrive.

@@ -116,7 +116,13 @@ impl Machine {
 
     /// Everything that the unit's processes, and systemd about the unit, have said.
     pub(crate) fn journal(&self) -> String {
-        String::from_utf8_lossy(&self.run("journalctl --no-pager --output=cat --unit=unstale").stdout).into_owned()
+        self.entries("--output=cat")
+    }
+
+    /// The unit's entries in the journal, chosen and shown as these arguments of journalctl say.
+    pub(crate) fn entries(&self, arguments: &str) -> String {
+        let output = self.run(&format!("journalctl --no-pager --unit=unstale {arguments}"));
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
     fn run(&self, words: &str) -> Output {
