@@ -391,7 +391,8 @@ declare
 begin
     for f in select p.oid from pg_proc p
               where p.pronamespace = 'unstale'::regnamespace
-                and p.proname ~ format('^(row|same|fresh|uses|insert|update|delete|truncate|inserts|updates|deletes)_%s$', watch_id) loop
+                and p.proname ~ format('^(row|same|fresh|uses|insert|update|delete|truncate|inserts|updates|deletes)_%s$', watch_id)
+              order by p.proname !~ '^uses' loop -- it calls row_N() and fresh_N()
         begin
             execute format('drop function %s', f);
         exception when insufficient_privilege then

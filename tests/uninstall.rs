@@ -25,6 +25,8 @@ async fn it_leaves_no_trace_and_no_stale_key() {
     world
         .execute(
             "create table events (id int, updated_at timestamptz) partition by range (id);
+             create table visits (id int primary key, updated_at timestamptz); create table jobs (id int primary key);
+             select unstale.watch('visits', array['visit:{id}'], 'statement'), unstale.watch('jobs', array['job:{id}'], 'log');
              create table events_1 partition of events for values from (0) to (100);
              select unstale.watch('events', array['event:{id}', 'events'], 'log')",
         )

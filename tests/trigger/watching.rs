@@ -136,6 +136,24 @@ async fn unwatch_leaves_nothing_and_says_whether_there_was_something() {
 }
 
 #[tokio::test]
+async fn unwatch_leaves_nothing_of_any_delivery_nor_of_one_before() {
+    let mut ear = Ear::after("create table a (id int primary key, updated_at timestamptz); create table b (id int primary key)").await;
+    for table in ["a", "b"] {
+        for deliveries in [&["row"][..], &["statement"], &["log"], &["log", "row"], &["row", "statement", "log"]] {
+            for delivery in deliveries {
+                ear.hears(&format!("select unstale.watch('{table}', array['k:{{id}}'], '{delivery}')")).await;
+            }
+            assert_eq!(ear.rows(&format!("select unstale.unwatch('{table}')::text")).await, ["true"], "{table} {deliveries:?}");
+            assert_eq!(ear.rows("select tgname::text from pg_trigger where tgname like 'unstale%'").await, [""; 0]);
+            assert_eq!(
+                ear.rows("select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname ~ '_[0-9]+$'").await,
+                [""; 0]
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_watched_is_refused_with_a_remedy() {
     let ear = Ear::after(
         "create table t (id int primary key, v int); create view a_view as select 1 as id; create materialized view matview as select 1 as id;
