@@ -76,6 +76,10 @@ begin
            functions = wanted.functions, triggers = wanted.triggers, since = wanted.since, layout = unstale.layout(wanted)
      where w.id = known.id;
     perform pg_notify('unstale', '{"watches":true}');
+    if wanted.sweep_attnum is null and watch.updated_at is not null then
+        raise notice '% has no column % that a sweep could read: each of its changes is logged', watch.relation, quote_ident(watch.updated_at)
+            using hint = 'Name another with updated_at => ''...'', or none with updated_at => null.';
+    end if;
     if not complete then
         perform unstale.announce_all(wanted);
     end if;
