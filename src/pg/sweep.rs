@@ -159,7 +159,7 @@ async fn tables(connection: &mut PgConnection, only: Option<&[i32]>) -> Result<V
            join pg_class c on c.oid = w.relation
            join pg_namespace n on n.oid = c.relnamespace
            left join pg_attribute a on a.attrelid = c.oid and a.attnum = unstale.sweep_column(w)
-          where w.sweep_attnum is not null and ($1 is null or w.id = any ($1))
+          where w.sweep_attnum is not null and w.ended is null and ($1 is null or w.id = any ($1))
           order by w.id",
     )
     .bind(only)
