@@ -20,6 +20,22 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code).unwrap_or(1)
 }
 
+/// The error with its causes, each once.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let database = cause.downcast_ref::<pg::Error>();
+        let words = database.map_or_else(|| cause.to_string(), pg::Error::in_full);
+        if !line.ends_with(&words) {
+            line = if line.is_empty() { words } else { format!("{line}: {words}") };
+        }
+        if database.is_some() {
+            break; // in full
+        }
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::{Context as _, anyhow};

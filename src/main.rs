@@ -15,7 +15,7 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     // Not eprintln: a closed stderr must not turn an exit code into a panic.
-    let _ = writeln!(std::io::stderr(), "unstale: {error:#}");
+    let _ = writeln!(std::io::stderr(), "unstale: {}", error::one_line(&error));
     ExitCode::from(error::exit_code(&error))
 }
 

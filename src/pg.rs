@@ -76,26 +76,22 @@ impl Error {
         move |source| Self::Statement { what, source }
     }
 
-    /// The message with all its causes and the server's hint, on one line.
+    /// The message with its cause, and the server's detail and hint, on one line.
     #[must_use]
     pub fn in_full(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let words = error.to_string();
-            if !text.ends_with(&words) {
-                text = format!("{text}: {words}");
-            }
-            cause = error.source();
+        match self {
+            Self::Connect { source, .. } | Self::Statement { source, .. } => format!("{self}: {}", words(source)),
+            _ => self.to_string(),
         }
-        if let Self::Connect { source, .. } | Self::Statement { source, .. } = self
-            && let Some(hint) =
-                source.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()).and_then(PgDatabaseError::hint)
-        {
-            text = format!("{text} ({hint})");
-        }
-        text
     }
+}
+
+/// What the server says; sqlx would add a line number of PostgreSQL's own source, and leave out detail and hint.
+fn words(error: &sqlx::Error) -> String {
+    let Some(error) = error.as_database_error() else { return error.to_string() };
+    let more = error.try_downcast_ref::<PgDatabaseError>().map(|error| [error.detail(), error.hint()]);
+    let more = more.into_iter().flatten().flatten().map(|text| format!(" ({})", text.replace('\n', "; ")));
+    [error.message().to_owned()].into_iter().chain(more).collect()
 }
 
 /// Where the database is. Its options hold the password, so it has no `Debug`.

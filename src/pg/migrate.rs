@@ -48,7 +48,7 @@ pub async fn migrate(postgres: &Postgres) -> Result<Vec<String>, Error> {
     connection
         .execute("set synchronous_commit = on; set client_min_messages = warning; create schema if not exists unstale")
         .await
-        .map_err(Error::of("creating the schema"))?;
+        .map_err(Error::of("creating the schema, for which the role needs `grant create on database`,"))?;
     let by_hand = before.is_none() && applied_by_hand(&mut connection).await?;
     run(&mut connection, by_hand).await?;
     let applied = MIGRATIONS.iter().filter(|(version, ..)| !by_hand && before.is_none_or(|before| *version > before));

@@ -325,12 +325,15 @@ fn no_answer(timeout: Duration) -> Error {
 }
 
 fn connect_error(error: &fred::error::Error, timeout: Duration) -> Error {
+    let details = error.details();
+    // fred shows the system's errors as `Os { code: 111, kind: ..., message: "Connection refused" }`.
+    let plain = details.split_once("message: \"").and_then(|(_, rest)| rest.split_once('"')).map_or(details, |(words, _)| words);
     match error.kind() {
         fred::error::ErrorKind::Timeout => no_answer(timeout), // whichever clock was first
-        fred::error::ErrorKind::Auth => Error::Refused(error.details().to_owned()),
-        _ => Error::Connect(match tls::remedy(error.details()) {
-            Some(remedy) => format!("{remedy} ({})", error.details()),
-            None => error.details().to_owned(),
+        fred::error::ErrorKind::Auth => Error::Refused(details.to_owned()),
+        _ => Error::Connect(match tls::remedy(details) {
+            Some(remedy) => format!("{remedy} ({details})"),
+            None => format!("{plain}; is REDIS_URL right?"),
         }),
     }
 }
