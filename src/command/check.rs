@@ -129,7 +129,7 @@ async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
 /// A key that the listener deletes with each heartbeat: through PostgreSQL, the listener, and this Redis.
 async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
     let about = format!("listener {:?}", config.instance);
-    let start = "systemctl start unstale";
+    let start = "systemctl start unstale   # or, to try it: unstale run";
     match seen {
         None => return Finding::error(about, "no listener of this name was ever here: nothing is deleted", start),
         Some(ago) if ago > AWAY_SECONDS => {

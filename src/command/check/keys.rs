@@ -102,11 +102,12 @@ fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
     }
 }
 
-/// For those that are there; the application must do its part. LT: those that expire sooner are left alone.
+/// For those that are there; the application must do its part. LT, of Redis 7: those that expire sooner are left alone.
 fn remedy(pattern: &str, ttl: Duration) -> String {
     let pattern = pattern.replace('\'', r"'\''");
     let seconds = ttl.as_secs().max(1);
-    format!(r"redis-cli --scan --pattern '{pattern}' | xargs -d '\n' -I {{}} redis-cli expire {{}} {seconds} lt")
+    let cli = r#"redis-cli -u "$REDIS_URL""#;
+    format!(r"{cli} --scan --pattern '{pattern}' | xargs -d '\n' -I {{}} {cli} expire {{}} {seconds} lt")
 }
 
 #[cfg(test)]
