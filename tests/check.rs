@@ -240,7 +240,10 @@ async fn a_key_goes_the_whole_way_through_the_listener_of_this_redis_alone() {
     let world = World::new().await;
     world.users(3).await;
     let found = check(&world.database_url(), &world.redis_url());
-    assert_eq!(remedies(&found, "listener \"default\"", "no listener of this name was ever here"), ["systemctl start unstale"]);
+    assert_eq!(
+        remedies(&found, "listener \"default\"", "no listener of this name was ever here"),
+        ["systemctl start unstale   # or, to try it: unstale run"]
+    );
 
     let mut daemon = world.daemon().with("UNSTALE_INSTANCE", "default").in_one_session().start();
     daemon.ready().await;
@@ -283,15 +286,8 @@ async fn keys_that_live_too_long_are_named_by_their_template_and_get_a_shorter_l
     assert!(matches!(world.cache.ask(&["ttl", "others:1"]), Ok(Reply::Integer(-1))));
 }
 
-/// Where redis-cli leads to this Redis.
 fn paste_in_shell(world: &World, remedy: &str) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let script = format!("#!/bin/sh\nPATH=${{PATH#*:}}\nexec redis-cli -u {} \"$@\"\n", world.redis_url());
-    let path = directory.path().join("redis-cli");
-    std::fs::write(&path, script).expect("a script");
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
-    let paths = format!("{}:{}", directory.path().display(), std::env::var("PATH").expect("a PATH"));
-    let status = std::process::Command::new("sh").args(["-c", remedy]).env("PATH", paths).status().expect("a shell");
+    let status = std::process::Command::new("sh").args(["-c", remedy]).env("REDIS_URL", world.redis_url()).status().expect("a shell");
     assert!(status.success(), "{remedy}");
 }
 
@@ -300,6 +296,7 @@ async fn the_role_of_roles_sql_can_do_all_that_a_listener_must() {
     let mut world = tables().await;
     let role = format!("least_of_{}", world.database());
     let roles = read("config/roles.sql");
+    world.execute(&format!("create role {role} login")).await;
     world.execute(&roles.replace("unstale_listener", &role)).await;
     world
         .execute(

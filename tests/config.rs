@@ -86,7 +86,7 @@ fn the_example_file_shows_every_key_and_its_comments_are_valid_settings() {
         })
         .collect();
     let config = given().file(&everything).loaded();
-    assert_eq!(database(&config), "postgres://unstale:password@localhost:5432/app");
+    assert_eq!(database(&config), "postgres://unstale_listener:password@localhost:5432/app");
     assert_eq!(config.watches[0].only_columns.as_deref().map(<[_]>::len), Some(2));
     assert_eq!(config.watches[0].max_ttl, Some(Duration::from_secs(3600)));
 
