@@ -6,7 +6,7 @@
 --
 -- Then this file, after `unstale migrate`, as the role that owns the application's tables and the schema unstale:
 --
---     psql "$DATABASE_URL" --set ON_ERROR_STOP=1 --file roles.sql
+--     psql "$DATABASE_URL" --set ON_ERROR_STOP=1 --file config/roles.sql
 --
 -- That role runs `unstale migrate` (for which it needs `create` on the database) and calls unstale.watch() in its migrations. Writers
 -- need no grant at all: the triggers run as their owner. `unstale check`, with the listener's URL, names whatever is missing, with

@@ -42,8 +42,9 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
     if !args.dry_run {
         pg::migrate::remove(&mut connection).await?;
     }
-    let rest = "-- Left to you: the roles of config/roles.sql, and the service (systemctl disable --now unstale).\n";
-    super::print(if args.dry_run { b"-- dry run: nothing was changed\n" } else { rest.as_bytes() })
+    say("-- Left to you: the service (systemctl disable --now unstale), and the listener's role (as an administrator:")?;
+    say("-- drop owned by unstale_listener; drop role unstale_listener;).")?;
+    if args.dry_run { say("-- dry run: nothing was changed") } else { Ok(()) }
 }
 
 /// Its session would end with the schema, and it would come back for ever to say that the schema is missing.
