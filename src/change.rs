@@ -18,6 +18,8 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
+use crate::few::Few;
+
 /// A payload, read strictly; it borrows from the text.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Announcement<'a> {
@@ -46,14 +48,17 @@ pub struct Change<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum What<'a> {
     /// A row as it was, as it is, or both where a key column changed; or those of a whole statement.
-    Rows(Vec<Row<'a>>),
+    Rows(Few<Row<'a>>),
     /// TRUNCATE: every row.
     All,
 }
 
 /// The columns that the watch's templates name, as text; `None` is NULL.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Row<'a>(pub Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>);
+pub struct Row<'a>(pub Few<Column<'a>>);
+
+/// Its name, and its value.
+type Column<'a> = (Cow<'a, str>, Option<Cow<'a, str>>);
 
 impl<'a> Row<'a> {
     /// `None`: the row does not tell; `Some(None)`: the value is NULL.
@@ -120,7 +125,7 @@ pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
     match fields {
         Fields { watch: Some(watch), rev: Some(rev), new, old, rows, all, bell: None, heartbeat: None, watches: None } => {
             match (new, old, rows, all) {
-                (None, None, Some(rows), None) => Ok(change(watch, rev, What::Rows(rows))),
+                (None, None, Some(rows), None) => Ok(change(watch, rev, What::Rows(rows.into_iter().collect()))),
                 (None, None, None, Some(true)) => Ok(change(watch, rev, What::All)),
                 (new, old, None, None) if new.is_some() || old.is_some() => {
                     Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
@@ -155,7 +160,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
-                let mut columns: Vec<(Cow<'de, str>, Option<Cow<'de, str>>)> = Vec::with_capacity(2);
+                let mut columns: Few<Column<'de>> = Few::new();
                 while let Some((Text(name), value)) = map.next_entry::<Text<'de>, Option<Text<'de>>>()? {
                     // With two values for a column, one of them would be believed and the other forgotten.
                     if columns.iter().any(|(known, _)| *known == name) {
@@ -184,7 +189,7 @@ mod tests {
     fn an_update_of_a_key_column_brings_both_rows() {
         let payload = r#"{"watch":7,"rev":2,"new":{"id":"42","email":null},"old":{"id":"42","email":"a\"b\u00e9"}}"#;
         let rows = vec![row(&[("id", Some("42")), ("email", None)]), row(&[("id", Some("42")), ("email", Some("a\"b\u{e9}"))])];
-        let expected = Announcement::Change(Change { watch: 7, rev: 2, what: What::Rows(rows) });
+        let expected = Announcement::Change(Change { watch: 7, rev: 2, what: What::Rows(rows.into_iter().collect()) });
         assert_eq!(parse(payload).expect("well-formed"), expected);
     }
 
@@ -192,8 +197,11 @@ mod tests {
     fn each_announcement_is_recognised() {
         let all = Announcement::Change(Change { watch: 7, rev: 1, what: What::All });
         assert_eq!(parse(r#"{"watch":7,"rev":1,"all":true}"#).expect("truncate"), all);
-        let rows =
-            Announcement::Change(Change { watch: 7, rev: 1, what: What::Rows(vec![row(&[("id", Some("1"))]), row(&[("id", None)])]) });
+        let rows = Announcement::Change(Change {
+            watch: 7,
+            rev: 1,
+            what: What::Rows([row(&[("id", Some("1"))]), row(&[("id", None)])].into_iter().collect()),
+        });
         assert_eq!(parse(r#"{"watch":7,"rev":1,"rows":[{"id":"1"},{"id":null}]}"#).expect("a statement"), rows);
         assert_eq!(parse(r#"{"bell":true}"#).expect("bell"), Announcement::Bell);
         assert_eq!(parse(r#"{"heartbeat":12}"#).expect("heartbeat"), Announcement::Heartbeat(12));
@@ -250,7 +258,7 @@ mod tests {
                 panic!("not a change");
             };
             for (name, value) in &values {
-                prop_assert_eq!(rows[0].value(name), Some(value.as_deref()));
+                prop_assert_eq!(rows.iter().next().and_then(|row| row.value(name)), Some(value.as_deref()));
             }
         }
     }

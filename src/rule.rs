@@ -3,10 +3,11 @@
 //! Owns key templates and the rules compiled from the watches. Pure. The SQL in migrations/0002_templates.sql refuses what
 //! this refuses; a test holds the two equal. Refuses to make a key of anything but a known watch's templates.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::change::{Change, Malformed, Row, What};
+use crate::few::Few;
 
 /// What is to be deleted from Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -183,7 +184,7 @@ impl Rule {
 
     /// Every key of the table: one pattern, or constant key, a template.
     pub fn everything(&self) -> impl Iterator<Item = Target> + '_ {
-        static NOTHING_TOLD: Row<'static> = Row(Vec::new());
+        static NOTHING_TOLD: Row<'static> = Row(Few::new());
         self.row(&NOTHING_TOLD)
     }
 
@@ -205,7 +206,7 @@ impl Rule {
 }
 
 /// The rules by watch.
-pub type Rules = HashMap<i32, Rule>;
+pub type Rules = BTreeMap<i32, Rule>;
 
 #[cfg(test)]
 mod tests {
@@ -263,7 +264,7 @@ mod tests {
         let rule = Rule::new(1, 2, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("a rule");
         let stale = |rev, columns: &[(&str, Option<&str>)]| {
             let mut targets = Vec::new();
-            let change = Change { watch: 1, rev, what: What::Rows(vec![row(columns)]) };
+            let change = Change { watch: 1, rev, what: What::Rows([row(columns)].into_iter().collect()) };
             rule.stale(&change, |target| targets.push(target)).map(|()| targets)
         };
         assert_eq!(stale(1, &[("id", Some("4"))]).expect("widens"), [Target::Key("u:4".into()), Target::Pattern("e:*".into())],);

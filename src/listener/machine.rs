@@ -22,7 +22,7 @@ mod message;
 mod timers;
 mod told;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,7 @@ pub struct Machine {
     redis_answered: Instant,
     reading: bool, // the watches are being read, and nothing is received before
     lost_because: String,
-    tallies: HashMap<i32, Tally>,
+    tallies: BTreeMap<i32, Tally>,
     skipped: Skipped,
     told: Told,
     sample: Option<(Instant, Mark)>, // a change that was received, and what must settle until its keys are gone
@@ -156,7 +156,7 @@ impl Machine {
             redis_answered: now,
             reading: false,
             lost_because: "not connected yet".into(),
-            tallies: HashMap::new(),
+            tallies: BTreeMap::new(),
             skipped: Skipped::default(),
             told: Told::default(),
             sample: None,
@@ -279,7 +279,7 @@ impl Machine {
     }
 
     /// What was counted since the last call, by watch.
-    pub fn take_tallies(&mut self) -> HashMap<i32, Tally> {
+    pub fn take_tallies(&mut self) -> BTreeMap<i32, Tally> {
         std::mem::take(&mut self.tallies)
     }
 }

@@ -166,6 +166,7 @@ pub(super) async fn listen(
         }
     };
     listener.eager_reconnect(false);
+    listener.ignore_pool_close_event(true); // nobody closes the pool, and to be told costs a tenth of a burst
     if let Err(error) = listener.listen(channel).await {
         // "could not access status of transaction" on LISTEN passes once the queue's usage was asked for
         // (https://github.com/PostgREST/postgrest/pull/4858).
