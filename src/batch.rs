@@ -12,6 +12,9 @@ use indexmap::IndexSet;
 
 use crate::rule::Target;
 
+/// Places that an empty set keeps after a burst.
+const KEPT: usize = 1_024;
+
 /// Which of the two queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
@@ -158,6 +161,10 @@ impl Batch {
             if *left == 0 {
                 queue.unacknowledged.remove(&wave);
             }
+        }
+        if self.is_empty() {
+            self.live.open.shrink_to(KEPT);
+            self.catch_up.open.shrink_to(KEPT);
         }
         Some(work)
     }
