@@ -11,11 +11,11 @@
 --
 -- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this about 2.
 -- Why SQL functions with a BEGIN ATOMIC body: they are stored by column number, so RENAME COLUMN keeps working, and
--- PostgreSQL inlines them. Why each trigger's WHEN names every column that is used, behind a `true or` that costs nothing:
--- DROP COLUMN and ALTER COLUMN TYPE are then refused with the trigger's name, and DROP ... CASCADE takes the trigger along,
--- instead of leaving one behind that fails the next write.
--- Why the statement triggers have no WHEN: to prepare one for a statement costs as much as a fifth of a small write. Their
--- functions look whether what they call is still there.
+-- PostgreSQL inlines them. Why each row trigger's WHEN names uses_N() behind a `true or`: it depends on every column that is used,
+-- so that DROP COLUMN is refused with the trigger's name, and DROP ... CASCADE takes the trigger along, instead of leaving one
+-- behind that fails the next write. Not the columns themselves: PostgreSQL reads the text of a WHEN anew for each statement, and
+-- that of the columns cost more than all the rest of a trigger.
+-- Why the statement triggers have no WHEN: even `true or` costs more than a look whether uses_N() is still there.
 -- Why the trigger functions have no SET search_path, as everything else here has: it cost a sixth. They are the one thing
 -- that is parsed under the writer's search_path, so they hold nothing that it could turn: no operator, type or name without its
 -- schema.
@@ -162,10 +162,12 @@ begin
         unstale.trigger_function(w, 'delete', null,
             format('unstale.one_row(%L, unstale.row_%s(old))', head || '"old":', w.id)),
         unstale.trigger_function(w, 'truncate', null, quote_literal(head || '"all":true}'))];
+
+    -- Never called. It is dropped when DROP COLUMN ... CASCADE drops what the triggers call.
+    definitions := definitions || format(
+        'create or replace function unstale.uses_%s() returns boolean language sql begin atomic select unstale.row_%1$s(null) is null%s; end',
+        w.id, case when w.sweep_attnum is not null then format(' or unstale.fresh_%s(null)', w.id) else '' end);
     if unstale.has_statement_triggers(w) then
-        definitions := definitions || format(
-            'create or replace function unstale.uses_%s() returns boolean language sql begin atomic select unstale.row_%1$s(null) is null%s; end',
-            w.id, case when w.sweep_attnum is not null then format(' or unstale.fresh_%s(null)', w.id) else '' end);
         fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r.*)', w.id) end;
         definitions := definitions || array[
             unstale.statement_function(w, 'inserts', 'new_rows', fresh, head),
@@ -223,14 +225,16 @@ as $$
              group by s.part$f$, w.id, fresh, transition, first)
 $$;
 
--- The body of a statement that is logged: the first rows one by one, which costs the least if there are no others.
+-- The body of a statement that is logged: the first rows one by one, which costs the least if there are no others; and with what
+-- would be the defaults of the log's columns, because those would be added in a step of their own.
 create function unstale.into_log(w unstale.watch, transition text, head text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
     select string_agg(format($f$    %1$s
-        insert into unstale.change_log_%2$s (watch, announced, change)
-            select %3$s, false, unstale.one_row(%4$L, unstale.row_%3$s(r.*)) from %5$s r limit 32;
+        insert into unstale.change_log_%2$s (xid, id, watch, announced, change)
+            select pg_catalog.pg_current_xact_id(), pg_catalog.nextval('unstale.change_log_id'), %3$s, false, unstale.one_row(%4$L, unstale.row_%3$s(r.*))
+              from %5$s r limit 32;
         get diagnostics told = row_count;
         if pg_catalog.int8eq(told, 32) then
             insert into unstale.change_log_%2$s (watch, announced, change)
@@ -303,15 +307,6 @@ begin
 end
 $$;
 
--- A condition on `new` or `old` that names every used column.
-create function unstale.uses(w unstale.watch, variable text) returns text
-    language sql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select coalesce(string_agg(format('%s.%I is null', variable, unstale.column_now(w.relation, n)), ' or ' order by n), 'true')
-      from unnest(w.attnums || w.sweep_attnum) n where n is not null
-$$;
-
 -- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those.
 create function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
     language sql stable
@@ -339,7 +334,7 @@ create function unstale.trigger_definitions(w unstale.watch)
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    uses constant text := unstale.uses(w, 'new'); -- depends on every used column
+    uses constant text := format('unstale.uses_%s()', w.id); -- depends on every used column
     counts text; -- only_columns as a condition on an UPDATE
     keys constant text := unstale.differ(w.relation, w.attnums, 'old', 'new'); -- does an UPDATE change a key?
     image smallint[];
@@ -361,8 +356,8 @@ begin
         -- Its transition table is there so that ATTACH PARTITION is refused, with the trigger's name: it would silence the others.
         ('insert', 'after insert', case when unstale.has_statement_triggers(w) then 'referencing new table as new_rows ' else '' end
             || 'for each row when (true or ' || uses || ')', 'insert'),
-        ('update', 'after update', 'for each row when (' || coalesce(counts, 'true') || ' or (false and (' || uses || ')))', 'update'),
-        ('delete', 'after delete', 'for each row when (true or ' || unstale.uses(w, 'old') || ')', 'delete'),
+        ('update', 'after update', 'for each row when (' || coalesce(counts || ' or false and ', 'true or ') || uses || ')', 'update'),
+        ('delete', 'after delete', 'for each row when (true or ' || uses || ')', 'delete'),
         ('truncate', 'after truncate', 'for each statement', 'truncate'),
         ('inserts', 'after insert', 'referencing new table as new_rows for each statement', 'inserts'),
         ('updates', 'after update', 'referencing new table as new_rows for each statement', 'updates'),
@@ -402,7 +397,7 @@ as $$
     select format('%s_%s', f.name, w.id)
       from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate', 'uses', 'inserts', 'updates', 'deletes']) f(name)
      where (f.name <> 'fresh' or w.sweep_attnum is not null)
-       and (f.name not in ('uses', 'inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
+       and (f.name not in ('inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
        and not exists (select from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', f.name, w.id))
 $$;
 
