@@ -212,16 +212,60 @@ $f$, w.id, operation,
      change, case w.delivery when 'log' then 'false' else 'unstale.announce(change)' end, coalesce(sweepable, 'false'))
 $$;
 
--- The rows of a transition table after the first ones, packed into chunks that NOTIFY could take. OFFSET keeps the planner from
--- making each image twice.
+-- Cuts images, one a line, into chunks that NOTIFY could take. As bytes: of a text, PostgreSQL would count each character up to
+-- where a chunk begins.
+create function unstale.cut(images text) returns setof text
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    least constant integer := 6500; -- bytes of a chunk
+    bytes constant bytea := convert_to(images, getdatabaseencoding());
+    size constant integer := coalesce(octet_length(bytes), 0);
+    start integer := 1;
+    line_end integer;
+    reach integer; -- where to look for the end of a line
+begin
+    while start <= size loop
+        reach := 1000;
+        loop
+            line_end := position('\x0a'::bytea in substring(bytes from start + least for reach));
+            exit when line_end > 0 or start + least + reach > size;
+            reach := reach * 2;
+        end loop;
+        line_end := case when line_end > 0 then start + least + line_end - 1 else size + 2 end;
+        return next convert_from(substring(bytes from start for line_end - 1 - start), getdatabaseencoding()); -- without the last comma
+        start := line_end + 1;
+    end loop;
+end
+$$;
+
+-- The rows of a transition table after the first ones, half a million at the most, as one text, if each is short.
+-- OFFSET keeps the planner from making each image twice.
+create function unstale.joined(w unstale.watch, transition text, fresh text, first text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format($f$select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
+               pg_catalog.bool_and(i.fresh) as fresh,
+               pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as whole into joined
+          from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset %4$s limit 500000) i$f$, w.id, fresh, transition, first)
+$$;
+
+-- The same rows and all after them, packed into chunks that NOTIFY could take: what was joined is cut, and the others are packed by a
+-- running length, which takes three times as long and needs no memory.
 create function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$select pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
+    select format($f$select c.images, joined.fresh from unstale.cut(joined.images) c(images) where joined.whole
+            union all
+            select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
-                      from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset %4$s) i) s
+                      from (select unstale.row_%1$s(r.*) as image, %2$s as fresh
+                              from (select * from %3$s offset %4$s operator(pg_catalog.+) case when joined.whole then 500000 else 0 end) r
+                            offset 0) i) s
              group by s.part$f$, w.id, fresh, transition, first)
 $$;
 
@@ -237,12 +281,13 @@ as $$
               from %5$s r limit 32;
         get diagnostics told = row_count;
         if pg_catalog.int8eq(told, 32) then
+            %7$s;
             insert into unstale.change_log_%2$s (watch, announced, change)
-            select %3$s, false, unstale.one_row(%6$L, pg_catalog.concat(c.images, ']')) from (%7$s) c;
+            select %3$s, false, unstale.one_row(%6$L, pg_catalog.concat(c.images, ']')) from (%8$s) c;
         end if;
 $f$, case part when 1 then 'if pg_catalog.int4eq(unstale.part(), 1) then' when 2 then 'elsif pg_catalog.int4eq(unstale.part(), 2) then' else 'else' end,
      part, w.id, head || case transition when 'old_rows' then '"old":' else '"new":' end, transition, head || '"rows":[',
-     unstale.chunks(w, transition, 'null::pg_catalog.bool', '32')), '' order by part) || $f$    end if;
+     unstale.joined(w, transition, 'null::pg_catalog.bool', '32'), unstale.chunks(w, transition, 'null::pg_catalog.bool', '32')), '' order by part) || $f$    end if;
     if pg_catalog.int8gt(told, 0) then
         done := unstale.ring();
     end if;$f$
@@ -258,15 +303,17 @@ as $$
     select format($f$    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_%1$s(r.*), 8000), ',') as images, pg_catalog.bool_and(%2$s) as fresh
       into few from (select * from %3$s limit 33) r;
     if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
+        %4$s;
         for chunk in
-            %4$s
+            %5$s
         loop
-            done := unstale.tell(%1$s, unstale.one_row(%5$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(told, 64));
+            done := unstale.tell(%1$s, unstale.one_row(%6$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(told, 64));
             told := pg_catalog.int8pl(told, 1);
         end loop;
     elsif pg_catalog.int8gt(few.rows, 0) then
-        done := unstale.tell(%1$s, unstale.one_row(%5$L, pg_catalog.concat(few.images, ']')), few.fresh, true);
-    end if;$f$, w.id, coalesce(fresh, 'false'), transition, unstale.chunks(w, transition, coalesce(fresh, 'false'), '0'), head || '"rows":[')
+        done := unstale.tell(%1$s, unstale.one_row(%6$L, pg_catalog.concat(few.images, ']')), few.fresh, true);
+    end if;$f$, w.id, coalesce(fresh, 'false'), transition, unstale.joined(w, transition, coalesce(fresh, 'false'), '0'),
+       unstale.chunks(w, transition, coalesce(fresh, 'false'), '0'), head || '"rows":[')
 $$;
 
 -- A statement's trigger function: the rows as they are now, or were. An UPDATE that changes keys has a row trigger beside it.
@@ -280,6 +327,7 @@ as $$
 as $body$
 declare
     few pg_catalog.record;
+    joined pg_catalog.record;
     chunk pg_catalog.record;
     told pg_catalog.int8 default 0;
     done pg_catalog.bool;

@@ -99,6 +99,44 @@ async fn a_bulk_statement_is_packed_and_beyond_a_bound_only_logged() {
     assert!(heard.contains(&BELL.to_owned()), "what is only logged is rung for");
 }
 
+/// More rows than are put into one text, and images that are too long for that.
+#[tokio::test]
+async fn nothing_is_lost_between_two_ways_of_packing() {
+    let mut ear = Ear::after(&watched("log")).await;
+    let logged = "with gone as (delete from unstale.change_log returning change)
+                  select sum(case when r is null then 1 else jsonb_array_length(r) end)::text
+                    from gone, lateral (select change::jsonb -> 'rows') as rows(r)";
+    for (rows, of, expected) in [
+        (500_032, "g, null", "500032"),
+        (500_100, "g, null", "500100"),
+        (1_000, "g, repeat('é', case g when 900 then 200 else 20 end)", "1000"),
+    ] {
+        ear.hears(&format!(
+            "truncate users; delete from unstale.change_log; insert into users select {of} from generate_series(1, {rows}) g"
+        ))
+        .await;
+        assert_eq!(ear.rows(logged).await, [expected], "{rows} rows");
+    }
+}
+
+#[tokio::test]
+async fn what_is_cut_is_whole_again_when_it_is_joined() {
+    let ear = Ear::after(TABLE).await;
+    let wrong = "with joined as (
+                     select length, count, string_agg(repeat('é', 1 + (random() * length)::int), E',\n') as images
+                       from unnest(array[1, 60, 128, 700, 3250, 3251, 9000]) length, unnest(array[0, 1, 2, 3, 60, 500]) count,
+                            lateral generate_series(1, count) n, generate_series(1, 5) again
+                      group by length, count, again),
+                 cut as (
+                     select j.*, (select string_agg(c, E',\n') from unstale.cut(j.images) c) as together,
+                            (select max(octet_length(c)) from unstale.cut(j.images) c) as longest
+                       from joined j)
+                 select format('%s of up to %s: %s bytes', count, length, longest) from cut
+                  where images is distinct from together or length <= 128 and longest >= 7900";
+    assert_eq!(ear.rows(wrong).await, [""; 0]);
+    assert_eq!(ear.rows("select count(*)::text from unstale.cut(null)").await, ["0"]);
+}
+
 #[tokio::test]
 async fn rows_of_any_length_are_told_or_logged_and_no_write_fails() {
     let mut ear = Ear::after(&watched("statement")).await;
