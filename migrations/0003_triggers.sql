@@ -215,11 +215,11 @@ $$;
 -- Cuts images, one a line, into chunks that NOTIFY could take. As bytes: of a text, PostgreSQL would count each character up to
 -- where a chunk begins.
 create function unstale.cut(images text) returns setof text
-    language plpgsql immutable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    least constant integer := 6500; -- bytes of a chunk
+    enough constant integer := 6500; -- bytes of a chunk, and then to the end of the line
     bytes constant bytea := convert_to(images, getdatabaseencoding());
     size constant integer := coalesce(octet_length(bytes), 0);
     start integer := 1;
@@ -229,11 +229,11 @@ begin
     while start <= size loop
         reach := 1000;
         loop
-            line_end := position('\x0a'::bytea in substring(bytes from start + least for reach));
-            exit when line_end > 0 or start + least + reach > size;
+            line_end := position('\x0a'::bytea in substring(bytes from start + enough for reach));
+            exit when line_end > 0 or start + enough + reach > size;
             reach := reach * 2;
         end loop;
-        line_end := case when line_end > 0 then start + least + line_end - 1 else size + 2 end;
+        line_end := case when line_end > 0 then start + enough + line_end - 1 else size + 2 end;
         return next convert_from(substring(bytes from start for line_end - 1 - start), getdatabaseencoding()); -- without the last comma
         start := line_end + 1;
     end loop;
