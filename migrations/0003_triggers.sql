@@ -240,31 +240,32 @@ begin
 end
 $$;
 
--- The rows of a transition table after the first ones, half a million at the most, as one text, if each is short.
--- OFFSET keeps the planner from making each image twice.
+-- The rows of a transition table after the first ones, half a million at the most, as one text, if each is short: else it holds 0
+-- rows. OFFSET keeps the planner from making each image twice.
 create function unstale.joined(w unstale.watch, transition text, fresh text, first text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
     select format($f$select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
                pg_catalog.bool_and(i.fresh) as fresh,
-               pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as whole into joined
+               case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
+          into joined
           from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset %4$s limit 500000) i$f$, w.id, fresh, transition, first)
 $$;
 
--- The same rows and all after them, packed into chunks that NOTIFY could take: what was joined is cut, and the others are packed by a
--- running length, which takes three times as long and needs no memory.
+-- All rows of a transition table after the first ones, packed into chunks that NOTIFY could take: what was joined is cut, and the
+-- others are packed by a running length, which takes longer, but holds no text of them all.
 create function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$select c.images, joined.fresh from unstale.cut(joined.images) c(images) where joined.whole
+    select format($f$select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
             union all
             select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_%1$s(r.*) as image, %2$s as fresh
-                              from (select * from %3$s offset %4$s operator(pg_catalog.+) case when joined.whole then 500000 else 0 end) r
+                              from (select * from %3$s offset %4$s operator(pg_catalog.+) joined.rows) r
                             offset 0) i) s
              group by s.part$f$, w.id, fresh, transition, first)
 $$;
