@@ -1,12 +1,13 @@
 //! What a NOTIFY payload says.
 //!
-//! Owns the wire format between the triggers (migrations/0003_triggers.sql) and the listener. Any role that can connect
+//! Owns the wire format between the triggers (migrations/repeatable/triggers.sql) and the listener. Any role that can connect
 //! can NOTIFY, so a payload is untrusted: an unknown field, a wrong type or a missing part makes it [`Malformed`], and
 //! nothing else is derived from it. Refuses to know tables, keys or Redis.
 //!
 //! ```json
 //! {"watch":7,"rev":2,"new":{"id":"42","email":"b@c.d"},"old":{"id":"42","email":"a@c.d"}}
 //! {"watch":7,"rev":2,"rows":[{"id":"42","email":"b@c.d"},{"id":"43","email":null}]}
+//! {"watch":7,"rev":2,"new":{"id":"44","email":true}}     an e-mail of more than 2 kB: its keys are deleted by their pattern
 //! {"watch":7,"rev":2,"all":true}
 //! {"bell":true}
 //! {"heartbeat":12}
@@ -61,7 +62,7 @@ pub struct Row<'a>(pub Few<Column<'a>>);
 type Column<'a> = (Cow<'a, str>, Option<Cow<'a, str>>);
 
 impl<'a> Row<'a> {
-    /// `None`: the row does not tell; `Some(None)`: the value is NULL.
+    /// `None`: the row does not tell, because the value is too long, or the column is a newer one; `Some(None)`: the value is NULL.
     #[must_use]
     pub fn value(&self, column: &str) -> Option<Option<&str>> {
         self.0.iter().find(|(name, _)| name == column).map(|(_, value)| value.as_deref())
@@ -149,6 +150,44 @@ pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
+/// A column's value.
+enum Value<'a> {
+    Null,
+    Text(Cow<'a, str>),
+    /// `true`: there is one, too long to be a part of a key.
+    Unsaid,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Value<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyValue;
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = Value<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a text, null, or true")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Value<'de>, E> {
+                Ok(Value::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Value<'de>, E> {
+                Ok(Value::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_unit<E>(self) -> Result<Value<'de>, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, unsaid: bool) -> Result<Value<'de>, E> {
+                if unsaid { Ok(Value::Unsaid) } else { Err(E::custom("false is no value")) }
+            }
+        }
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Columns;
@@ -161,12 +200,16 @@ impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
                 let mut columns: Few<Column<'de>> = Few::new();
-                while let Some((Text(name), value)) = map.next_entry::<Text<'de>, Option<Text<'de>>>()? {
+                while let Some((Text(name), value)) = map.next_entry::<Text<'de>, Value<'de>>()? {
                     // With two values for a column, one of them would be believed and the other forgotten.
                     if columns.iter().any(|(known, _)| *known == name) {
                         return Err(serde::de::Error::custom("a column twice"));
                     }
-                    columns.push((name, value.map(|Text(text)| text)));
+                    match value {
+                        Value::Text(text) => columns.push((name, Some(text))),
+                        Value::Null => columns.push((name, None)),
+                        Value::Unsaid => {}
+                    }
                 }
                 Ok(Row(columns))
             }
@@ -209,6 +252,15 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_is_too_long_is_not_said() {
+        let Ok(Announcement::Change(Change { what: What::Rows(rows), .. })) = parse(r#"{"watch":1,"rev":1,"new":{"id":"1","email":true}}"#) else {
+            panic!("not a change");
+        };
+        let row = rows.iter().next().expect("one row");
+        assert_eq!((row.value("id"), row.value("email")), (Some(Some("1")), None));
+    }
+
+    #[test]
     fn whatever_else_is_malformed() {
         for payload in [
             "",
@@ -221,6 +273,7 @@ mod tests {
             r#"{"watch":7,"rev":1}"#,
             r#"{"watch":7,"new":{"id":"1"}}"#,
             r#"{"watch":7,"rev":1,"new":{"id":1}}"#,
+            r#"{"watch":7,"rev":1,"new":{"id":false}}"#,
             r#"{"watch":7,"rev":1,"new":[]}"#,
             r#"{"watch":7,"rev":1,"new":{"id":"1","id":"2"}}"#,
             r#"{"watch":7,"rev":1,"all":false}"#,

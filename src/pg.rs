@@ -23,9 +23,6 @@ pub mod tail;
 mod tls;
 pub mod watches;
 
-/// The NOTIFY channel, the same in migrations/0003_triggers.sql.
-pub const CHANNEL: &str = "unstale";
-
 /// The oldest major version with BEGIN ATOMIC functions and CREATE OR REPLACE TRIGGER; older ones are out of support.
 const OLDEST_SERVER: i32 = 140_000;
 

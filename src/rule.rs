@@ -1,6 +1,6 @@
 //! From a change to the Redis keys that it makes stale.
 //!
-//! Owns key templates and the rules compiled from the watches. Pure. The SQL in migrations/0002_templates.sql refuses what
+//! Owns key templates and the rules compiled from the watches. Pure. The SQL in migrations/repeatable/templates.sql refuses what
 //! this refuses; a test holds the two equal. Refuses to make a key of anything but a known watch's templates.
 
 use std::collections::BTreeMap;

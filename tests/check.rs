@@ -32,12 +32,12 @@ const FAULTS: &[Fault] = &[
     ),
     ("update pg_class set reltuples = 200000 where oid = 'users'::regclass", "public.users", "without an index on updated_at"),
     (
-        "insert into unstale.checkpoint (instance, history, forget_after, saved_at) values ('old', '', '7 days', now() - interval '1 hour')",
+        "insert into unstale.instance (name, timeline, forget_after, saved_at) values ('old', '', '7 days', now() - interval '1 hour')",
         "instance 'old'",
         "the log is kept for it until",
     ),
     (
-        "insert into unstale.checkpoint (instance, history, forget_after, saved_at) values ('older', '', '1 minute', now() - interval '1 hour')",
+        "insert into unstale.instance (name, timeline, forget_after, saved_at) values ('older', '', '1 minute', now() - interval '1 hour')",
         "instance 'older'",
         "its next start deletes all keys",
     ),
@@ -51,7 +51,7 @@ const FAULTS: &[Fault] = &[
 /// What a role that may do all that the listener must, and nothing else, may not do any more. `ROLE` is its name.
 const REVOKED: &[Fault] = &[
     ("revoke usage on schema unstale from ROLE", "role ROLE", "usage on schema unstale"),
-    ("revoke update on unstale.checkpoint from ROLE", "role ROLE", "update on unstale.checkpoint"),
+    ("revoke update on unstale.instance from ROLE", "role ROLE", "update on unstale.instance"),
     ("revoke execute on function unstale.rotate_log from ROLE", "role ROLE", "unstale.rotate_log(bigint)"),
     ("revoke select on users from ROLE", "role ROLE", "select on public.users"),
     ("alter table users enable row level security", "public.users", "row-level security hides rows"),

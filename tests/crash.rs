@@ -289,7 +289,7 @@ fn texts(reply: Reply) -> Vec<Option<String>> {
 /// Does what `UNSTALE_CHAOS_FLAW` asks for. Returns where the true `log` of the checkpoint is.
 async fn break_something(world: &World) -> &'static str {
     match std::env::var("UNSTALE_CHAOS_FLAW").as_deref() {
-        Err(_) => return "unstale.checkpoint",
+        Err(_) => return "unstale.instance",
         Ok("log") => {
             world
                 .execute(
@@ -299,7 +299,7 @@ async fn break_something(world: &World) -> &'static str {
                      create trigger flaw before insert on unstale.change_log_3 for each row execute function public.forget();",
                 )
                 .await;
-            return "unstale.checkpoint";
+            return "unstale.instance";
         }
         Ok("watermark") => {}
         Ok(other) => panic!("UNSTALE_CHAOS_FLAW={other}: write log or watermark"),
@@ -317,7 +317,7 @@ async fn break_something(world: &World) -> &'static str {
                  new.replay_log := new.log;
                  return new;
              end';
-             create trigger flaw before insert on unstale.checkpoint for each row execute function public.hurry();",
+             create trigger flaw before insert on unstale.instance for each row execute function public.hurry();",
         )
         .await;
     "public.proof"

@@ -176,7 +176,7 @@ async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_
         .with("UNSTALE_SHUTDOWN__TIMEOUT", "25s");
     let mut daemon = settings.start();
     daemon.ready().await;
-    let checkpoints = "select count(*) from unstale.checkpoint where instance = 'test' and log is not null";
+    let checkpoints = "select count(*) from unstale.instance where name = 'test' and log is not null";
     assert_eq!(world.number(checkpoints).await, 0);
     let keys = || (1..=3_000).map(|n| format!("user:{n}"));
     world.fill(keys());
@@ -297,7 +297,7 @@ async fn what_changes_while_it_is_killed_is_found_at_the_next_start() {
     world.execute("create table posts (id int); select unstale.watch('posts', array['post:{id}'])").await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    until("a watermark is stored", async || world.number("select count(*) from unstale.checkpoint where watermark is not null").await == 1)
+    until("a watermark is stored", async || world.number("select count(*) from unstale.instance where watermark is not null").await == 1)
         .await;
     daemon.kill9();
     world.fill_users();
@@ -362,7 +362,7 @@ async fn two_instances_with_a_redis_each_do_not_disturb_each_other() {
     until("it is gone from the other Redis, too", async || !other_cache.has("user:1").expect("it answers")).await;
 
     // While one is away, the other does not prune what the first has still to read.
-    until("both have a checkpoint", async || world.number("select count(*) from unstale.checkpoint where log is not null").await == 2)
+    until("both have a checkpoint", async || world.number("select count(*) from unstale.instance where log is not null").await == 2)
         .await;
     other.kill9();
     world.fill(["user:2", "user:3"]);

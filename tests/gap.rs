@@ -64,12 +64,12 @@ async fn flushes_after(sql: &str, reason: &str) {
 
 #[tokio::test]
 async fn an_instance_that_was_forgotten_deletes_everything() {
-    flushes_after("update unstale.checkpoint set saved_at = now() - interval '8 days'", "forget_after").await;
+    flushes_after("update unstale.instance set saved_at = now() - interval '8 days'", "forget_after").await;
 }
 
 #[tokio::test]
 async fn a_fail_over_while_nobody_listened_deletes_everything() {
-    flushes_after("update unstale.checkpoint set history = '1/00000001'", "failed over or was restored").await;
+    flushes_after("update unstale.instance set timeline = '1/00000001'", "failed over or was restored").await;
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn an_instance_that_is_away_for_too_long_is_named_and_the_log_is_not_kept_
     world.users(10).await;
     world
         .execute(
-            "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after, saved_at)
+            "insert into unstale.instance (name, log, replay_log, timeline, forget_after, saved_at)
                  values ('gone', '3:3:', '3:3:', '', '1 day', now() - interval '2 days'), ('away', '3:3:', '3:3:', '', '1 day', now());
              delete from users where id = 1",
         )
@@ -90,7 +90,7 @@ async fn an_instance_that_is_away_for_too_long_is_named_and_the_log_is_not_kept_
     world.execute("select unstale.rotate_log(0)").await; // another part is written from now on
     daemon.settles().await;
     assert_eq!(world.number("select count(*) from unstale.change_log").await, 1, "it is kept for the one that is away");
-    world.execute("update unstale.checkpoint set saved_at = now() - interval '2 days' where instance = 'away'").await;
+    world.execute("update unstale.instance set saved_at = now() - interval '2 days' where name = 'away'").await;
     until("the log is emptied", async || world.number("select count(*) from unstale.change_log").await == 0).await;
 }
 
@@ -207,7 +207,7 @@ async fn a_sweep_that_is_cut_off_goes_on_from_where_it_was() {
              insert into users select n, n || '@old', 'ann', now() - interval '1 hour' + n * interval '10 ms' from generate_series(2, {ROWS}) n;
              create index on users (updated_at);
              update unstale.watch set since = now() - interval '2 hours';
-             update unstale.checkpoint set watermark = now() - interval '2 hours', replay_watermark = now() - interval '2 hours'"
+             update unstale.instance set watermark = now() - interval '2 hours', replay_watermark = now() - interval '2 hours'"
         ))
         .await;
     world.fill((2..=ROWS).map(|n| format!("user:{n}")));
@@ -239,21 +239,21 @@ async fn the_log_is_kept_for_an_instance_that_has_not_caught_up_yet_however_long
     world.users(10).await;
     world.redis.pause();
     let mut daemon = world.daemon().impatient().start();
-    let here = "select count(*) from unstale.checkpoint where instance = 'test' and log is null";
+    let here = "select count(*) from unstale.instance where name = 'test' and log is null";
     until("it is known", async || world.number(here).await == 1).await;
     world
         .execute(
-            "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
+            "insert into unstale.instance (name, log, replay_log, timeline, forget_after)
                  values ('other', pg_current_snapshot(), pg_current_snapshot(), '', '1 day');
              delete from users where id = 1; select unstale.rotate_log(0)",
         )
         .await;
     world
-        .execute("update unstale.checkpoint set replay_log = pg_current_snapshot() where instance = 'other'; select unstale.rotate_log(0)")
+        .execute("update unstale.instance set replay_log = pg_current_snapshot() where name = 'other'; select unstale.rotate_log(0)")
         .await;
     assert_eq!(world.number("select count(*) from unstale.change_log").await, 1);
-    world.execute("update unstale.checkpoint set saved_at = now() - interval '6 days' where instance = 'test'").await;
-    let alive = "select count(*) from unstale.checkpoint where instance = 'test' and saved_at > now() - interval '1 minute'";
+    world.execute("update unstale.instance set saved_at = now() - interval '6 days' where name = 'test'").await;
+    let alive = "select count(*) from unstale.instance where name = 'test' and saved_at > now() - interval '1 minute'";
     until("it says that it is still there", async || world.number(alive).await == 1).await;
     assert!(!daemon.is_ready());
     world.redis.resume();

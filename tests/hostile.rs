@@ -79,7 +79,7 @@ async fn whoever_notifies_without_any_grant_deletes_nothing_and_stops_nothing() 
     sqlx::raw_sql("select count(*) from unstale.watch").execute(&mut *stranger).await.expect_err("it has no grant");
     let hostile = hostile_payloads(watch, rev);
     for payload in hostile.iter().chain(&forged_payloads()) {
-        let sent = sqlx::query("select pg_notify('unstale', $1)").bind(payload).execute(&mut *stranger).await;
+        let sent = sqlx::query("select pg_notify(unstale.channel(), $1)").bind(payload).execute(&world.sql).await;
         sent.unwrap_or_else(|error| panic!("{payload}: {error}"));
     }
     #[expect(clippy::cast_precision_loss, reason = "a thousand")]
@@ -113,7 +113,7 @@ async fn a_forged_change_of_a_watch_deletes_the_literal_key_alone() {
     for value in values {
         world.fill([format!("user:{value}")]);
         let payload = format!(r#"{{"watch":{watch},"rev":{rev},"new":{{"id":{},"email":null}}}}"#, serde_json::Value::from(value));
-        sqlx::query("select pg_notify('unstale', $1)").bind(payload).execute(&world.sql).await.expect("it is sent");
+        sqlx::query("select pg_notify(unstale.channel(), $1)").bind(payload).execute(&world.sql).await.expect("it is sent");
     }
     world.gone(values.map(|value| format!("user:{value}"))).await;
     daemon.settles().await;

@@ -30,7 +30,7 @@ async fn pages_of_the_log_follow_each_other_also_where_xids_get_one_more_digit()
 }
 
 /// The only instance has done everything until now.
-const DONE: &str = "insert into unstale.checkpoint (instance, log, replay_log, history, forget_after)
+const DONE: &str = "insert into unstale.instance (name, log, replay_log, timeline, forget_after)
     values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')
     on conflict (instance) do update set replay_log = pg_current_snapshot()";
 

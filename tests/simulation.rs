@@ -71,6 +71,11 @@ fn a_trigger_that_does_not_log_what_a_sweep_cannot_find_is_noticed() {
 }
 
 #[test]
+fn a_change_that_is_neither_announced_nor_logged_is_noticed() {
+    is_found(Flaw::OthersNotLogged);
+}
+
+#[test]
 fn a_watermark_that_passes_open_transactions_is_noticed() {
     is_found(Flaw::OpenTransactionsIgnored);
 }

@@ -47,8 +47,8 @@ async fn a_command_whose_reply_is_lost_does_not_count_as_done_and_is_repeated() 
         settings.with("UNSTALE_HEARTBEAT__INTERVAL", "500ms").with("UNSTALE_BATCH__IN_FLIGHT", "64")
     };
     let (mut world, link, mut daemon) = linked_with(settings).await;
-    let log_xmin = "select pg_snapshot_xmin(log)::text::bigint from unstale.checkpoint where instance = 'test'";
-    until("there is a checkpoint", async || world.number("select count(*) from unstale.checkpoint where log is not null").await == 1).await;
+    let log_xmin = "select pg_snapshot_xmin(log)::text::bigint from unstale.instance where name = 'test'";
+    until("there is a checkpoint", async || world.number("select count(*) from unstale.instance where log is not null").await == 1).await;
     link.hold_replies();
     world.change_users().await;
     let xid = world.number("select min(xid::text::bigint) from unstale.change_log").await;
@@ -56,7 +56,7 @@ async fn a_command_whose_reply_is_lost_does_not_count_as_done_and_is_repeated() 
     not_ready_because(&daemon, "Redis").await;
     // Heartbeats go on to store the checkpoint, and it stays where it is.
     for _ in 0..5 {
-        let saved = "select (extract(epoch from saved_at) * 1000000)::bigint from unstale.checkpoint where instance = 'test'";
+        let saved = "select (extract(epoch from saved_at) * 1000000)::bigint from unstale.instance where name = 'test'";
         let before = world.number(saved).await;
         until("the checkpoint is stored", async || world.number(saved).await > before).await;
         assert!(world.number(log_xmin).await <= xid, "the checkpoint passed a change that Redis has not acknowledged");

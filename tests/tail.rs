@@ -46,7 +46,7 @@ async fn it_shows_the_keys_of_every_delivery_and_leaves_no_trace() {
 
     world.execute("create table later (id int); select unstale.watch('later', array['later:{id}', 'laters']); truncate later").await;
     assert_eq!(shown(&tail, "public.later").await, json!(["notify", null, ["laters"], ["later:*"]]));
-    let listeners: i64 = sqlx::query_scalar("select count(*) from unstale.checkpoint").fetch_one(&world.sql).await.expect("a count");
+    let listeners: i64 = sqlx::query_scalar("select count(*) from unstale.instance").fetch_one(&world.sql).await.expect("a count");
     assert_eq!(listeners, 0);
     assert!(tail.terminate().success());
 }

@@ -37,7 +37,7 @@ impl Ear {
     async fn in_world(world: World, sql: &str) -> Self {
         world.execute(sql).await;
         let mut listener = PgListener::connect(&world.database_url()).await.expect("the cluster is up");
-        listener.listen("unstale").await.expect("LISTEN");
+        sqlx::query("select unstale.listen()").execute(&mut listener).await.expect("LISTEN");
         Self { world, listener }
     }
 

@@ -59,6 +59,7 @@ async fn resolve(connection: &mut PgConnection, configured: &[Watch]) -> anyhow:
             updated_at: watch.updated_at.clone(),
             only_columns: watch.only_columns.clone(),
             max_ttl: watch.max_ttl,
+            any_prefix: watch.any_prefix,
         };
         watches::check(connection, &table, &spec).await.map_err(|error| anyhow::anyhow!("{table}: {}", error.in_full()))?;
         if wanted.iter().any(|(known, _)| *known == table) {
@@ -76,7 +77,7 @@ fn plan(wanted: Vec<(String, Spec)>, known: Vec<Watched>) -> (Vec<Step>, usize) 
     for (table, spec) in wanted {
         match known.iter().position(|watched| watched.table == table).map(|at| known.swap_remove(at)) {
             None => changes.push(Step::Add { table, spec }),
-            Some(watched) if watched.spec == spec => unchanged += 1,
+            Some(watched) if watched.spec == Spec { any_prefix: false, ..spec.clone() } => unchanged += 1,
             Some(watched) => changes.push(Step::Change { table, spec, from: watched.spec }),
         }
     }
@@ -145,7 +146,7 @@ mod tests {
 
     fn spec(keys: &[&str]) -> Spec {
         let keys = keys.iter().map(ToString::to_string).collect();
-        Spec { keys, delivery: "row".into(), updated_at: Some("updated_at".into()), only_columns: None, max_ttl: None }
+        Spec { keys, delivery: "row".into(), updated_at: Some("updated_at".into()), only_columns: None, max_ttl: None, any_prefix: false }
     }
 
     fn watched(table: &str, keys: &[&str]) -> Watched {

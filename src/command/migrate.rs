@@ -1,20 +1,28 @@
-//! `unstale migrate`: applies the embedded migrations.
+//! `unstale migrate`: applies the embedded migrations, and makes the watches' generated code anew.
 
 use crate::config::Config;
 use crate::pg::{Postgres, migrate};
 
-/// Applies what is missing and says what it was.
+/// Applies what is missing or differs, and says each step as it is done.
 ///
 /// # Errors
-/// Without `DATABASE_URL`, if the schema is newer than this program, or what the server says.
+/// Without `DATABASE_URL`, if the schema is newer than this program or belongs to somebody else, or what the server says.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let applied = migrate::migrate(&Postgres::new(config.database_url()?)?).await?;
-    let mut text = String::new();
-    for name in &applied {
-        text += &format!("applied {name}\n");
+    let mut connection = Postgres::new(config.database_url()?)?.connect().await?;
+    let migrated = migrate::migrate(&mut connection).await?;
+    for name in &migrated.applied {
+        super::print(format!("applied {name}\n").as_bytes())?;
     }
-    if applied.is_empty() {
-        text += &format!("nothing to do: the schema is at version {}\n", migrate::known_version());
+    for outdated in &migrated.outdated {
+        let said = if migrate::regenerate(&mut connection, outdated).await? {
+            format!("triggers of {} made anew\n", outdated.table)
+        } else {
+            format!("triggers of {} are left as they are, and work: the table is in use. Run this again\n", outdated.table)
+        };
+        super::print(said.as_bytes())?;
     }
-    super::print(text.as_bytes())
+    if migrated.applied.is_empty() && migrated.outdated.is_empty() {
+        super::print(format!("nothing to do: the schema is at version {}\n", migrate::known_version()).as_bytes())?;
+    }
+    Ok(())
 }

@@ -234,6 +234,8 @@ pub struct Watch {
     /// How long a cached value may live; `unstale check --keys` holds the keys against it.
     #[serde(with = "text::span_if_any")]
     pub max_ttl: Option<Duration>,
+    /// The templates may begin with a column, although the pattern of all their keys may then match the keys of others.
+    pub any_prefix: bool,
 }
 
 impl Default for Watch {
@@ -245,6 +247,7 @@ impl Default for Watch {
             updated_at: Some("updated_at".to_owned()),
             only_columns: None,
             max_ttl: None,
+            any_prefix: false,
         }
     }
 }

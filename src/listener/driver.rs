@@ -255,7 +255,7 @@ impl Driver {
             }
             Action::Beat { n, progress } => self.ask(Request::Beat(n, progress)),
             Action::ReadWatches => self.ask(Request::Watches),
-            Action::ReadLog { awake } => self.ask(Request::Log { awake }),
+            Action::ReadLog => self.ask(Request::Log),
             Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
             Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
             Action::Sweep { checkpoint, done } => {

@@ -8,12 +8,18 @@ use sqlx::postgres::{PgConnection, PgRow};
 use super::{Error, Postgres, session, sweep};
 use crate::finding::{Finding, Severity};
 
+/// What the role of a listener calls, as in migrations/repeatable/privileges.sql; a test holds the two equal.
+const LISTENER_FUNCTIONS: &[&str] = &[
+    "version", "listen", "beat", "list_watches", "register", "touch", "save", "stored", "forgotten", "seen", "open_gap", "close_gap",
+    "read_log", "log_since", "sweep_tables", "notice_ddl", "rotate_log", "findings", "microseconds", "from_microseconds",
+];
+
 /// All that is not as it should be.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
-    let mut findings = unreadable(connection).await?;
+    let mut findings = Vec::new();
     let rows = sqlx::query("select severity, about, finding, remedy from unstale.findings()")
         .fetch_all(&mut *connection)
         .await
@@ -24,7 +30,6 @@ pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Err
         finding: row.get(2),
         remedy: row.get(3),
     }));
-    findings.extend(hidden_rows(connection).await?);
     let unindexed = sweep::without_index(connection).await?;
     findings.extend(unindexed.into_iter().map(|(table, column, remedy)| {
         let sentence = format!("a large table without an index on {column}: after a gap each page of a sweep reads all of it");
@@ -34,78 +39,35 @@ pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Err
     Ok(findings)
 }
 
-/// What the role may not do in the schema `unstale`, one GRANT each; nothing if there is no schema. Without these, nothing else can
-/// be looked at.
+/// What the role may not do in the schema `unstale`: one call that grants it all; nothing if there is no schema. Without these, nothing
+/// else can be looked at.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn privileges(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
     let rows = sqlx::query(
-        "select quote_ident(current_user), 'usage on schema unstale' from pg_namespace n where n.nspname = 'unstale' and not has_schema_privilege(n.oid, 'usage')
-         union all
-         select quote_ident(current_user), format('%s on unstale.%I', privilege, c.relname)
-           from (values ('watch', 'select'), ('watches', 'select'), ('change_log', 'select'),
-                        ('checkpoint', 'select, insert, update'), ('gap', 'select, insert, update'), ('migrations', 'select')) t(name, privileges)
-           join pg_class c on c.relnamespace = to_regnamespace('unstale') and c.relname = t.name
-          cross join string_to_table(t.privileges, ', ') privilege
-          where not has_table_privilege(c.oid, privilege)
-         union all
-         select quote_ident(current_user), format('execute on function %s', p.oid::regprocedure)
-           from pg_proc p
-          where p.pronamespace = to_regnamespace('unstale')
-            and (p.proname in ('notice_ddl', 'rotate_log', 'bell', 'sweep_column', 'findings') or p.proname ~ '^row_[0-9]+$')
-            and not has_function_privilege(p.oid, 'execute')
-         union all
-         select quote_ident(current_user), 'execute on function pg_control_system()' where not has_function_privilege('pg_control_system()', 'execute')",
+        "select quote_ident(current_user), string_agg(needed, ', ' order by needed)
+           from (select 'usage on schema unstale' from pg_namespace n where n.nspname = 'unstale' and not has_schema_privilege(n.oid, 'usage')
+                 union all
+                 select format('execute on function unstale.%I', p.proname)
+                   from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                  where n.nspname = 'unstale' and p.proname = any ($1) and not has_function_privilege(p.oid, 'execute')) l(needed)
+         having count(*) > 0",
     )
+    .bind(LISTENER_FUNCTIONS)
     .fetch_all(connection)
     .await
     .map_err(Error::of("looking at the role"))?;
-    Ok(missing(&rows))
-}
-
-/// Watched tables that the role may not read: after each gap they lose all their keys.
-async fn unreadable(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
-    let rows = sqlx::query(
-        "select quote_ident(current_user), needed
-           from unstale.watch w join pg_class c on c.oid = w.relation join pg_namespace n on n.oid = c.relnamespace
-          cross join lateral (select format('usage on schema %I', n.nspname) where not has_schema_privilege(n.oid, 'usage')
-                              union all
-                              select format('select on %s', c.oid::regclass) where not has_table_privilege(c.oid, 'select')) l(needed)
-          where w.ended is null and w.sweep_attnum is not null",
-    )
-    .fetch_all(connection)
-    .await
-    .map_err(Error::of("looking at the role"))?;
-    Ok(missing(&rows))
-}
-
-fn missing(rows: &[PgRow]) -> Vec<Finding> {
     let finding = |row: &PgRow| {
         let (role, needed): (String, String) = (row.get(0), row.get(1));
-        Finding::error(format!("role {role}"), format!("it lacks {needed}"), format!("grant {needed} to {role};"))
-    };
-    rows.iter().map(finding).collect()
-}
-
-async fn hidden_rows(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
-    let rows = sqlx::query(
-        "select c.oid::regclass::text, quote_ident(current_user)
-           from unstale.watch w join pg_class c on c.oid = w.relation
-          where w.ended is null and w.sweep_attnum is not null and row_security_active(c.oid)",
-    )
-    .fetch_all(connection)
-    .await
-    .map_err(Error::of("looking for row-level security"))?;
-    let finding = |row: &PgRow| {
-        let sentence = "row-level security hides rows from the sweep: after a gap all its keys are deleted";
-        Finding::warning(row.get::<&str, _>(0), sentence, format!("alter role {} bypassrls;", row.get::<&str, _>(1)))
+        let remedy = format!("select unstale.grant_listener('{}'); -- as the owner of the schema unstale", role.replace('\'', "''"));
+        Finding::error(format!("role {role}"), format!("it lacks {needed}"), remedy)
     };
     Ok(rows.iter().map(finding).collect())
 }
 
 async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
-    let row = sqlx::query("select count(*) from unstale.watches").fetch_one(connection).await;
+    let row = sqlx::query("select count(*) from unstale.list_watches() where not ended").fetch_one(connection).await;
     let count: i64 = row.map_err(Error::of("counting the watches"))?.get(0);
     Ok(match count {
         0 => {
@@ -122,12 +84,19 @@ async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
 /// # Errors
 /// [`Error::Connect`], [`Error::Statement`].
 pub async fn delivers(postgres: &Postgres, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
-    let row = sqlx::query("select 'unstale_check_' || pg_backend_pid()").fetch_one(&mut *connection).await;
-    let channel: String = row.map_err(Error::of("asking for the backend"))?.get(0);
-    let mut listener = session::listen(postgres, connection, &channel, patience).await?;
-    let notify = sqlx::query("select pg_notify($1, '')").bind(&channel);
-    notify.execute(connection).await.map_err(Error::of("NOTIFY"))?;
-    Ok(matches!(tokio::time::timeout(patience, listener.try_recv()).await, Ok(Ok(Some(_)))))
+    let mut listener = session::listen(postgres, connection, patience).await?;
+    let row = sqlx::query("select pg_backend_pid(), unstale.beat(0)").fetch_one(connection).await; // believed by no listener
+    let backend: i32 = row.map_err(Error::of("NOTIFY"))?.get(0);
+    let ours = async {
+        loop {
+            match listener.try_recv().await {
+                Ok(Some(notification)) if notification.process_id() == backend.cast_unsigned() => return true,
+                Ok(Some(_)) => {}
+                _ => return false,
+            }
+        }
+    };
+    Ok(tokio::time::timeout(patience, ours).await.unwrap_or(false))
 }
 
 /// How long ago this instance's listener was there, in seconds; `None`: never.
@@ -135,9 +104,8 @@ pub async fn delivers(postgres: &Postgres, connection: &mut PgConnection, patien
 /// # Errors
 /// [`Error::Statement`].
 pub async fn last_seen(connection: &mut PgConnection, instance: &str) -> Result<Option<f64>, Error> {
-    let sql = "select extract(epoch from clock_timestamp() - saved_at)::float8 from unstale.checkpoint where instance = $1";
-    let row = sqlx::query(sql).bind(instance).fetch_optional(connection).await.map_err(Error::of("looking for the listener"))?;
-    Ok(row.map(|row| row.get(0)))
+    let row = sqlx::query("select unstale.seen($1)").bind(instance).fetch_optional(connection).await;
+    Ok(row.map_err(Error::of("looking for the listener"))?.and_then(|row| row.get(0)))
 }
 
 /// Other sessions of this program in this database: listeners, sweeps ...

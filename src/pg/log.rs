@@ -6,7 +6,7 @@
 //! Xids that are still to come are of a dump from another cluster: they are left alone.
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Executor, Row};
+use sqlx::Row;
 
 use super::Error;
 use crate::watermark::Snapshot;
@@ -45,10 +45,6 @@ impl Reader {
     /// # Errors
     /// [`Error::Statement`].
     pub async fn new(connection: &mut PgConnection) -> Result<Self, Error> {
-        // PostgreSQL would plan each reading anew, which takes ten times as long as to read. And a part that was empty when the one
-        // plan was made, after a VACUUM, would be read from its beginning for ever.
-        let settings = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_bitmapscan = off";
-        connection.execute(settings).await.map_err(Error::of("preparing to read the log"))?;
         let row = sqlx::query("select pg_current_snapshot()::text").fetch_one(connection).await.map_err(Error::of("taking a snapshot"))?;
         Ok(Self { seen: parse_snapshot(row.get(0))?, rows: *PAGE_ROWS.start(), open: None, after: None, next: None })
     }
@@ -62,15 +58,7 @@ impl Reader {
         let (open_xid, open_id) = self.open.clone().unwrap_or_else(|| first(0));
         let (after_xid, after_id) = self.after.clone().unwrap_or_else(|| first(self.seen.xmax));
         let rows = sqlx::query(
-            "select pg_current_snapshot()::text, null::text, 0::bigint, false
-             union all
-             (select l.change, l.xid::text, l.id, true from unstale.change_log l
-               where l.xid = any ($1::text[]::xid8[]) and (l.xid, l.id) > ($2::text::xid8, $3) and not l.announced
-               order by l.xid, l.id limit $6)
-             union all
-             (select l.change, l.xid::text, l.id, false from unstale.change_log l
-               where (l.xid, l.id) > ($4::text::xid8, $5) and l.xid < pg_snapshot_xmax(pg_current_snapshot()) and not l.announced
-               order by l.xid, l.id limit $6)",
+            "select change, xid, id, was_open from unstale.read_log($1::text[]::xid8[], $2::text::xid8, $3, $4::text::xid8, $5, $6)",
         )
         .bind(self.seen.open.iter().map(ToString::to_string).collect::<Vec<_>>())
         .bind(open_xid)
@@ -128,10 +116,8 @@ pub async fn page(
 ) -> Result<(Vec<String>, Option<Place>), Error> {
     let (xid, id) = after.unwrap_or_else(|| (done.xmin.to_string(), 0));
     let rows = sqlx::query(
-        // ORDER BY of a bare name would be by the text in the select list, where 1000 comes before 999.
-        "select l.change, l.xid::text, l.id from unstale.change_log l
-          where (l.xid, l.id) > ($1::text::xid8, $2) and not pg_visible_in_snapshot(l.xid, $3::text::pg_snapshot)
-          order by l.xid, l.id limit $4",
+        // Every name with its schema: the code of a table's owner ran in this session (sweep.rs).
+        "select change, xid, id from unstale.log_since($3::pg_catalog.text::pg_catalog.pg_snapshot, $1::pg_catalog.text::pg_catalog.xid8, $2, $4)",
     )
     .bind(xid)
     .bind(id)
@@ -151,15 +137,4 @@ pub async fn page(
 pub async fn rotate(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::query("select unstale.rotate_log()").execute(connection).await.map_err(Error::of("emptying the log"))?;
     Ok(())
-}
-
-/// Keeps writers from ringing while this listener reads the log all the time; the reading after it ends finds what they
-/// did not ring for.
-///
-/// # Errors
-/// [`Error::Statement`].
-pub async fn stay_awake(connection: &mut PgConnection, awake: bool) -> Result<bool, Error> {
-    let sql = if awake { "select pg_try_advisory_lock_shared(unstale.bell())" } else { "select pg_advisory_unlock_shared(unstale.bell())" };
-    let row = sqlx::query(sql).fetch_one(connection).await.map_err(Error::of("telling writers whether to ring"))?;
-    Ok(awake && row.get(0))
 }

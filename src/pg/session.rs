@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::watches::{self, Watched};
-use super::{CHANNEL, Error, Postgres, log, migrate};
+use super::{Error, Postgres, log, migrate};
 use crate::observe::{Cause, GapSummary};
 use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored};
 
@@ -62,10 +62,7 @@ pub enum Request {
     /// Read the watches.
     Watches,
     /// Read the next page of changes that are only in the log.
-    Log {
-        /// It will be asked for again and again, so that nobody need ring.
-        awake: bool,
-    },
+    Log,
     /// Note an open gap, since this long ago.
     OpenGap(Cause, Duration),
     /// Note that it is closed.
@@ -131,9 +128,9 @@ async fn run(
     let mut connection = postgres.connect().await?;
     super::check_server(&mut connection).await?;
     migrate::check(&mut connection).await?;
-    let mut listener = listen(postgres, &mut connection, CHANNEL, timeout / 2).await?;
+    let mut listener = listen(postgres, &mut connection, timeout / 2).await?;
     let reader = log::Reader::new(&mut connection).await?;
-    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, awake: false };
+    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -148,7 +145,6 @@ async fn run(
 pub(super) async fn listen(
     postgres: &Postgres,
     control: &mut PgConnection,
-    channel: &str,
     patience: Duration,
 ) -> Result<PgListener, Error> {
     let pool = PgPoolOptions::new()
@@ -167,7 +163,8 @@ pub(super) async fn listen(
     };
     listener.eager_reconnect(false);
     listener.ignore_pool_close_event(true); // nobody closes the pool, and to be told costs a tenth of a burst
-    if let Err(error) = listener.listen(channel).await {
+    // Not PgListener::listen: the channel's name is a secret, and would stand in pg_stat_activity.
+    if let Err(error) = sqlx::query("select unstale.listen()").execute(&mut listener).await {
         // "could not access status of transaction" on LISTEN passes once the queue's usage was asked for
         // (https://github.com/PostgREST/postgrest/pull/4858).
         let _ = sqlx::query("select pg_notification_queue_usage()").execute(control).await;
@@ -198,7 +195,6 @@ struct Control {
     history: String,
     gap: Option<i64>, // id in the ledger
     reader: log::Reader,
-    awake: bool, // holds the lock that keeps writers from ringing
 }
 
 impl Control {
@@ -226,13 +222,7 @@ impl Control {
     /// From here on the log, and what it means, is kept for this instance. One that was away for too long is marked until it has
     /// deleted everything.
     async fn appear(&mut self) -> Result<(), Error> {
-        sqlx::query(
-            "insert into unstale.checkpoint as known (instance, history, forget_after) values ($1, '', $2 * interval '1 second')
-             on conflict (instance) do update
-                set history = case when known.saved_at < statement_timestamp() - known.forget_after then 'forgotten' else known.history end,
-                    replay_log = case when known.saved_at >= statement_timestamp() - known.forget_after then known.replay_log end,
-                    forget_after = excluded.forget_after, saved_at = clock_timestamp()",
-        )
+        sqlx::query("select unstale.register($1, $2 * interval '1 second')")
         .bind(&self.name.instance)
         .bind(self.name.forget_after.as_secs_f64())
         .execute(&mut self.connection)
@@ -243,7 +233,7 @@ impl Control {
 
     /// Nothing is proven, because a gap is open or Redis has never answered; but the log is kept for who is there.
     async fn stay(&mut self) -> Result<(), Error> {
-        let sql = "update unstale.checkpoint set saved_at = clock_timestamp() where instance = $1";
+        let sql = "select unstale.touch($1)";
         sqlx::query(sql)
             .bind(&self.name.instance)
             .execute(&mut self.connection)
@@ -254,10 +244,7 @@ impl Control {
 
     async fn stored(&mut self) -> Result<Option<Stored>, Error> {
         let row = sqlx::query(
-            "select log::text, (extract(epoch from watermark) * 1000000)::bigint,
-                    replay_log::text, (extract(epoch from replay_watermark) * 1000000)::bigint,
-                    redis, history, history = 'forgotten'
-               from unstale.checkpoint where instance = $1 and log is not null",
+            "select log, watermark, replay_log, replay_watermark, redis, timeline, forgotten from unstale.stored($1)",
         )
         .bind(&self.name.instance)
         .fetch_optional(&mut self.connection)
@@ -273,9 +260,7 @@ impl Control {
     }
 
     async fn forgotten(&mut self) -> Result<Vec<String>, Error> {
-        let rows = sqlx::query(
-            "select instance from unstale.checkpoint where instance <> $1 and saved_at < clock_timestamp() - forget_after order by instance",
-        )
+        let rows = sqlx::query("select unstale.forgotten($1)")
         .bind(&self.name.instance)
         .fetch_all(&mut self.connection)
         .await;
@@ -313,12 +298,7 @@ impl Control {
                 Ok(Some(sent))
             }
             Request::Watches => Ok(Some(Event::Watches(watches::load(&mut self.connection).await?))),
-            Request::Log { awake } => {
-                if awake != self.awake {
-                    self.awake = log::stay_awake(&mut self.connection, awake).await?;
-                }
-                Ok(Some(Event::LogRead(self.reader.page(&mut self.connection).await?)))
-            }
+            Request::Log => Ok(Some(Event::LogRead(self.reader.page(&mut self.connection).await?))),
             Request::OpenGap(cause, ago) => self.open_gap(cause, ago).await.map(|()| None),
             Request::CloseGap(summary) => self.close_gap(summary).await.map(|()| None),
             Request::Save(progress) => {
@@ -333,10 +313,9 @@ impl Control {
     async fn beat(&mut self, n: u64) -> Result<Event, Error> {
         let row = sqlx::query(
             "select (extract(epoch from statement_timestamp()) * 1000000)::bigint, pg_current_snapshot()::text,
-                    pg_notification_queue_usage(), pg_notify($1, $2)",
+                    pg_notification_queue_usage(), unstale.beat($1)",
         )
-        .bind(CHANNEL)
-        .bind(format!(r#"{{"heartbeat":{n}}}"#))
+        .bind(n.cast_signed())
         .fetch_one(&mut self.connection)
         .await
         .map_err(Error::of("sending a heartbeat"))?;
@@ -347,13 +326,7 @@ impl Control {
     async fn save(&mut self, progress: &Progress) -> Result<(), Error> {
         let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else { return self.stay().await };
         sqlx::query(
-            "insert into unstale.checkpoint (instance, watermark, log, replay_watermark, replay_log, redis, history, forget_after)
-             values ($1, 'epoch'::timestamptz + $2::bigint * interval '1 microsecond', $3::text::pg_snapshot,
-                     'epoch'::timestamptz + $4::bigint * interval '1 microsecond', $5::text::pg_snapshot, $6, $7, $8 * interval '1 second')
-             on conflict (instance) do update
-                set watermark = excluded.watermark, log = excluded.log, replay_watermark = excluded.replay_watermark,
-                    replay_log = excluded.replay_log, redis = excluded.redis, history = excluded.history,
-                    forget_after = excluded.forget_after, saved_at = clock_timestamp()",
+            "select unstale.save($1, $2::bigint, $3::text::pg_snapshot, $4::bigint, $5::text::pg_snapshot, $6, $7, $8 * interval '1 second')",
         )
         .bind(&self.name.instance)
         .bind(checkpoint.watermark.map(|time| time.0))
@@ -372,14 +345,7 @@ impl Control {
     async fn open_gap(&mut self, cause: Cause, ago: Duration) -> Result<(), Error> {
         // What an earlier session, or process, did not catch up with is still the same gap.
         let row = sqlx::query(
-            "with known as (
-                 select id from unstale.gap where instance = $1 and not complete order by opened_at desc limit 1
-             ), opened as (
-                 insert into unstale.gap (instance, cause, opened_at)
-                 select $1, $2, clock_timestamp() - $3::double precision * interval '1 second' where not exists (select from known)
-                 returning id
-             )
-             select id from known union all select id from opened",
+            "select unstale.open_gap($1, $2, $3 * interval '1 second')",
         )
         .bind(&self.name.instance)
         .bind(cause.label())
@@ -394,7 +360,7 @@ impl Control {
     async fn close_gap(&mut self, summary: GapSummary) -> Result<(), Error> {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         sqlx::query(
-            "update unstale.gap set closed_at = clock_timestamp(), swept = $2, logged = $3, keys = $4, complete = true where id = $1",
+            "select unstale.close_gap($1, $2, $3, $4)",
         )
         .bind(self.gap.take())
         .bind(count(summary.swept))

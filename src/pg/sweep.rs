@@ -3,8 +3,12 @@
 //! Reads in pages of about `sweep.page_rows`. A page ends between two stamps, never between rows of one stamp: rows move, by
 //! VACUUM FULL or by an UPDATE that does not count, and nothing but the stamp stays. As a bulk import has one stamp for all its
 //! rows, the server keeps the page (a cursor WITH HOLD), and no snapshot is held while Redis is slow. Rows come through
-//! `unstale.row_N()`, the function that the triggers use, so that both make equal keys. A table that cannot be read is
-//! widened to all its keys, never left out.
+//! `unstale.page_N()`, which runs as the table's owner and calls the function that the triggers use, so that both make equal keys.
+//! A table that cannot be read, or not in time, is widened to all its keys, never left out.
+//!
+//! A page runs code of the table's owner: expression indexes, statistics, policies. That has no rights here but the owner's, and
+//! may leave settings and temporary objects behind in the session. So after the first page every name in a statement has its
+//! schema, and the settings are made anew for each table.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,13 +24,23 @@ use crate::watermark::{Checkpoint, MARGIN, PgTime, Snapshot};
 /// Rows of a page of the log: each may be a payload's size, 8 kB.
 const LOG_ROWS: i64 = 100;
 
-/// The next rows of the page that the server keeps: a few tens of kilobytes.
-const NEXT_CHUNK: &str = "fetch 500 from page";
+/// The next rows of the page that the server keeps should have about so many bytes.
+const CHUNK_BYTES: usize = 64 << 10;
 
-/// A page that takes longer is given up, lest its snapshot hold back vacuum.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Rows of a chunk, at the least and at the most: one may have some tens of kilobytes.
+const CHUNK_ROWS: std::ops::RangeInclusive<usize> = 16..=500;
 
-/// Without an answer for so long, the connection is dead: the server gives up earlier. The heartbeat has other connections.
+/// What the session is again before each table, whatever the code of the last one's owner has set.
+const SETTINGS: &str = "reset all; set search_path = pg_catalog, pg_temp; set statement_timeout = 60000; set work_mem = '32MB'; set jit = off";
+
+/// How far a stamp without a zone may be from the time that a person means.
+const HALF_A_DAY: i64 = 14 * 3_600_000_000;
+
+/// How often a table is tried that cannot be read.
+const ATTEMPTS: u32 = 3;
+
+/// Without an answer for so long, the connection is dead: the server gives up earlier (statement_timeout, lest a page's snapshot hold
+/// back vacuum). The heartbeat has other connections.
 const PATIENCE: Duration = Duration::from_secs(75);
 
 /// What a sweep brings.
@@ -76,10 +90,10 @@ struct Table {
     watch: i32,
     name: String,
     column: String,
-    type_name: String,
     since: i64, // microseconds: no earlier change concerns us
     unreadable: Option<String>,
     needs_index: bool,
+    is_local: bool, // its stamps have no zone
 }
 
 impl Table {
@@ -109,23 +123,15 @@ pub async fn run(postgres: Postgres, from: From, page_rows: u32, out: mpsc::Send
 
 async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
     let mut connection = in_time(postgres.connect()).await?;
-    let timeout = format!("set statement_timeout = {}; set work_mem = '32MB'", PAGE_TIMEOUT.as_millis());
-    in_time(async { connection.execute(AssertSqlSafe(timeout)).await.map_err(Error::of("preparing the sweep")) }).await?;
     for table in in_time(tables(&mut connection, from.by_hand.as_deref())).await? {
         if let Some(remedy) = table.missing_index() {
             let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
         }
-        let reason = if let Some(reason) = &table.unreadable {
-            reason.clone()
-        } else {
-            match sweep_table(&mut connection, &table, from, page_rows, out).await {
-                Err(Error::Statement { source, .. }) if class(&source) == Class::Table => format!("it cannot be read ({source})"),
-                result => {
-                    result?;
-                    continue;
-                }
-            }
+        let reason = match &table.unreadable {
+            Some(reason) => Some(reason.clone()),
+            None => sweep_or_reason(&mut connection, &table, from, page_rows, out).await?,
         };
+        let Some(reason) = reason else { continue };
         let _ = out.send(Swept::Unreadable { watch: table.watch, table: table.name, reason }).await;
     }
     let done = from.checkpoint.as_ref().map_or_else(Snapshot::nothing, |from| from.log.clone());
@@ -140,42 +146,61 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
     }
 }
 
+/// Sweeps a table; `Some`: why it cannot be read. What may pass is tried again, but not for ever: the code of the table's owner may raise
+/// whatever it likes.
+async fn sweep_or_reason(
+    connection: &mut PgConnection,
+    table: &Table,
+    from: &From,
+    page_rows: i64,
+    out: &mpsc::Sender<Swept>,
+) -> Result<Option<String>, Error> {
+    let mut attempt = 1;
+    loop {
+        match sweep_table(connection, table, from, page_rows, out).await {
+            Err(Error::Statement { source, .. })
+                if source.as_database_error().is_some() && (attempt == ATTEMPTS || class(&source) == Class::Table) =>
+            {
+                return Ok(Some(format!("it cannot be read ({source})")));
+            }
+            Err(Error::Statement { source, .. }) if source.as_database_error().is_some() => attempt += 1,
+            result => return result.map(|()| None),
+        }
+    }
+}
+
 async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Error::Timeout(PATIENCE)))
 }
 
 async fn tables(connection: &mut PgConnection, only: Option<&[i32]>) -> Result<Vec<Table>, Error> {
-    let rows = sqlx::query(
-        "select w.id, format('%I.%I', n.nspname, c.relname), coalesce(quote_ident(a.attname), ''), coalesce(a.atttypid::regtype::text, ''),
-                (extract(epoch from w.since) * 1000000)::bigint,
-                case when a.attname is null
-                     then 'the column that it was swept by is gone; call unstale.watch() again'
-                     when row_security_active(c.oid)
-                     then 'row-level security hides rows from the sweep; let the listener''s role bypass it (alter role ... bypassrls)'
-                end,
-                a.attnum is not null and c.reltuples > 100000 and not exists (
-                    select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = a.attnum)
-           from unstale.watch w
-           join pg_class c on c.oid = w.relation
-           join pg_namespace n on n.oid = c.relnamespace
-           left join pg_attribute a on a.attrelid = c.oid and a.attnum = unstale.sweep_column(w)
-          where w.sweep_attnum is not null and w.ended is null and ($1 is null or w.id = any ($1))
-          order by w.id",
-    )
-    .bind(only)
-    .fetch_all(connection)
-    .await
-    .map_err(Error::of("reading what is to be swept"))?;
+    let rows = sqlx::query("select watch, table_name, column_name, since, unsweepable, needs_index, is_local from unstale.sweep_tables($1)")
+        .bind(only)
+        .fetch_all(connection)
+        .await
+        .map_err(Error::of("reading what is to be swept"))?;
     let table = |row: &sqlx::postgres::PgRow| Table {
         watch: row.get(0),
         name: row.get(1),
         column: row.get(2),
-        type_name: row.get(3),
-        since: row.get(4),
-        unreadable: row.get(5),
-        needs_index: row.get(6),
+        since: row.get::<Option<i64>, _>(3).unwrap_or(i64::MIN),
+        unreadable: row.get(4),
+        needs_index: row.get(5),
+        is_local: row.get(6),
     };
     Ok(rows.iter().map(table).collect())
+}
+
+/// Where a table's sweep begins, in microseconds.
+fn start_of(table: &Table, from: &From) -> i64 {
+    let made = table.since.saturating_sub(i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0));
+    let proven = from.checkpoint.as_ref().and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
+    match (proven, &from.by_hand) {
+        (None, _) => made,
+        (Some(proven), None) => proven.0.max(made),
+        (Some(asked), Some(_)) if table.is_local => asked.0.saturating_sub(HALF_A_DAY),
+        (Some(asked), Some(_)) => asked.0,
+    }
 }
 
 async fn sweep_table(
@@ -185,25 +210,27 @@ async fn sweep_table(
     page_rows: i64,
     out: &mpsc::Sender<Swept>,
 ) -> Result<(), Error> {
-    let made = table.since - i64::try_from((2 * MARGIN).as_micros()).unwrap_or(0);
-    let proven = from.checkpoint.as_ref().and_then(|from| from.watermark).max(from.done.get(&table.watch).copied());
-    let earliest = if from.by_hand.is_some() { i64::MIN } else { made };
-    let start = proven.map_or(made, |proven| proven.0.max(earliest));
-    let mut after: Option<String> = None;
+    let failed = || Error::of("sweeping a table");
+    in_time(async { connection.execute(SETTINGS).await.map_err(Error::of("preparing the sweep")) }).await?;
+    let start = start_of(table, from);
+    let mut after = "-infinity".to_owned();
+    let mut chunk_rows = *CHUNK_ROWS.start();
     while !out.is_closed() {
-        let page = sqlx::query(AssertSqlSafe(page_sql(table, after.is_some()))).persistent(false).bind(start).bind(page_rows);
-        let page = if let Some(stamp) = after.take() { page.bind(stamp) } else { page };
-        in_time(async { page.execute(&mut *connection).await.map_err(Error::of("sweeping a table")) }).await?;
+        let page = sqlx::query(AssertSqlSafe(page_sql(table.watch))).persistent(false).bind(start).bind(&after).bind(page_rows);
+        in_time(async { page.execute(&mut *connection).await.map_err(failed()) }).await?;
         let (mut found, mut through) = (0, None);
         while !out.is_closed() {
-            let rows = sqlx::query(NEXT_CHUNK).persistent(false).fetch_all(&mut *connection);
-            let rows = in_time(async { rows.await.map_err(Error::of("sweeping a table")) }).await?;
+            let rows = sqlx::query(AssertSqlSafe(format!("fetch {chunk_rows} from page"))).persistent(false).fetch_all(&mut *connection);
+            let rows = in_time(async { rows.await.map_err(failed()) }).await?;
             let Some(last) = rows.last() else { break };
             found += rows.len();
-            (after, through) = (Some(last.get(1)), last.get(2));
-            let _ = out.send(Swept::Rows(table.watch, rows.iter().map(|row| row.get(0)).collect())).await;
+            (after, through) = (last.get(1), last.get(2));
+            let images: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+            let bytes: usize = images.iter().map(String::len).sum();
+            chunk_rows = (CHUNK_BYTES * rows.len() / bytes.max(1)).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
+            let _ = out.send(Swept::Rows(table.watch, images)).await;
         }
-        in_time(async { connection.execute("close page").await.map_err(Error::of("sweeping a table")) }).await?;
+        in_time(async { connection.execute("close page").await.map_err(failed()) }).await?;
         if i64::try_from(found).unwrap_or(i64::MAX) < page_rows {
             break;
         }
@@ -214,21 +241,12 @@ async fn sweep_table(
     Ok(())
 }
 
-/// $1 the start in microseconds, $2 the rows of a page, $3 the last stamp of the page before. A row that gets another stamp
-/// meanwhile was changed and is announced, or gets a later one. `t.*`, because `t` may be a column.
-fn page_sql(table: &Table, continued: bool) -> String {
-    let Table { watch, name, column, type_name, .. } = table;
-    let start = "('epoch'::timestamptz + $1::bigint * interval '1 microsecond')";
-    // A timestamp without a zone is UTC, as in the trigger.
-    let start = if type_name.starts_with("timestamp without") { format!("timezone('UTC', {start})") } else { start.to_owned() };
-    let place = if continued { format!("and t.{column} > $3::text::{type_name}") } else { String::new() };
+/// $1 the start in microseconds, $2 the last stamp of the page before, $3 the rows of a page. A row that gets another stamp
+/// meanwhile was changed and is announced, or gets a later one.
+fn page_sql(watch: i32) -> String {
     format!(
         "declare page no scroll cursor with hold for
-         select unstale.row_{watch}(t.*), t.{column}::text,
-                case when isfinite(t.{column}) then (extract(epoch from t.{column}) * 1000000)::bigint end
-           from {name} t
-          where t.{column} >= {start} {place}
-          order by t.{column}
-          fetch first ($2::bigint) rows with ties"
+         select p.image, p.stamp::pg_catalog.text, unstale.microseconds(p.stamp)
+           from unstale.page_{watch}(unstale.from_microseconds($1), $2::pg_catalog.text::pg_catalog.timestamptz, $3) p"
     )
 }

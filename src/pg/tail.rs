@@ -9,7 +9,7 @@ use sqlx::postgres::{PgConnection, PgListener};
 use tokio::time::{Interval, interval};
 
 use super::watches::{self, Watched};
-use super::{CHANNEL, Error, Postgres, log, session};
+use super::{Error, Postgres, log, session};
 
 /// How often the log is read: writers that see a listener awake do not ring.
 const POLL: Duration = Duration::from_millis(200);
@@ -42,7 +42,7 @@ impl Tail {
         let mut control = postgres.connect().await?;
         super::check_server(&mut control).await?;
         super::migrate::check(&mut control).await?;
-        let listener = session::listen(postgres, &mut control, CHANNEL, patience).await?;
+        let listener = session::listen(postgres, &mut control, patience).await?;
         let reader = log::Reader::new(&mut control).await?;
         Ok(Self { listener, control, reader, read: VecDeque::new(), poll: interval(POLL), patience })
     }

@@ -37,6 +37,8 @@ pub struct Spec {
     pub only_columns: Option<Vec<String>>,
     /// How long a cached value may live.
     pub max_ttl: Option<Duration>,
+    /// Templates may begin with a column. Asked when a watch is made, and not kept.
+    pub any_prefix: bool,
 }
 
 /// Everything that is watched, and was until lately, by table.
@@ -45,10 +47,7 @@ pub struct Spec {
 /// [`Error::Statement`].
 pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> {
     let rows = sqlx::query(
-        "select w.id, w.rev, coalesce(v.table_name, w.table_name), w.ended is not null, w.sweep_attnum is not null, w.keys, w.delivery, w.updated_at, w.only_columns,
-                (extract(epoch from w.max_ttl) * 1000000)::bigint
-           from unstale.watch w left join unstale.watches v on v.id = w.id
-          order by 3",
+        "select id, rev, table_name, ended, sweepable, keys, delivery, updated_at, only_columns, max_ttl_microseconds from unstale.list_watches()",
     )
     .fetch_all(connection)
     .await
@@ -65,6 +64,7 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
             updated_at: row.get(7),
             only_columns: row.get(8),
             max_ttl: row.get::<Option<i64>, _>(9).map(|micros| Duration::from_micros(micros.unsigned_abs())),
+            any_prefix: false,
         },
     };
     Ok(rows.iter().map(watched).collect())
@@ -94,7 +94,7 @@ pub async fn full_name(connection: &mut PgConnection, table: &str) -> Result<Opt
 pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<(), Error> {
     call(
         connection,
-        "select unstale.wanted($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second') is not null",
+        "select unstale.wanted($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7) is not null",
         "this watch",
         table,
         spec,
@@ -110,7 +110,7 @@ pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> R
 pub async fn watch(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<String, Error> {
     let row = call(
         connection,
-        "select unstale.watch($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second')",
+        "select unstale.watch($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7)",
         "unstale.watch()",
         table,
         spec,
@@ -127,6 +127,7 @@ async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static s
         .bind(&spec.updated_at)
         .bind(&spec.only_columns)
         .bind(spec.max_ttl.map(|ttl| ttl.as_secs_f64()))
+        .bind(spec.any_prefix)
         .fetch_one(connection)
         .await
         .map_err(Error::of(what))

@@ -18,6 +18,8 @@ pub(super) enum Flaw {
     None,
     /// The trigger leaves everything to the sweep.
     NothingLogged,
+    /// A change that is not announced, because somebody else is announcing, is not logged either.
+    OthersNotLogged,
     /// Heartbeats see no transaction but ended ones, so that the watermark follows the clock.
     OpenTransactionsIgnored,
     /// What a sweep brings was read before LISTEN.
@@ -55,7 +57,7 @@ struct Transaction {
     writes: BTreeMap<u64, Option<Row>>,
     notifies: Vec<String>,
     log: Vec<(bool, String)>, // was it announced?
-    rings: bool,              // holds the bell until it ends
+    announces: bool,          // nobody else does until it ends
 }
 
 /// What will happen at some time. `session` and `listener` say to whom; if they are gone by then, nothing happens.
@@ -68,7 +70,7 @@ enum Event {
     SweepLog { sweep: u64, done: Snapshot },
     SweepLogged { sweep: u64, change: String },
     SweepEnd { sweep: u64 },
-    LogPage { session: u64, awake: bool },
+    LogPage { session: u64 },
     RedisAttempt { listener: u64, command: Command },
     RedisReply { listener: u64, id: u64, redis: u64 },
     PostgresBack,
@@ -125,7 +127,6 @@ pub(super) struct World {
     seen: Snapshot, // of the log
     seen_next: Option<Snapshot>,
     pages: VecDeque<String>, // of a reading that has begun
-    awake: bool,
     last_delivery: Duration,
     lost_since: Duration,
     sweep: u64,
@@ -186,7 +187,6 @@ impl World {
             seen: Snapshot::nothing(),
             seen_next: None,
             pages: VecDeque::new(),
-            awake: false,
             last_delivery: Duration::ZERO,
             lost_since: Duration::ZERO,
             sweep: 0,
@@ -405,7 +405,6 @@ impl World {
             self.lost_since = self.now;
         }
         self.session += 1;
-        self.awake = false;
         self.listening = false;
         self.black_holed = false;
     }
@@ -430,8 +429,11 @@ impl World {
             && !self.black_holed // it is not quiet before that is noticed
             && self.redis_heard == self.redis_id
             && self.machine.pending() == 0
-            && !self.schedule.iter().any(|Reverse(scheduled)| matches!(scheduled.event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. } | Event::LogPage { .. } | Event::Input { .. }))
-            && self.log.iter().all(|(xid, announced, _)| *announced || self.seen.sees(*xid)) // or it will be read with the next heartbeat
+            && !self.schedule.iter().any(|Reverse(scheduled)| match &scheduled.event {
+                Event::Input { input: Input::LogRead { changes, .. }, .. } => !changes.is_empty(), // the log is read all the time
+                event => matches!(event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. } | Event::Input { .. }),
+            })
+            && self.log.iter().all(|(xid, announced, _)| *announced || self.seen.sees(*xid)) // or it will be read in a moment
     }
 
     fn compare(&self) -> Result<(), String> {

@@ -130,7 +130,7 @@ async fn unwatch_leaves_nothing_and_says_whether_there_was_something() {
     assert_eq!(ear.hears("select 1").await, [r#"1 "all":true"#]);
     assert_eq!(ear.hears("insert into users values (1); truncate users; drop table users").await, [""; 0]);
     assert_eq!(ear.rows("select table_name from unstale.watch where ended is not null").await, ["public.users"]);
-    ear.hears("insert into unstale.checkpoint values ('a', null, '3:3:', null, pg_current_snapshot(), null, '', '1 day')").await;
+    ear.hears("insert into unstale.instance values ('a', null, '3:3:', null, pg_current_snapshot(), null, '', '1 day')").await;
     ear.hears("select unstale.notice_ddl()").await;
     assert_eq!(ear.rows("select table_name from unstale.watch").await, [""; 0], "everybody has deleted its keys");
 }

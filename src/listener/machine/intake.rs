@@ -47,6 +47,7 @@ impl Machine {
             Announcement::Change(change) => {
                 let changed = self.changed(Lane::Live, &change);
                 self.take_sample(now);
+                self.expect_logged(now);
                 changed
             }
         });

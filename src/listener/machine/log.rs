@@ -1,7 +1,8 @@
 //! The changes that are said nowhere but in the log: when to read them.
 //!
-//! Read when a writer rings, with every heartbeat, and again a moment after something was found: whoever found somebody else
-//! ringing has not rung. The moment doubles while nothing is found, so that an idle database is not polled.
+//! A writer announces its change only if nobody else is announcing, and one with a lock_timeout, or on a server where transactions
+//! may be prepared, never does. So the log is read all the time: a moment after something was found in it, often while changes
+//! come in, because others may be logging beside them, and otherwise as rarely as a change may wait.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,15 @@ use super::{Action, Machine, State};
 /// How soon it is read again after something was found.
 const SOON: Duration = Duration::from_millis(2);
 
-/// Up to this delay nobody need ring.
-const AWAKE: Duration = Duration::from_millis(16);
+/// How often while changes are announced or found, and for [`LINGER`] after the last one: writers whose transactions overlap log
+/// beside one that announces, and need not wait for its commit.
+const BUSY: Duration = Duration::from_millis(8);
+
+/// See [`BUSY`].
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How often otherwise: a reading of nothing takes PostgreSQL and us a tenth of a millisecond each.
+const IDLE: Duration = Duration::from_millis(40);
 
 /// See the module. Numbers are of heartbeats.
 #[derive(Debug, Default)]
@@ -31,8 +39,9 @@ pub(super) struct Log {
     is_on_its_way: bool, // a page was asked for, or waits for the watches
     is_continued: bool,  // the next page is not the first of a reading
     wanted: bool,
-    delay: Duration,                      // zero: not read again by itself
-    next: Option<Instant>,                // likewise none
+    delay: Duration,                      // doubles while nothing is found
+    next: Option<Instant>,                // when it is read by itself; none before the first reading
+    busy_until: Option<Instant>,
     waiting: Option<(Vec<String>, bool)>, // the rest of a page, which speaks of a watch that is not known yet
 }
 
@@ -40,6 +49,10 @@ impl Log {
     /// When it is to be read by itself.
     pub(super) fn due(&self) -> Option<Instant> {
         self.next.filter(|_| !self.is_on_its_way)
+    }
+
+    fn is_busy(&self, now: Instant) -> bool {
+        self.busy_until.is_some_and(|until| now < until)
     }
 }
 
@@ -63,8 +76,7 @@ impl Machine {
         log.is_on_its_way = true;
         log.wanted = false;
         log.next = None;
-        let awake = !log.delay.is_zero() && log.delay <= AWAKE;
-        self.actions.push(Action::ReadLog { awake });
+        self.actions.push(Action::ReadLog);
     }
 
     pub(super) fn log_read(&mut self, now: Instant, mut changes: Vec<String>, more: bool) {
@@ -108,11 +120,18 @@ impl Machine {
 
     fn found(&mut self, now: Instant, something: bool) {
         let log = &mut self.log;
-        log.delay = if something { SOON } else { log.delay * 2 };
-        if log.delay >= self.settings.interval {
-            log.delay = Duration::ZERO; // the next heartbeat reads it
+        if something {
+            log.busy_until = Some(now + LINGER);
         }
-        log.next = (!log.delay.is_zero()).then(|| now + log.delay);
+        let longest = if log.is_busy(now) { BUSY } else { IDLE };
+        log.delay = if something { SOON } else { (log.delay * 2).clamp(SOON, longest) };
+        log.next = Some(now + log.delay);
+    }
+
+    /// A change was announced: others may be logging theirs.
+    pub(super) fn expect_logged(&mut self, now: Instant) {
+        self.log.busy_until = Some(now + LINGER);
+        self.log.next = self.log.next.map(|next| next.min(now + BUSY));
     }
 
     fn page_is_done(&mut self, more: bool) {

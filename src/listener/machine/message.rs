@@ -76,10 +76,7 @@ pub enum Action {
     /// Read the watches, and receive nothing before.
     ReadWatches,
     /// Read the next page of changes that are only in the log.
-    ReadLog {
-        /// It will be read again and again: nobody need ring.
-        awake: bool,
-    },
+    ReadLog,
     /// Read everything since the checkpoint from the tables and the log.
     Sweep {
         /// What is proven; `None`: nothing.

@@ -47,7 +47,7 @@ impl World {
             writes: BTreeMap::new(),
             notifies: Vec::new(),
             log: Vec::new(),
-            rings: false,
+            announces: false,
         };
         self.say(|| format!("begin {xid}"));
         self.open.push(transaction);
@@ -134,16 +134,21 @@ impl World {
 
     /// The triggers.
     fn tell(&mut self, at: usize, change: String, sweepable: bool) {
-        let is_ringing = self.awake || self.open.iter().any(|transaction| transaction.rings);
-        let announced = !self.delivers_by_log;
+        let others_announce = self.open.iter().enumerate().any(|(other, transaction)| other != at && transaction.announces);
+        let announced = !others_announce && !self.delivers_by_log;
         let transaction = &mut self.open[at];
+        transaction.announces |= !others_announce;
         if announced {
             transaction.notifies.push(change.clone());
-        } else if !is_ringing {
-            transaction.rings = true;
+        } else if !others_announce {
             transaction.notifies.push(r#"{"bell":true}"#.into());
         }
-        if !announced || !sweepable && self.flaw != Flaw::NothingLogged {
+        let is_lost = match self.flaw {
+            Flaw::NothingLogged => announced,
+            Flaw::OthersNotLogged => announced && sweepable || others_announce,
+            _ => announced && sweepable,
+        };
+        if !is_lost {
             transaction.log.push((announced, change));
         }
     }

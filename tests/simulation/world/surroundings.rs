@@ -51,9 +51,9 @@ impl World {
             Action::Observe(observation) => self.say(|| format!("    {observation:?}")),
             Action::CloseGap(_) => self.brought = None,
             Action::Stop(_) | Action::OpenGap(..) => {}
-            Action::ReadLog { awake } => {
+            Action::ReadLog => {
                 if self.listening && !self.black_holed {
-                    self.later(3, Event::LogPage { session: self.session, awake });
+                    self.later(3, Event::LogPage { session: self.session });
                 }
             }
         }
@@ -90,8 +90,7 @@ impl World {
     }
 
     /// What is said nowhere else, a few changes at a time.
-    fn log_page(&mut self, session: u64, awake: bool) {
-        self.awake = awake;
+    fn log_page(&mut self, session: u64) {
         if self.pages.is_empty() && self.seen_next.is_none() {
             let news = self.log.iter().filter(|(xid, announced, _)| !announced && !self.seen.sees(*xid));
             let last = news.clone().map(|(xid, ..)| *xid).max();
@@ -159,7 +158,7 @@ impl World {
                 let opening = Opening { backend: session as u32, rules: vec![rule()], server, stored };
                 self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
             }
-            Event::LogPage { session, awake } if session == self.session && !self.black_holed => self.log_page(session, awake),
+            Event::LogPage { session } if session == self.session && !self.black_holed => self.log_page(session),
             Event::Input { session, input } if session == self.session && !self.black_holed => self.handle(input),
             Event::Notification { session, backend, payload } if session == self.session && !self.black_holed => {
                 if self.machine.accepts(Lane::Live) {

@@ -1,15 +1,16 @@
--- What is generated for each watch: small SQL functions over the table's row, trigger functions, and their triggers. With the
--- functions just below, this is all that ever runs in a writer's transaction.
+-- What is generated for each watch: small SQL functions over the table's row, trigger functions, and their triggers. What those
+-- call is in wire.sql.
 --
--- delivery    triggers                     each change goes to
--- row         for each row                 NOTIFY, and to the log if a sweep could not find it
--- statement   for each statement           NOTIFY, many rows to a payload; likewise the log; beyond a bound only to the log
--- log         for each statement, or row   the log, and a bell that hardly anybody has to ring
+-- delivery    triggers                     a change is announced by NOTIFY, if nobody else is announcing, and otherwise logged
+-- row         for each row                 yes
+-- statement   for each statement           yes, many rows to a payload; beyond a bound all is logged
+-- log         for each statement           never: it is logged, and rung for
+-- (Each is logged, too, if a sweep could not find it.)
 --
 -- Statement triggers do not fire for what logical replication applies, nor for a partition that is written through its parent.
 -- So each has a row trigger beside it that fires in replica sessions only, and partitions have row triggers alone.
 --
--- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this about 2.
+-- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this about 1.5.
 -- Why SQL functions with a BEGIN ATOMIC body: they are stored by column number, so RENAME COLUMN keeps working, and
 -- PostgreSQL inlines them. Why each row trigger's WHEN names uses_N() behind a `true or`: it depends on every column that is used,
 -- so that DROP COLUMN is refused with the trigger's name, and DROP ... CASCADE takes the trigger along, instead of leaving one
@@ -19,72 +20,13 @@
 -- Why the trigger functions have no SET search_path, as everything else here has: it cost a sixth. They are the one thing
 -- that is parsed under the writer's search_path, so they hold nothing that it could turn: no operator, type or name without its
 -- schema.
--- Safe while an older listener runs: nothing existed before.
+-- Why each begins with a look at the table that it stands on: a copy of a table's definition brings the triggers along.
 
--- A change that is not found again by `updated_at >= clock - margin` goes to the log. Sweeps read back twice as far, so
--- that the clock may step back by one margin. src/watermark.rs holds the same number.
-create function unstale.margin() returns interval
-    language sql immutable
-    return interval '5 seconds';
-
--- Key of the advisory lock that a ringing writer holds until it has committed, and a reading listener as long as it reads.
-create function unstale.bell() returns bigint
-    language sql immutable
-    return 7599390160;
-
--- What a change of one row says.
-create function unstale.one_row(head text, one text) returns text
-    language sql immutable
-    return head || one || '}';
-
--- What an UPDATE says; `before` is null if no key changed.
-create function unstale.two_rows(head text, after text, before text) returns text
-    language sql immutable
-    return head || after || coalesce(',"old":' || before, '') || '}';
-
--- Sends a change; false: it is too long. A payload may have 7,999 bytes, and NOTIFY would fail the write for a longer one.
-create function unstale.announce(change text) returns boolean
-    language sql
-    return case when octet_length(change) < 8000 then pg_notify('unstale', change) is not null else false end;
-
--- Tells the listeners to read the log, unless one of them is reading all the time, or somebody else is ringing: NOTIFY takes
--- one lock per cluster until the commit is flushed. Whoever is missed is found by the next reading. A transaction that has
--- notified cannot be prepared, so where transactions may be, `set unstale.bell = on` is for those that are not.
-create function unstale.ring() returns boolean
-    language sql
-    return case when case current_setting('unstale.bell', true) when 'on' then true when 'off' then false
-                          else current_setting('max_prepared_transactions') = '0' end
-                then case when pg_try_advisory_xact_lock(unstale.bell()) then pg_notify('unstale', '{"bell":true}') is not null else false end
-                else false
-           end;
-
--- The part of the log that is written now. A function, because plans that hold its value are made anew when it is replaced,
--- and because that needs no lock that a writer would hold.
-create function unstale.part() returns integer
-    language sql stable
-    return 1;
-
--- Writes a change into the log, and rings unless it was announced.
-create function unstale.log(watch_id integer, change text, announced boolean) returns boolean
-    language plpgsql
-as $$
-begin
-    if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (watch_id, announced, change);
-    elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (watch_id, announced, change);
-    else
-        insert into unstale.change_log_3 (watch, announced, change) values (watch_id, announced, change);
-    end if;
-    if announced then
-        return true;
-    end if;
-    return unstale.ring();
-end
-$$;
+set search_path = pg_catalog, pg_temp;
+set check_function_bodies = off; -- files come in any order
 
 -- What a column is called now.
-create function unstale.column_now(relation regclass, attnum smallint) returns text
+create or replace function unstale.column_now(relation regclass, attnum smallint) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -92,7 +34,7 @@ as $$
 $$;
 
 -- The sweep's column as a timestamptz, with the same meaning in trigger and sweep whatever the session's TimeZone.
-create function unstale.sweep_expression(relation regclass, attnum smallint, variable text) returns text
+create or replace function unstale.sweep_expression(relation regclass, attnum smallint, variable text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -102,7 +44,7 @@ $$;
 
 -- A condition: do two rows differ in one of the columns, by image? 1.0 and 1.00, or two cases of a citext, are equal but make
 -- other keys. Where equal values have one image, as the type's B-tree tells, its operator is three times as quick.
-create function unstale.differ(relation regclass, attnums smallint[], one text, other text) returns text
+create or replace function unstale.differ(relation regclass, attnums smallint[], one text, other text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -118,8 +60,13 @@ as $$
       from pg_attribute a where a.attrelid = relation and a.attnum = any(attnums)
 $$;
 
+-- The kinds of functions that a watch may have: its name is the kind, an underscore, and the watch's number.
+create or replace function unstale.function_kinds() returns text[]
+    language sql immutable
+    return array['row', 'same', 'fresh', 'table', 'uses', 'page', 'insert', 'update', 'delete', 'truncate', 'inserts', 'updates', 'deletes'];
+
 -- CREATE FUNCTION statements of a watch, as they should be.
-create function unstale.function_definitions(w unstale.watch) returns text[]
+create or replace function unstale.function_definitions(w unstale.watch) returns text[]
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -136,15 +83,16 @@ begin
             unstale.json_expression(w.relation, w.attnums[i], 't'));
     end loop;
 
-    -- The columns that the templates name, as a JSON object. Triggers and sweeps share it, so that both make equal keys.
-    definitions := array[format(
-        $f$create or replace function unstale.row_%s(t %s) returns text language sql begin atomic select %s || '}'; end$f$,
-        w.id, watched, members)];
-
-    -- Are the keys of both rows the same?
-    definitions := definitions || format(
-        $f$create or replace function unstale.same_%s(old_row %2$s, new_row %2$s) returns boolean language sql begin atomic select not (%3$s); end$f$,
-        w.id, watched, unstale.differ(w.relation, w.attnums, '(old_row)', '(new_row)'));
+    definitions := array[
+        -- The columns that the templates name, as a JSON object. Triggers and sweeps share it, so that both make equal keys.
+        format($f$create or replace function unstale.row_%s(t %s) returns text language sql begin atomic select %s || '}'; end$f$,
+               w.id, watched, members),
+        -- Are the keys of both rows the same?
+        format($f$create or replace function unstale.same_%s(old_row %2$s, new_row %2$s) returns boolean language sql begin atomic select not (%3$s); end$f$,
+               w.id, watched, unstale.differ(w.relation, w.attnums, '(old_row)', '(new_row)')),
+        -- The table that all of this was made for, by whatever name and number it goes now.
+        format($f$create or replace function unstale.table_%s() returns regclass language sql stable begin atomic select %L::regclass; end$f$,
+               w.id, watched)];
 
     -- Will a sweep find this row by its stamp? A `timestamp` without a zone is read as UTC, here as in the sweep.
     if w.sweep_attnum is not null then
@@ -152,6 +100,7 @@ begin
         definitions := definitions || format(
             $f$create or replace function unstale.fresh_%s(t %s) returns boolean language sql begin atomic select coalesce(%s >= clock_timestamp() - unstale.margin(), false); end$f$,
             w.id, watched, unstale.sweep_expression(w.relation, w.sweep_attnum, 't'));
+        definitions := definitions || unstale.page_definition(w);
     end if;
 
     definitions := definitions || array[
@@ -179,42 +128,65 @@ end
 $$;
 
 -- Partitions have row triggers: a statement's trigger fires only on the table that it names.
-create function unstale.has_statement_triggers(w unstale.watch) returns boolean
+create or replace function unstale.has_statement_triggers(w unstale.watch) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     select w.delivery <> 'row' and c.relkind = 'r' and not c.relispartition from pg_class c where c.oid = w.relation
 $$;
 
--- A row's trigger function: announce the change, and log it too unless it was announced in full and a sweep would find it.
--- `change` and `sweepable` (null: never) are expressions. Assignments, not PERFORM or SELECT: plpgsql evaluates them by itself.
-create function unstale.trigger_function(w unstale.watch, operation text, sweepable text, change text) returns text
+-- SQL: does a trigger stand on another table than the one that it was made for? A partition is below its root.
+create or replace function unstale.foreign_condition(w unstale.watch) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format(case when c.relkind <> 'p' then 'pg_catalog.oidne(tg_relid, unstale.table_%s())'
+                       when c.relispartition then 'unstale.is_foreign(tg_relid, unstale.table_%s())'
+                       else 'pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_%s()) is not true' end, w.id)
+      from pg_class c where c.oid = w.relation
+$$;
+
+-- SQL: nothing, if a column was dropped with CASCADE, and with it what the function would call.
+create or replace function unstale.presence_check(w unstale.watch) returns text
     language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format($f$    if pg_catalog.to_regproc('unstale.uses_%s') is null then
+        return null; -- a column was dropped with CASCADE
+    end if;
+$f$, w.id)
+$$;
+
+-- A row's trigger function. `change` and `sweepable` (null: never) are expressions. Assignments, not PERFORM or SELECT: plpgsql
+-- evaluates them by itself. A TRUNCATE's trigger has no WHEN, and so stays when a column goes.
+create or replace function unstale.trigger_function(w unstale.watch, operation text, sweepable text, change text) returns text
+    language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     select format($f$create or replace function unstale.%2$s_%1$s() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    %3$schange constant pg_catalog.text := %4$s;
-    announced constant pg_catalog.bool := %5$s;
-    rung pg_catalog.bool;
+%3$s    done pg_catalog.bool;
 begin
-    if announced and %6$s then
-        return null;
+%4$s    if %5$s then
+        return null; -- a copy of the table that it was made for
     end if;
-    rung := unstale.log(%1$s, change, announced);
+%6$s    done := unstale.tell(%1$s, %7$s, %8$s, %9$s);
     return null;
 end
 $body$
 $f$, w.id, operation,
-     case operation when 'update' then format(E'same constant pg_catalog.bool := unstale.same_%s(old, new);\n    ', w.id) end,
-     change, case w.delivery when 'log' then 'false' else 'unstale.announce(change)' end, coalesce(sweepable, 'false'))
+     case operation when 'update' then E'    same pg_catalog.bool;\n' else '' end,
+     case operation when 'truncate' then unstale.presence_check(w) else '' end,
+     unstale.foreign_condition(w),
+     case operation when 'update' then format(E'    same := unstale.same_%s(old, new);\n', w.id) else '' end,
+     change, coalesce(sweepable, 'false'), (w.delivery <> 'log')::text)
 $$;
 
 -- Cuts images, one a line, into chunks that NOTIFY could take. As bytes: of a text, PostgreSQL would count each character up to
 -- where a chunk begins.
-create function unstale.cut(images text) returns setof text
+create or replace function unstale.cut(images text) returns setof text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -242,7 +214,7 @@ $$;
 
 -- The rows of a transition table after the first ones, half a million at the most, as one text, if each is short: else it holds 0
 -- rows. OFFSET keeps the planner from making each image twice.
-create function unstale.joined(w unstale.watch, transition text, fresh text, first text) returns text
+create or replace function unstale.joined(w unstale.watch, transition text, fresh text, first text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -255,7 +227,7 @@ $$;
 
 -- All rows of a transition table after the first ones, packed into chunks that NOTIFY could take: what was joined is cut, and the
 -- others are packed by a running length, which takes longer, but holds no text of them all.
-create function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
+create or replace function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -270,57 +242,11 @@ as $$
              group by s.part$f$, w.id, fresh, transition, first)
 $$;
 
--- The body of a statement that is logged: the first rows one by one, which costs the least if there are no others; and with what
--- would be the defaults of the log's columns, because those would be added in a step of their own.
-create function unstale.into_log(w unstale.watch, transition text, head text) returns text
-    language sql immutable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select string_agg(format($f$    %1$s
-        insert into unstale.change_log_%2$s (xid, id, watch, announced, change)
-            select pg_catalog.pg_current_xact_id(), pg_catalog.nextval('unstale.change_log_id'), %3$s, false, unstale.one_row(%4$L, unstale.row_%3$s(r.*))
-              from %5$s r limit 32;
-        get diagnostics told = row_count;
-        if pg_catalog.int8eq(told, 32) then
-            %7$s;
-            insert into unstale.change_log_%2$s (watch, announced, change)
-            select %3$s, false, unstale.one_row(%6$L, pg_catalog.concat(c.images, ']')) from (%8$s) c;
-        end if;
-$f$, case part when 1 then 'if pg_catalog.int4eq(unstale.part(), 1) then' when 2 then 'elsif pg_catalog.int4eq(unstale.part(), 2) then' else 'else' end,
-     part, w.id, head || case transition when 'old_rows' then '"old":' else '"new":' end, transition, head || '"rows":[',
-     unstale.joined(w, transition, 'null::pg_catalog.bool', '32'), unstale.chunks(w, transition, 'null::pg_catalog.bool', '32')), '' order by part) || $f$    end if;
-    if pg_catalog.int8gt(told, 0) then
-        done := unstale.ring();
-    end if;$f$
-      from generate_series(1, 3) part
-$$;
-
--- The body of a statement that is announced. Beyond 64 payloads the log is cheaper, for everybody. `r.*`: a bare r would be the
--- column of that name in a table that has one. Images are cut off where they would not fit anyway: 33 huge ones would not add up.
-create function unstale.aloud(w unstale.watch, transition text, fresh text, head text) returns text
-    language sql immutable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select format($f$    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_%1$s(r.*), 8000), ',') as images, pg_catalog.bool_and(%2$s) as fresh
-      into few from (select * from %3$s limit 33) r;
-    if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
-        %4$s;
-        for chunk in
-            %5$s
-        loop
-            done := unstale.tell(%1$s, unstale.one_row(%6$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(told, 64));
-            told := pg_catalog.int8pl(told, 1);
-        end loop;
-    elsif pg_catalog.int8gt(few.rows, 0) then
-        done := unstale.tell(%1$s, unstale.one_row(%6$L, pg_catalog.concat(few.images, ']')), few.fresh, true);
-    end if;$f$, w.id, coalesce(fresh, 'false'), transition, unstale.joined(w, transition, coalesce(fresh, 'false'), '0'),
-       unstale.chunks(w, transition, coalesce(fresh, 'false'), '0'), head || '"rows":[')
-$$;
-
 -- A statement's trigger function: the rows as they are now, or were. An UPDATE that changes keys has a row trigger beside it.
--- Most statements have few rows, and want few steps.
-create function unstale.statement_function(w unstale.watch, operation text, transition text, fresh text, head text) returns text
-    language sql immutable
+-- Most statements have few rows, and want few steps. Beyond 64 payloads the log is cheaper, for everybody. `r.*`: a bare r would be
+-- the column of that name in a table that has one. Images are cut off where they would not fit anyway: 33 huge ones would not add up.
+create or replace function unstale.statement_function(w unstale.watch, operation text, transition text, fresh text, head text) returns text
+    language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     select format($f$create or replace function unstale.%2$s_%1$s() returns trigger
@@ -333,31 +259,32 @@ declare
     told pg_catalog.int8 default 0;
     done pg_catalog.bool;
 begin
-    if pg_catalog.to_regproc('unstale.uses_%1$s') is null then
-        return null; -- a column was dropped with CASCADE
+%3$s    if %4$s then
+        return null; -- a copy of the table that it was made for
     end if;
-%3$s
+    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_%1$s(r.*), 8000), ',') as images, pg_catalog.bool_and(%5$s) as fresh
+      into few from (select * from %6$s limit 33) r;
+    if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
+        %7$s;
+        for chunk in
+            %8$s
+        loop
+            done := unstale.tell(%1$s, unstale.one_row(%9$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, %10$s);
+            told := pg_catalog.int8pl(told, 1);
+        end loop;
+    elsif pg_catalog.int8gt(few.rows, 0) then
+        done := unstale.tell(%1$s, unstale.one_row(%9$L, pg_catalog.concat(few.images, ']')), few.fresh, %11$s);
+    end if;
     return null;
 end
 $body$
-$f$, w.id, operation,
-     case w.delivery when 'log' then unstale.into_log(w, transition, head) else unstale.aloud(w, transition, fresh, head) end)
-$$;
-
--- Announces a change if that is wanted and possible, and logs it unless a sweep would find what was announced.
-create function unstale.tell(watch_id integer, change text, sweepable boolean, aloud boolean) returns boolean
-    language plpgsql
-as $$
-begin
-    if aloud and unstale.announce(change) then
-        return sweepable or unstale.log(watch_id, change, true);
-    end if;
-    return unstale.log(watch_id, change, false);
-end
+$f$, w.id, operation, unstale.presence_check(w), unstale.foreign_condition(w), coalesce(fresh, 'false'), transition,
+     unstale.joined(w, transition, coalesce(fresh, 'false'), '0'), unstale.chunks(w, transition, coalesce(fresh, 'false'), '0'),
+     head || '"rows":[', case when w.delivery = 'log' then 'false' else 'pg_catalog.int8lt(told, 64)' end, (w.delivery <> 'log')::text)
 $$;
 
 -- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those.
-create function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
+create or replace function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -377,7 +304,7 @@ as $$
 $$;
 
 -- The triggers of a watch: name, event, level with its WHEN, function, and when it fires.
-create function unstale.trigger_definitions(w unstale.watch)
+create or replace function unstale.trigger_definitions(w unstale.watch)
     returns table (name text, event text, condition text, function text, enabled "char")
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -417,7 +344,7 @@ end
 $$;
 
 -- The table and, if it is partitioned, every table below it: a row trigger is cloned to them, a TRUNCATE trigger is not.
-create function unstale.tree(relation regclass) returns setof regclass
+create or replace function unstale.tree(relation regclass) returns setof regclass
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -427,7 +354,7 @@ as $$
 $$;
 
 -- The triggers of the watch that are not there, or do not fire when they should; `fires` is null for one that is missing.
-create function unstale.wrong_triggers(w unstale.watch) returns table (relation regclass, name text, fires "char")
+create or replace function unstale.wrong_triggers(w unstale.watch) returns table (relation regclass, name text, fires "char")
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -439,37 +366,40 @@ as $$
 $$;
 
 -- The generated functions of the watch that are not there.
-create function unstale.missing_functions(w unstale.watch) returns setof text
+create or replace function unstale.missing_functions(w unstale.watch) returns setof text
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('%s_%s', f.name, w.id)
-      from unnest(array['row', 'same', 'fresh', 'insert', 'update', 'delete', 'truncate', 'uses', 'inserts', 'updates', 'deletes']) f(name)
-     where (f.name <> 'fresh' or w.sweep_attnum is not null)
-       and (f.name not in ('inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
-       and not exists (select from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', f.name, w.id))
+    select format('%s_%s', kind, w.id)
+      from unnest(unstale.function_kinds()) kind
+     where (kind not in ('fresh', 'page') or w.sweep_attnum is not null)
+       and (kind not in ('inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
+       and not exists (select from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', kind, w.id))
 $$;
 
 -- Are all triggers of the watch there, everywhere, firing when they should, and all functions?
-create function unstale.installed(w unstale.watch) returns boolean
+create or replace function unstale.installed(w unstale.watch) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w))
 $$;
 
--- Triggers that another delivery had.
-create function unstale.surplus(w unstale.watch) returns table (name name, relation regclass)
+-- Triggers on the table that call our functions and are not the watch's: those that another delivery had, and those of a watch of
+-- another database or table, which a dump or a clone has brought along.
+create or replace function unstale.surplus(w unstale.watch) returns table (name name, relation regclass)
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select t.tgname, t.tgrelid::regclass from pg_trigger t join unstale.tree(w.relation) tree(relation) on tree.relation = t.tgrelid
-     where t.tgname like format('unstale\_%s\_%%', w.id) and t.tgparentid = 0
-       and t.tgname not in (select d.name from unstale.trigger_names(w) d)
+    select t.tgname, t.tgrelid::regclass
+      from unstale.tree(w.relation) tree(relation)
+      join pg_trigger t on t.tgrelid = tree.relation and t.tgparentid = 0 and not t.tgisinternal
+      join pg_proc p on p.oid = t.tgfoid and p.pronamespace = 'unstale'::regnamespace
+     where t.tgname not in (select d.name from unstale.trigger_names(w) d)
 $$;
 
 -- Creates what is missing, and everything if `replace_all`; drops what another delivery had. The caller holds the locks.
-create function unstale.install(w unstale.watch, replace_all boolean) returns void
+create or replace function unstale.install(w unstale.watch, replace_all boolean) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -499,16 +429,4 @@ begin
         execute format('drop trigger %I on %s', surplus.name, surplus.relation);
     end loop;
 end
-$$;
-
--- The number of the column that a sweep may trust, null for none. Not unstale.watch.sweep_attnum: pg_restore numbers the
--- columns anew where some were dropped, but what unstale.fresh_N() reads is always what the triggers decided by.
-create function unstale.sweep_column(w unstale.watch) returns smallint
-    language sql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select d.refobjsubid::smallint
-      from pg_proc p join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid
-     where p.pronamespace = 'unstale'::regnamespace and p.proname = format('fresh_%s', w.id)
-       and d.refclassid = 'pg_class'::regclass and d.refobjid = w.relation and d.refobjsubid > 0
 $$;

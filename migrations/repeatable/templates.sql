@@ -1,12 +1,14 @@
 -- Key templates, and how a column's value is written into a key.
 --
--- Used while a watch is made, never by a writer: what runs in a writer's transaction is generated from this
--- (0003_triggers.sql). src/rule.rs reads the same templates; a test holds the two equal.
--- Safe while an older listener runs: nothing existed before.
+-- Used while a watch is made, never by a writer: what runs in a writer's transaction is generated from this (triggers.sql).
+-- src/rule.rs reads the same templates; a test holds the two equal.
+
+set search_path = pg_catalog, pg_temp;
+set check_function_bodies = off; -- files come in any order
 
 -- The columns of a template, in order, once each. `{column}` stands for a value, `{{` and `}}` for a brace.
 -- Raises a sentence for a template that cannot be used.
-create function unstale.template_columns(template text) returns text[]
+create or replace function unstale.template_columns(template text) returns text[]
     language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -46,10 +48,20 @@ begin
 end
 $$;
 
+-- Has a template fewer than two literal characters before its first column? Then the pattern of all its keys, which TRUNCATE
+-- deletes, may match the keys of others.
+create or replace function unstale.has_short_prefix(template text) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(length(prefix) < 2, false)
+      from (select substring(replace(replace(template, '{{', E'\x01'), '}}', E'\x02') from '^([^{]*)[{]')) t(prefix)
+$$;
+
 -- The SQL expression that renders column `attnum` of the composite `variable` as a JSON string or null, whatever
 -- the writer's settings are (TimeZone, DateStyle, bytea_output, extra_float_digits ...).
 -- Raises a sentence for a type whose text would depend on them.
-create function unstale.json_expression(relation regclass, attnum smallint, variable text) returns text
+create or replace function unstale.json_expression(relation regclass, attnum smallint, variable text) returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -58,7 +70,7 @@ declare
     base record;
     value text;
 begin
-    select a.attname, a.atttypid, format_type(a.atttypid, a.atttypmod) as shown
+    select a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) as shown
       into strict attribute
       from pg_attribute a where a.attrelid = json_expression.relation and a.attnum = json_expression.attnum;
 
@@ -80,26 +92,38 @@ begin
         value := format('%s::%I.%I', value, base.nspname, base.typname);
     end if;
 
+    -- A value of more than about 2 kB is said to be there, and no more (`true`): no reader has such a key, and neither a payload, the
+    -- log nor the listener is to grow with it. The keys that it is part of are then deleted by their template's pattern.
     return case
         -- Their text holds nothing that JSON would escape.
-        when base.oid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype, 'uuid'::regtype, 'bool'::regtype)
+        when base.oid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'uuid'::regtype, 'bool'::regtype)
+            or base.oid = 'numeric'::regtype and attribute.atttypmod >= 0 and base.oid = attribute.atttypid -- of 1,000 digits at most
             then format('coalesce(''"'' || %s::text || ''"'', ''null'')', value)
+        when base.oid = 'numeric'::regtype
+            then format('case when octet_length(%1$s::text) > 2048 then ''true'' else coalesce(''"'' || %1$s::text || ''"'', ''null'') end', value)
         when base.oid = 'bytea'::regtype
-            then format('coalesce(''"'' || encode(%s, ''hex'') || ''"'', ''null'')', value)
+            then format('case when octet_length(%1$s) > 1024 then ''true'' else coalesce(''"'' || encode(%1$s, ''hex'') || ''"'', ''null'') end', value)
         -- to_json writes dates as ISO 8601 under every DateStyle, and through the type's own output otherwise.
         when base.oid = 'timestamptz'::regtype
             then format('coalesce(''"'' || (to_json(timezone(''UTC'', %1$s)) #>> ''{}'') || case when isfinite(%1$s) then ''Z"'' else ''"'' end, ''null'')', value)
-        when base.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype, '"char"'::regtype, 'date'::regtype, 'timestamp'::regtype,
+        when base.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
+            then format('case when octet_length(%1$s) > 2048 then ''true'' else coalesce(to_json(%1$s)::text, ''null'') end', value)
+        when base.oid in ('bit'::regtype, 'varbit'::regtype)
+            then format('case when bit_length(%1$s) > 2048 then ''true'' else coalesce(to_json(%1$s)::text, ''null'') end', value)
+        when base.oid in ('name'::regtype, '"char"'::regtype, 'date'::regtype, 'timestamp'::regtype,
                           'time'::regtype, 'timetz'::regtype, 'inet'::regtype, 'cidr'::regtype, 'macaddr'::regtype, 'macaddr8'::regtype,
-                          'bit'::regtype, 'varbit'::regtype, 'pg_lsn'::regtype)
+                          'pg_lsn'::regtype)
             then format('coalesce(to_json(%s)::text, ''null'')', value)
+        -- The size in storage first: to write a huge one as text could fail.
         when base.typcategory = 'A' and base.typelem in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype,
                                                            'uuid'::regtype, 'text'::regtype, 'varchar'::regtype, 'name'::regtype)
-            then format('coalesce(to_json(%s::text)::text, ''null'')', value)
+            then format('case when pg_column_size(%1$s) > 2048 or octet_length(%1$s::text) > 2048 then ''true'' else coalesce(to_json(%1$s::text)::text, ''null'') end', value)
         -- An enum, or a type of an extension or of the user, such as citext, that is by its own word independent of
         -- settings: through its output function, because a cast to text or json may be anybody's.
-        when base.typtype = 'e' or base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and base.provolatile = 'i'
-            then format('coalesce(to_json(textin(%s(%s)))::text, ''null'')', base.typoutput, value)
+        when base.typtype = 'e' then format('coalesce(to_json(textin(%s(%s)))::text, ''null'')', base.typoutput, value)
+        when base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and base.provolatile = 'i'
+            then format('case when pg_column_size(%2$s) > 2048 or octet_length(textin(%1$s(%2$s))) > 2048 then ''true'' else coalesce(to_json(textin(%1$s(%2$s)))::text, ''null'') end',
+                        base.typoutput, value)
         else unstale.refuse(
             format('column %I of %s has type %s, whose text is not the same under all settings', attribute.attname, relation, attribute.shown),
             format('Use another column in the key, or add a generated column: alter table %s add column %I text generated always as (...) stored.',
@@ -109,7 +133,7 @@ end
 $$;
 
 -- Raises; returns text only so that an expression can call it.
-create function unstale.refuse(message text, remedy text) returns text
+create or replace function unstale.refuse(message text, remedy text) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -119,7 +143,7 @@ end
 $$;
 
 -- The number of a column, or a sentence that lists the columns there are.
-create function unstale.column_number(relation regclass, column_name text, used_by text) returns smallint
+create or replace function unstale.column_number(relation regclass, column_name text, used_by text) returns smallint
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$

@@ -2,24 +2,27 @@
 --
 -- `unstale check` prints it; so does any psql. It runs as its owner, because a listener's role does not see everything, and it
 -- waits for nobody. What depends on the role that asks is in src/pg/check.rs.
--- Safe while an older listener runs: nothing existed before.
+
+set search_path = pg_catalog, pg_temp;
+set check_function_bodies = off; -- files come in any order
 
 -- The call that makes a watch what it is, for another table if need be.
-create function unstale.watch_call(w unstale.watch, relation regclass) returns text
+create or replace function unstale.watch_call(w unstale.watch, relation regclass) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('select unstale.watch(%L, keys => array[%s]%s%s%s%s);', relation::text,
+    select format('select unstale.watch(%L, keys => array[%s]%s%s%s%s%s);', relation::text,
                   (select string_agg(quote_literal(k), ', ' order by n) from unnest(w.keys) with ordinality u(k, n)),
                   case when w.delivery <> 'row' then format(', delivery => %L', w.delivery) end,
                   case when w.updated_at is distinct from 'updated_at' then format(', updated_at => %L', w.updated_at) end,
                   case when w.only_columns is not null
                        then (select format(', only_columns => array[%s]', string_agg(quote_literal(c), ', ')) from unnest(w.only_columns) c) end,
-                  case when w.max_ttl is not null then format(', max_ttl => %L', w.max_ttl) end)
+                  case when w.max_ttl is not null then format(', max_ttl => %L', w.max_ttl) end,
+                  case when exists (select from unnest(w.keys) k where unstale.has_short_prefix(k)) then ', any_prefix => true' end)
 $$;
 
 -- Watches whose table is there, and whether its generated functions are.
-create function unstale.watches_in_force() returns table (w unstale.watch, whole boolean)
+create or replace function unstale.watches_in_force() returns table (w unstale.watch, whole boolean)
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -28,14 +31,7 @@ as $$
      where w.ended is null
 $$;
 
-create type unstale.finding as (
-    severity text, -- 'error': a promise is broken, or will be; 'warning'
-    about    text, -- a table, an instance, a transaction ...
-    finding  text,
-    remedy   text  -- SQL
-);
-
-create function unstale.trigger_findings() returns setof unstale.finding
+create or replace function unstale.trigger_findings() returns setof unstale.finding
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -62,16 +58,23 @@ as $$
       from unstale.watches_in_force() f
      where not f.whole
     union all
-    -- The triggers run as their owner, and a write fails if that one may not do what they do.
-    select distinct 'error', (f.w).relation::text, format('writes fail: the triggers run as %I, who lacks %s', owner.rolname, n.needed),
-           format('grant %s to %I;', n.needed, owner.rolname)
-      from unstale.watches_in_force() f
-      join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname = format('update_%s', (f.w).id)
-      join pg_roles owner on owner.oid = p.proowner
-     cross join lateral unstale.lacking(owner.oid) n
+    -- A copy of a table's definition brings its triggers along. They do nothing there.
+    select distinct 'warning', t.tgrelid::regclass::text,
+           format('trigger %I was made for another table%s: it does nothing, and changes of this one go unannounced unless it is watched itself',
+                  t.tgname, coalesce(' (' || w.table_name || ')', '')),
+           format('drop trigger %I on %s;', t.tgname, t.tgrelid::regclass)
+      from pg_proc p
+      join pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0
+      left join unstale.watch w on w.ended is null and p.proname ~ '_[0-9]{1,9}$' and w.id = substring(p.proname from '_([0-9]{1,9})$')::integer
+     where p.pronamespace = 'unstale'::regnamespace and p.prorettype = 'trigger'::regtype
+       and (w.id is null or t.tgrelid <> w.relation and t.tgrelid not in (select a.relid from pg_partition_tree(w.relation) a))
+    union all
+    select 'warning', w.relation::regclass::text, 'its functions and triggers are those of an older release', format('select unstale.regenerate(%s);', w.id)
+      from unstale.watch w join pg_class c on c.oid = w.relation
+     where w.ended is null and w.code <> unstale.version()
 $$;
 
-create function unstale.table_findings() returns setof unstale.finding
+create or replace function unstale.table_findings() returns setof unstale.finding
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -97,15 +100,21 @@ as $$
      cross join lateral pg_partition_tree((f.w).relation) t
       join pg_class c on c.oid = t.relid and c.relkind = 'f'
     union all
-    select 'warning', (f.w).relation::text,
-           'transactions may be prepared here, and PostgreSQL refuses PREPARE TRANSACTION after a NOTIFY: those that write this table fail',
-           unstale.watch_call(jsonb_populate_record(f.w, '{"delivery": "log"}'), (f.w).relation)
-      from unstale.watches_in_force() f
-     where (f.w).delivery <> 'log' and current_setting('max_prepared_transactions') <> '0'
+    select 'error', w.table_name,
+           format('the table that was watched under this name is called %s now, and this one is another table: its changes go unannounced', c.oid::regclass),
+           unstale.watch_call(w, new.oid) || format(' select unstale.unwatch(%L);', c.oid::regclass::text)
+      from unstale.watch w
+      join pg_class c on c.oid = w.relation
+      join pg_class new on new.oid = to_regclass(w.table_name) and new.oid <> c.oid and new.relkind in ('r', 'p')
+     where w.ended is null and not exists (select from unstale.watch other where other.relation = new.oid and other.ended is null)
+    union all
+    select 'warning', w.relation::text, unstale.unsweepable(w) || ': after a gap all its keys are deleted', unstale.watch_call(w, w.relation)
+      from unstale.watch w join pg_class c on c.oid = w.relation
+     where w.ended is null and w.sweep_attnum is not null and unstale.unsweepable(w) is not null
 $$;
 
 -- Transactions that are open for longer than `old` count as old.
-create function unstale.server_findings(old interval) returns setof unstale.finding
+create or replace function unstale.server_findings(old interval) returns setof unstale.finding
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -128,22 +137,34 @@ as $$
      where used > 0.1
 $$;
 
-create function unstale.instance_findings() returns setof unstale.finding
+-- What replicates more than it should.
+create or replace function unstale.publication_findings() returns setof unstale.finding
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select 'warning', format('instance %L', c.instance),
+    select 'warning', format('publication %I', p.pubname),
+           'it is for all tables, and so for those of unstale: a subscriber without the schema unstale stops, and one with it is sent this database''s bookkeeping',
+           format('-- let it list the application''s tables: drop publication %I; create publication %1$I for table ...;', p.pubname)
+      from pg_publication p
+     where p.puballtables
+$$;
+
+create or replace function unstale.instance_findings() returns setof unstale.finding
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select 'warning', format('instance %L', c.name),
            format('it was last here at %s%s', date_trunc('second', c.saved_at),
-                  case when c.saved_at < clock_timestamp() - c.forget_after then '; its next start deletes all keys, because the log is no longer kept for it'
-                       else ', and the log is kept for it until ' || date_trunc('second', c.saved_at + c.forget_after) end),
-           format('delete from unstale.checkpoint where instance = %L; -- if it is gone for good; or else start it', c.instance)
-      from unstale.checkpoint c
+                  case when unstale.is_away(c.saved_at, c.forget_after) then '; its next start deletes all keys, because the log is no longer kept for it'
+                       else format(', and the log is kept for it for %s after that', c.forget_after) end),
+           format('delete from unstale.instance where name = %L; -- if it is gone for good; or else start it', c.name)
+      from unstale.instance c
      where c.saved_at < clock_timestamp() - interval '1 minute'
     union all
     select 'warning', format('instance %L', g.instance),
            format('it catches up since %s (%s): keys may be stale until it is done', date_trunc('second', g.opened_at), g.cause),
            null
-      from unstale.gap g join unstale.checkpoint c on c.instance = g.instance
+      from unstale.gap g join unstale.instance c on c.name = g.instance
      where not g.complete and g.opened_at < clock_timestamp() - interval '1 minute' and c.saved_at >= clock_timestamp() - interval '1 minute'
        and not exists (select from unstale.gap later where later.instance = g.instance and later.complete and later.id > g.id)
     union all
@@ -152,7 +173,45 @@ as $$
      where size > 1073741824
 $$;
 
-create function unstale.findings(old interval default interval '10 minutes') returns setof unstale.finding
+-- Who could do here what only the owner should.
+create or replace function unstale.privilege_findings() returns setof unstale.finding
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select 'error', 'schema unstale', format('%s may create here, and so put code of their own into everybody''s triggers', m.role),
+           format('revoke create on schema unstale from %s;', m.role)
+      from unstale.may_create() m
+    union all
+    select 'error', 'schema unstale', format('%s belongs to %s, and runs as that role', m.object, m.owner),
+           format('alter %s owner to %s;', replace(m.object, 'view', 'table'), m.rightful)
+      from unstale.misowned() m
+    union all
+    select 'error', 'schema unstale', format('everybody may call %s', p.oid::regprocedure), format('revoke all on function %s from public;', p.oid::regprocedure)
+      from pg_proc p
+     where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute')
+    union all
+    select 'error', 'schema unstale', format('%s may read or write %s', grantee, c.oid::regclass), format('revoke all on %s from %s;', c.oid::regclass, grantee)
+      from pg_class c
+     cross join lateral (select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee, a.privilege_type
+                           from aclexplode(c.relacl) a where a.grantee <> c.relowner) a
+     where c.relnamespace = 'unstale'::regnamespace
+       and (c.relkind = 'S' or c.relname in ('watch', 'instance', 'gap') and a.privilege_type <> 'SELECT' or c.relname like 'change\_log%')
+     group by c.oid, grantee
+    union all
+    -- It had to, until it swept as the tables' owners.
+    select 'warning', format('role %s', l), format('it listens, and may read %s, which it has no need of', min(w.relation::text)
+                  || case when count(*) > 1 then format(' and %s other watched tables', count(*) - 1) else '' end),
+           format('revoke select on all tables in schema %s from %s; alter default privileges in schema %1$s revoke select on tables from %2$s;', n.nspname::regnamespace, l)
+      from unstale.listeners() l
+     cross join unstale.watch w
+      join pg_class c on c.oid = w.relation
+      join pg_namespace n on n.oid = c.relnamespace
+     where w.ended is null and has_table_privilege(l::oid, c.oid, 'select')
+       and not (select r.rolsuper or pg_has_role(r.oid, c.relowner, 'usage') or pg_has_role(r.oid, 'pg_read_all_data', 'usage') from pg_roles r where r.oid = l::oid)
+     group by l, n.nspname
+$$;
+
+create or replace function unstale.findings(old interval default interval '10 minutes') returns setof unstale.finding
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     set jit = off -- to compile this takes seconds, to run it milliseconds
@@ -161,8 +220,8 @@ as $$
     union all select * from unstale.table_findings()
     union all select * from unstale.server_findings(old)
     union all select * from unstale.instance_findings()
+    union all select * from unstale.privilege_findings()
+    union all select * from unstale.publication_findings()
 $$;
 
 comment on function unstale.findings is 'What in this database would make a promise untrue, with the SQL that mends it. `unstale check` looks further';
-
-revoke all on all functions in schema unstale from public;

@@ -1,0 +1,166 @@
+-- Who may do what with the schema unstale, and who owns what is in it.
+--
+-- One owner for everything: what is here runs in the transactions of every writer. The one exception is a watch's page_N(), which
+-- belongs to the owner of its table (sweep.sql). Functions have EXECUTE for those who need it, by name.
+
+set search_path = pg_catalog, pg_temp;
+set check_function_bodies = off; -- files come in any order
+
+create or replace function unstale.owner() returns regrole
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select n.nspowner::regrole from pg_namespace n where n.nspname = 'unstale'
+$$;
+
+-- Roles other than the owner that may create something here: they could put code of their own into the triggers.
+create or replace function unstale.may_create() returns table (role text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case a.grantee when 0 then 'public' else a.grantee::regrole::text end
+      from pg_namespace n cross join lateral aclexplode(n.nspacl) a
+     where n.nspname = 'unstale' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
+$$;
+
+-- What of the schema belongs to another role than it should, with its rightful owner.
+create or replace function unstale.misowned() returns table (object text, owner regrole, rightful regrole)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format('%s %s', case c.relkind when 'S' then 'sequence' when 'v' then 'view' else 'table' end, c.oid::regclass), c.relowner::regrole, unstale.owner()
+      from pg_class c
+     where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and c.relowner <> unstale.owner()
+    union all
+    select format('function %s', p.oid::regprocedure), p.proowner::regrole, coalesce(t.relowner::regrole, unstale.owner())
+      from pg_proc p
+      left join unstale.watch w on w.ended is null and p.proname = format('page_%s', w.id)::name
+      left join pg_class t on t.oid = w.relation
+     where p.pronamespace = 'unstale'::regnamespace and p.proowner <> coalesce(t.relowner, unstale.owner())
+    union all
+    select format('type %s', t.oid::regtype), t.typowner::regrole, unstale.owner()
+      from pg_type t
+     where t.typnamespace = 'unstale'::regnamespace and t.typrelid = 0 and t.typcategory <> 'A' and t.typowner <> unstale.owner()
+$$;
+
+-- Refuses a caller whose functions would not belong to the schema's owner, and a schema in which others may create.
+create or replace function unstale.refuse_caller() returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    strangers text;
+begin
+    if not pg_has_role(current_user, unstale.owner()::oid, 'usage') then
+        raise exception 'the schema unstale belongs to %, and % is no member of it', unstale.owner(), current_user
+            using errcode = 'insufficient_privilege',
+                  hint = format('Call this as that role (set role %s;), or as a member of it.', unstale.owner());
+    end if;
+    select string_agg(m.role, ', ') into strangers from unstale.may_create() m;
+    if strangers is not null then
+        raise exception 'others may create in the schema unstale, and so put code of theirs into everybody''s triggers: %', strangers
+            using errcode = 'insufficient_privilege',
+                  hint = format('revoke create on schema unstale from %s;', strangers);
+    end if;
+end
+$$;
+
+-- Gives a function to another owner, who must have CREATE here for as long as that takes.
+create or replace function unstale.hand_over(f regprocedure, new_owner regrole) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    lacks_create constant boolean := not has_schema_privilege(new_owner, 'unstale', 'create');
+begin
+    if lacks_create then
+        execute format('grant create on schema unstale to %s', new_owner);
+    end if;
+    execute format('alter function %s owner to %s', f, new_owner);
+    if lacks_create then
+        execute format('revoke create on schema unstale from %s', new_owner);
+    end if;
+exception when insufficient_privilege then
+    raise exception 'the sweep of a table must run as its owner %, and % may not give a function to that role: %', new_owner, current_user, sqlerrm
+        using errcode = 'insufficient_privilege',
+              hint = format('Call this as a member of both roles: grant %s to %s; or let one role own the tables and the schema unstale.', new_owner, current_user);
+end
+$$;
+
+-- The functions that a listener calls.
+create or replace function unstale.listener_functions() returns setof regprocedure
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select p.oid::regprocedure from pg_proc p
+     where p.pronamespace = 'unstale'::regnamespace
+       and p.proname = any (array['version', 'listen', 'beat', 'list_watches', 'register', 'touch', 'save', 'stored', 'forgotten', 'seen', 'open_gap',
+                                  'close_gap', 'read_log', 'log_since', 'sweep_tables', 'notice_ddl', 'rotate_log', 'findings', 'microseconds', 'from_microseconds'])
+    union all
+    select p.oid::regprocedure
+      from unstale.watch w
+      join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname = format('page_%s', w.id)::name
+     where w.ended is null
+$$;
+
+-- Lets a role listen: EXECUTE on what a listener calls, and nothing else. Call it as the owner of the schema.
+create or replace function unstale.grant_listener(role regrole) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    f regprocedure;
+begin
+    execute format('grant usage on schema unstale to %s', role);
+    for f in select * from unstale.listener_functions() loop
+        execute format('grant execute on function %s to %s', f, role);
+    end loop;
+end
+$$;
+
+comment on function unstale.grant_listener is 'Lets a role listen: EXECUTE on functions of the schema unstale, and no table';
+
+-- The roles that may listen, beside the owner.
+create or replace function unstale.listeners() returns setof regrole
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select distinct a.grantee::regrole
+      from pg_proc p cross join lateral aclexplode(p.proacl) a
+     where p.pronamespace = 'unstale'::regnamespace and p.proname = 'listen' and a.grantee not in (0, p.proowner)
+$$;
+
+-- A new function of a watch, for the owner and those that listen.
+create or replace function unstale.grant_to_listeners(f regprocedure) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    role regrole;
+begin
+    for role in select unstale.owner() union select * from unstale.listeners() loop
+        execute format('grant execute on function %s to %s', f, role);
+    end loop;
+end
+$$;
+
+-- What a role of the release before had instead of EXECUTE: rights on our tables. It may listen, and they are taken back.
+create or replace function unstale.convert_listeners() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    role regrole;
+    t regclass;
+begin
+    for role in
+        select distinct a.grantee::regrole from pg_class c cross join lateral aclexplode(c.relacl) a
+         where c.oid = 'unstale.instance'::regclass and a.privilege_type = 'UPDATE' and a.grantee not in (0, c.relowner)
+    loop
+        perform unstale.grant_listener(role);
+        for t in select c.oid from pg_class c where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'v') loop
+            execute format('revoke all on %s from %s', t, role);
+        end loop;
+    end loop;
+end
+$$;

@@ -1,0 +1,105 @@
+-- The sweep: the rows of a watched table by their stamp, page by page.
+--
+-- Whoever owns a table gets code run by whoever reads it: an expression index that the planner evaluates, a statistics object, a policy.
+-- So a table is read as its own owner, by unstale.page_N(), and the listener's role can read none. What that code leaves behind in
+-- the session is undone by the listener (src/pg/sweep.rs).
+
+set search_path = pg_catalog, pg_temp;
+set check_function_bodies = off; -- files come in any order
+
+-- The CREATE FUNCTION statement of a watch's pages: the rows stamped since `from_stamp`, and after `after_stamp`, in the order of their
+-- stamps; `page_rows` of them and all that have the last one's stamp. The settings: a plan that begins at the stamp and ends with the
+-- page, whatever the arguments; and 42501 instead of a policy, if row-level security is forced upon the owner.
+create or replace function unstale.page_definition(w unstale.watch) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format(
+        $f$create or replace function unstale.page_%1$s(from_stamp timestamptz, after_stamp timestamptz, page_rows bigint)
+    returns table (image text, stamp timestamptz)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    set row_security = off
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+begin atomic
+    select unstale.row_%1$s(t.*), %2$s from %3$s t
+     where t.%4$I >= %5$s and t.%4$I > %6$s
+     order by t.%4$I fetch first (page_rows) rows with ties;
+end$f$,
+        w.id, unstale.sweep_expression(w.relation, w.sweep_attnum, 't'), w.relation, unstale.column_now(w.relation, w.sweep_attnum),
+        case when is_local then 'timezone(''UTC'', from_stamp)' else 'from_stamp' end,
+        case when is_local then 'timezone(''UTC'', after_stamp)' else 'after_stamp' end)
+      from (select a.atttypid = 'timestamp'::regtype as is_local from pg_attribute a where a.attrelid = w.relation and a.attnum = w.sweep_attnum) a
+$$;
+
+-- The number of the column that a sweep may trust, null for none. Not unstale.watch.sweep_attnum: pg_restore numbers the
+-- columns anew where some were dropped, but what unstale.fresh_N() reads is always what the triggers decided by.
+create or replace function unstale.sweep_column(w unstale.watch) returns smallint
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select d.refobjsubid::smallint
+      from pg_proc p join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid
+     where p.pronamespace = 'unstale'::regnamespace and p.proname = format('fresh_%s', w.id)
+       and d.refclassid = 'pg_class'::regclass and d.refobjid = w.relation and d.refobjsubid > 0
+$$;
+
+-- Why a table is not swept, and all of its keys are deleted instead; null: it is. A page must run as the table's owner, and all
+-- that it reads must be that owner's.
+create or replace function unstale.unsweepable(w unstale.watch) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when unstale.sweep_column(w) is null or p.oid is null
+                then 'the column that it was swept by is gone; call unstale.watch() again'
+                when p.proowner <> c.relowner or not p.prosecdef or 'row_security=off' <> all (p.proconfig)
+                then format('function unstale.page_%s does not run as the table''s owner; call unstale.watch() again', w.id)
+                when c.relforcerowsecurity and not (o.rolsuper or o.rolbypassrls)
+                then 'row-level security is forced upon its owner, and hides rows from the sweep; call unstale.watch() again'
+                when c.relkind = 'p' and exists (
+                    select from pg_partition_tree(w.relation) t join pg_class child on child.oid = t.relid where child.relowner <> c.relowner)
+                then 'a partition belongs to another role than the table'
+           end
+      from pg_class c
+      join pg_roles o on o.oid = c.relowner
+      left join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname = format('page_%s', w.id)
+     where c.oid = w.relation
+$$;
+
+-- The tables to be swept, of the watches `only`, or of all. `since`: no earlier change concerns us, in microseconds. A `timestamp`
+-- without a zone is read as UTC: what a person says of the time (`is_local`) may be half a day off.
+create or replace function unstale.sweep_tables(only_watches integer[] default null)
+    returns table (watch integer, table_name text, column_name text, since bigint, unsweepable text, needs_index boolean, is_local boolean)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.id, format('%I.%I', n.nspname, c.relname), coalesce(quote_ident(a.attname), ''), unstale.microseconds(w.since),
+           unstale.unsweepable(w),
+           a.attnum is not null and c.reltuples > 100000 and not exists (
+               select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = a.attnum),
+           coalesce(a.atttypid = 'timestamp'::regtype, false)
+      from unstale.watch w
+      join pg_class c on c.oid = w.relation
+      join pg_namespace n on n.oid = c.relnamespace
+      left join pg_attribute a on a.attrelid = c.oid and a.attnum = unstale.sweep_column(w)
+     where w.sweep_attnum is not null and w.ended is null and (only_watches is null or w.id = any (only_watches))
+     order by w.id
+$$;
+
+-- A time as microseconds since 1970; null if it is none that a bigint could hold.
+create or replace function unstale.microseconds(t timestamptz) returns bigint
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when t between '0001-01-01 00:00:00+00' and '9999-12-31 00:00:00+00' then (extract(epoch from t) * 1000000)::bigint end
+$$;
+
+-- The other way round; from before all time for what no timestamp could hold.
+create or replace function unstale.from_microseconds(t bigint) returns timestamptz
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when t between -62135596800000000 and 253402214400000000 then 'epoch'::timestamptz + t * interval '1 microsecond' -- years 1 to 9999
+                when t < 0 then '-infinity'::timestamptz else 'infinity'::timestamptz end
+$$;

@@ -1,0 +1,100 @@
+-- What this release of the schema is, and how a database gets there from an older one.
+
+set search_path = pg_catalog, pg_temp;
+set check_function_bodies = off; -- files come in any order
+
+-- The version of the schema: of the tables and of the functions. It grows with every release that changes either.
+create or replace function unstale.version() returns integer
+    language sql immutable
+    return 6;
+
+-- Functions of earlier releases that are no more; what generated code of before may still call is in legacy.sql.
+create or replace function unstale.drop_retired() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    signature text;
+begin
+    foreach signature in array array[
+        'wanted(regclass,text[],text,text,text[],interval)', 'watch(regclass,text[],text,text,text[],interval)', 'lacking(oid)', 'execute_all(text[])',
+        'into_log(unstale.watch,text,text)', 'aloud(unstale.watch,text,text,text)'] loop
+        if to_regprocedure('unstale.' || signature) is not null then
+            execute 'drop function unstale.' || signature;
+        end if;
+    end loop;
+end
+$$;
+
+-- Makes the code of every watch anew that an older release has generated, and sets who may call what. A table is locked only where
+-- its triggers differ, and for 100 ms at the most: what cannot be had is left as it was, which works, and is named by
+-- unstale.findings(). `unstale migrate` calls it for one watch at a time, so that no lock is held for longer than one takes.
+create or replace function unstale.regenerate(only_watch integer default null) returns integer -- how many were made anew
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set quote_all_identifiers = off
+    set standard_conforming_strings = on
+as $$
+declare
+    known unstale.watch;
+    made integer := 0;
+begin
+    if only_watch is null then
+        perform unstale.secure();
+    end if;
+    for known in select * from unstale.watch w
+                  where w.ended is null and w.code <> unstale.version() and w.id = coalesce(only_watch, w.id)
+                    and exists (select from pg_class c where c.oid = w.relation) order by w.id loop
+        begin
+            perform unstale.regenerate_one(known);
+            made := made + 1;
+        exception when others then
+            raise warning '%: its functions and triggers are those of an older release: %', known.relation, sqlerrm
+                using hint = format('select unstale.regenerate(%s);', known.id);
+        end;
+    end loop;
+    return made;
+end
+$$;
+
+comment on function unstale.regenerate is 'Makes the generated code of every watch anew, after the schema was brought up to date by hand';
+
+create or replace function unstale.regenerate_one(known unstale.watch) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made unstale.watch := unstale.digests(known, known);
+    triggers_differ constant boolean := made.triggers <> known.triggers or exists (select from unstale.surplus(known));
+begin
+    if triggers_differ then
+        perform unstale.lock(known.relation, case when exists (select from unstale.surplus(known)) then 'access exclusive' else 'share row exclusive' end,
+                             '100ms', '100ms');
+    end if;
+    perform unstale.create_functions(made);
+    if triggers_differ then
+        perform unstale.install(made, made.triggers <> known.triggers);
+    end if;
+    update unstale.watch w set functions = made.functions, triggers = made.triggers, code = made.code where w.id = known.id;
+end
+$$;
+
+-- Nobody calls a function here but those that it was granted to.
+create or replace function unstale.secure() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    f regprocedure;
+    role regrole;
+begin
+    perform unstale.drop_retired();
+    for f in select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute') loop
+        execute format('revoke all on function %s from public', f);
+    end loop;
+    perform unstale.convert_listeners();
+    for role in select * from unstale.listeners() loop
+        perform unstale.grant_listener(role);
+    end loop;
+end
+$$;

@@ -1,0 +1,98 @@
+-- With the functions that are generated for each watch (triggers.sql), this is all that ever runs in a writer's transaction.
+--
+-- Nothing here may make a write fail or wait. A change is announced with NOTIFY if nobody else is announcing, and otherwise
+-- written to the log, which the listener reads all the time: PostgreSQL holds one lock per cluster from the moment in which a
+-- notifying transaction begins to commit until that commit is flushed, so writers that all notify commit one after the other,
+-- and one with a lock_timeout fails because another commits.
+--
+-- The functions without a SET search_path have none because it cost a sixth: they hold nothing that a writer's search_path
+-- could turn. The others are written in the form that PostgreSQL resolves when it creates them, and inlines.
+
+set search_path = pg_catalog, pg_temp;
+set check_function_bodies = off; -- files come in any order
+
+-- A change that is not found again by `updated_at >= clock - margin` goes to the log. Sweeps read back twice as far, so
+-- that the clock may step back by one margin. src/watermark.rs holds the same number.
+create or replace function unstale.margin() returns interval
+    language sql immutable
+    return interval '5 seconds';
+
+-- Key of the advisory lock that an announcing writer holds until it has committed. Anybody may take it: then nobody announces,
+-- and the listener finds each change in the log some milliseconds later.
+create or replace function unstale.bell() returns bigint
+    language sql immutable
+    return 7599390160;
+
+-- The name of the channel, which nobody can guess. A schema that was restored without data has no value yet: no listener either,
+-- because unstale.listen() makes one.
+create or replace function unstale.channel() returns text
+    language sql volatile
+    return concat('unstale_', pg_sequence_last_value('unstale.channel_id'::regclass));
+
+-- May this transaction notify? Not if it has a lock_timeout, which counts for the lock that a notifying commit takes; nor where
+-- transactions may be prepared, because PostgreSQL refuses to prepare one that has notified (`set unstale.bell = on` is for
+-- those that are not, and `off` for whoever wants to be left alone); nor while another one is announcing.
+create or replace function unstale.may_announce() returns boolean
+    language sql volatile
+    return case when current_setting('lock_timeout') <> '0' then false
+                when case current_setting('unstale.bell', true) when 'on' then true when 'off' then false
+                          else current_setting('max_prepared_transactions') = '0' end
+                then pg_try_advisory_xact_lock(unstale.bell())
+                else false
+           end;
+
+-- What a change of one row says.
+create or replace function unstale.one_row(head text, one text) returns text
+    language sql immutable
+    return head || one || '}';
+
+-- What an UPDATE says; `before` is null if no key changed.
+create or replace function unstale.two_rows(head text, after text, before text) returns text
+    language sql immutable
+    return head || after || coalesce(',"old":' || before, '') || '}';
+
+-- The part of the log that is written now. A function, because plans that hold its value are made anew when it is replaced,
+-- and because that needs no lock that a writer would hold. unstale.rotate_log() replaces it.
+do $$
+begin
+    if pg_catalog.to_regprocedure('unstale.part()') is null then
+        create function unstale.part() returns integer language sql stable return 1;
+    end if;
+end
+$$;
+
+-- Announces a change if that is wanted (`aloud`) and possible, and writes it to the log unless it was announced and a sweep would
+-- find it. What is only in the log is rung for. A payload may have 7,999 bytes, and NOTIFY would fail the write for a longer one.
+create or replace function unstale.tell(watch_id integer, change text, sweepable boolean, aloud boolean) returns boolean
+    language plpgsql
+as $$
+declare
+    announced pg_catalog.bool default false;
+    done pg_catalog.text;
+begin
+    if unstale.may_announce() then
+        announced := aloud and pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and sweepable then
+            return true;
+        end if;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (watch_id, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (watch_id, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (watch_id, announced, change);
+    end if;
+    return announced;
+end
+$$;
+
+-- The table that a trigger stands on is not the one that it was made for: a dump or a clone of a table's definition brings its
+-- triggers along, and their functions' number may mean another table here. Partitions have the triggers of their parents.
+create or replace function unstale.is_foreign(relation oid, watched regclass) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select relation <> watched::oid and not exists (select from pg_partition_ancestors(relation) a where a.relid = watched)
+$$;
