@@ -44,7 +44,7 @@ impl Ear {
     /// What `sql` announces; of a change only what follows the watch, as in `1 "new":{"id":"1"}` for revision 1.
     pub(crate) async fn hears(&mut self, sql: &str) -> Vec<String> {
         self.world.execute(sql).await;
-        self.world.execute("notify unstale, 'marker'").await;
+        self.world.execute("select pg_notify(unstale.channel(), 'marker')").await;
         let mut heard = Vec::new();
         loop {
             let payload = self.listener.recv().await.expect("the connection holds").payload().to_owned();

@@ -11,20 +11,6 @@ as $$
                 then pg_catalog.pg_notify(unstale.channel(), change) is not null else false end
 $$;
 
-create or replace function unstale.log(watch_id integer, change text, announced boolean) returns boolean
-    language plpgsql
-as $$
-declare
-    done pg_catalog.bool := true;
-begin
-    if not announced then
-        return unstale.tell(watch_id, change, false, false);
-    end if;
-    insert into unstale.change_log_1 (watch, announced, change) values (watch_id, true, change);
-    return done;
-end
-$$;
-
 create or replace function unstale.ring() returns boolean
     language sql
 as $$

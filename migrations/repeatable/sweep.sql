@@ -27,10 +27,11 @@ begin atomic
      where t.%4$I >= %5$s and t.%4$I > %6$s
      order by t.%4$I fetch first (page_rows) rows with ties;
 end$f$,
-        w.id, unstale.sweep_expression(w.relation, w.sweep_attnum, 't'), w.relation, unstale.column_now(w.relation, w.sweep_attnum),
+        w.id, format(case when is_local then 'timezone(''UTC'', t.%I)' else 't.%I' end, column_now), w.relation, column_now,
         case when is_local then 'timezone(''UTC'', from_stamp)' else 'from_stamp' end,
         case when is_local then 'timezone(''UTC'', after_stamp)' else 'after_stamp' end)
-      from (select a.atttypid = 'timestamp'::regtype as is_local from pg_attribute a where a.attrelid = w.relation and a.attnum = w.sweep_attnum) a
+      from (select a.attname as column_now, a.atttypid = 'timestamp'::regtype as is_local
+              from pg_attribute a where a.attrelid = w.relation and a.attnum = w.sweep_attnum) a
 $$;
 
 -- The number of the column that a sweep may trust, null for none. Not unstale.watch.sweep_attnum: pg_restore numbers the

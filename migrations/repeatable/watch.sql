@@ -175,7 +175,8 @@ as $$
 declare
     change constant text := format('{"watch":%s,"rev":%s,"all":true}', w.id, w.rev);
 begin
-    perform unstale.tell(w.id, change, false, true);
+    perform pg_notify(unstale.channel(), change); -- whoever changes a watch notifies anyway
+    perform unstale.log(w.id, change, true);
 end
 $$;
 

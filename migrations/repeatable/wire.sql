@@ -88,6 +88,25 @@ begin
 end
 $$;
 
+-- Writes a change to the log that was announced, and one that was not as unstale.tell() would.
+create or replace function unstale.log(watch_id integer, change text, announced boolean) returns boolean
+    language plpgsql
+as $$
+begin
+    if not announced then
+        return unstale.tell(watch_id, change, false, false);
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (watch_id, true, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (watch_id, true, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (watch_id, true, change);
+    end if;
+    return true;
+end
+$$;
+
 -- The table that a trigger stands on is not the one that it was made for: a dump or a clone of a table's definition brings its
 -- triggers along, and their functions' number may mean another table here. Partitions have the triggers of their parents.
 create or replace function unstale.is_foreign(relation oid, watched regclass) returns boolean

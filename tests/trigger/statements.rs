@@ -195,12 +195,12 @@ async fn nor_those_of_the_other_deliveries() {
 async fn a_payload_that_notify_cannot_take_is_in_the_log_and_the_write_succeeds() {
     let mut ear = Ear::after(USERS).await;
     let around = r#"{"watch":1,"rev":1,"new":{"id":"1","email":""}}"#.len();
-    for (text_bytes, fits) in [(7999 - around, true), (8000 - around, false), (20_000, false)] {
-        // Two bytes a character, and one more for an odd number.
-        let text = "é".repeat(text_bytes / 2) + &"x".repeat(text_bytes % 2);
-        let heard = ear.hears(&format!("insert into users values (1, '{text}')")).await;
+    // Six bytes for a character that JSON escapes, two for one that is not ASCII.
+    for (escaped, bytes, fits) in [(1200, 7999 - around - 7200, true), (1200, 8000 - around - 7200, false), (1500, 500, false)] {
+        let (text, json) = ("é".repeat(bytes / 2) + &"x".repeat(bytes % 2), "\\u0001".repeat(escaped));
+        let heard = ear.hears(&format!("insert into users values (1, repeat(chr(1), {escaped}) || '{text}')")).await;
         let logged = ear.logged().await;
-        let change = format!(r#"1 "new":{{"id":"1","email":"{text}"}}"#);
+        let change = format!(r#"1 "new":{{"id":"1","email":"{json}{text}"}}"#);
         if fits {
             assert_eq!((heard, logged), (vec![change], vec![]));
         } else {
@@ -213,10 +213,10 @@ async fn a_payload_that_notify_cannot_take_is_in_the_log_and_the_write_succeeds(
 
 /// A limit of PostgreSQL's, which README names: NOTIFY and PREPARE TRANSACTION exclude each other.
 #[tokio::test]
-async fn two_phase_commit_of_a_watched_table_is_refused_by_the_server() {
+async fn two_phase_commit_of_whoever_asked_for_the_bell_is_refused_by_the_server() {
     let world = World::on(own_postgres_with([("max_prepared_transactions", "5")])).await;
     let ear = Ear::in_world(world, USERS).await;
-    let refusal = ear.refuses("begin; insert into users values (1); prepare transaction 'x'").await;
+    let refusal = ear.refuses("set unstale.bell = on; begin; insert into users values (1); prepare transaction 'x'").await;
     assert!(refusal.contains("NOTIFY"), "{refusal}");
 }
 

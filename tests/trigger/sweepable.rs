@@ -49,7 +49,7 @@ async fn without_a_column_to_trust_everything_is_logged() {
          create table epoch (id int, updated_at bigint); select unstale.watch('epoch', array['t:{id}']);
          create table day (id int, updated_at date); select unstale.watch('day', array['t:{id}']);
          create table none (id int, updated_at timestamptz default now()); select unstale.watch('none', array['t:{id}'], updated_at => null);
-         create table hidden (id int, updated_at timestamptz default now()); alter table hidden enable row level security;
+         create table hidden (id int, updated_at timestamptz default now()); alter table hidden enable row level security; alter table hidden force row level security;
          select unstale.watch('hidden', array['t:{id}'])",
     )
     .await;
