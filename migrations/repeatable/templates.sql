@@ -48,14 +48,14 @@ begin
 end
 $$;
 
--- Has a template fewer than two literal characters before its first column? Then the pattern of all its keys, which TRUNCATE
+-- Does a template begin with a column, or has it fewer than two literal characters? Then the pattern of all its keys, which TRUNCATE
 -- deletes, may match the keys of others.
 create or replace function unstale.has_short_prefix(template text) returns boolean
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(length(prefix) < 2, false)
-      from (select substring(replace(replace(template, '{{', E'\x01'), '}}', E'\x02') from '^([^{]*)[{]')) t(prefix)
+    select coalesce(starts_with(t.text, '{') or length(regexp_replace(t.text, '[{][^}]*[}]', '', 'g')) < 2 and t.text ~ '[{]', false)
+      from (select replace(replace(template, '{{', E'\x01'), '}}', E'\x02')) t(text)
 $$;
 
 -- The SQL expression that renders column `attnum` of the composite `variable` as a JSON string or null, whatever

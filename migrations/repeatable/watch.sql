@@ -224,7 +224,7 @@ begin
         end loop;
         if not any_prefix and unstale.has_short_prefix(template) then
             perform unstale.refuse(
-                format('key template %s has fewer than 2 literal characters before its first column: a TRUNCATE would delete the keys of others, too', quote_literal(template)),
+                format('key template %s begins with a column, or has fewer than 2 literal characters: a TRUNCATE would delete the keys of others, too', quote_literal(template)),
                 'Put a prefix before the column, as in ''user:{id}'', or pass any_prefix => true.');
         end if;
     end loop;
