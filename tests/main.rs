@@ -12,6 +12,7 @@ mod hostile;
 mod log;
 mod monitoring;
 mod reload;
+mod rim;
 mod schema;
 mod scratch;
 mod session;

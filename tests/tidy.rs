@@ -44,6 +44,7 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/backoff.rs",
             "src/few.rs",
             "src/visible.rs",
+            "src/exposure.rs",
             "src/listener/machine",
         ],
         &["tokio", "sqlx", "fred", "tracing", "Instant::now", "SystemTime", "crate::pg", "crate::sink", "select "],
