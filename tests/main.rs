@@ -7,6 +7,7 @@ mod crash;
 mod daemon;
 mod delivery;
 mod demo;
+mod fuzz;
 mod gap;
 mod hostile;
 mod log;
