@@ -11,6 +11,8 @@ mod environment;
 mod error;
 mod file;
 mod limits;
+pub mod reading;
+mod secret;
 mod section;
 mod text;
 
@@ -22,10 +24,13 @@ use figment::Figment;
 use secrecy::SecretString;
 
 use environment::Environment;
+use reading::Unreadable;
+use secret::SecretFile;
 use section::File;
 
 pub use error::{Error, Problem};
 pub use file::{Key, keys};
+pub use secret::{Secret, SecretError};
 pub use section::{
     Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Tls, Watch,
 };
@@ -62,6 +67,7 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// The `[[watch]]` list of the file, each table once; only `apply` and `explain` read it.
     pub watches: Vec<Watch>,
+    secret_files: BTreeMap<String, SecretFile>, // by key
 }
 
 impl Default for Config {
@@ -86,6 +92,7 @@ impl From<File> for Config {
             checkpoint: file.checkpoint,
             shutdown: file.shutdown,
             watches: file.watch,
+            secret_files: BTreeMap::new(),
         }
     }
 }
@@ -147,6 +154,28 @@ impl Config {
         self.redis.url.as_ref().ok_or(Error::NoRedisUrl)
     }
 
+    /// Where PostgreSQL is, for whoever connects again and again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDatabaseUrl`] if nobody said.
+    pub fn database_secret(&self) -> Result<Secret, Error> {
+        Ok(self.secret("database.url", self.database_url()?))
+    }
+
+    /// Where Redis is, for whoever connects again and again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRedisUrl`] if nobody said.
+    pub fn redis_secret(&self) -> Result<Secret, Error> {
+        Ok(self.secret("redis.url", self.redis_url()?))
+    }
+
+    fn secret(&self, key: &'static str, known: &SecretString) -> Secret {
+        Secret::new(key, known.clone(), self.secret_files.get(key).cloned())
+    }
+
     /// The key that each heartbeat of this instance deletes.
     #[must_use]
     pub fn canary(&self) -> String {
@@ -159,20 +188,25 @@ impl Config {
 
         let mut problems = Vec::new();
         let mut figment = Figment::new();
+        let mut secret_files = BTreeMap::new();
         if let Some((path, text)) = read_file(named.as_deref(), fallback)? {
             figment = figment.merge(file::Source::parse(&path, &text, &mut problems)?);
         }
         if let Some(directory) = set(environment::CREDENTIALS) {
             let directory = Path::new(directory);
-            figment = figment.merge(Environment::from_credentials(directory, &mut problems));
+            let credentials = Environment::from_credentials(directory, &mut problems);
+            credentials.name_files(&mut secret_files);
+            figment = figment.merge(credentials);
         }
-        figment = figment.merge(Environment::from_variables(&variables, &mut problems));
+        let environment = Environment::from_variables(&variables, &mut problems);
+        environment.name_files(&mut secret_files);
+        figment = figment.merge(environment);
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }
 
         let file: File = figment.extract().map_err(|error| Error::Invalid(error.into_iter().map(Problem::from).collect()))?;
-        let config = Self::from(file);
+        let config = Self { secret_files, ..Self::from(file) };
         let problems = limits::problems(&config, &figment);
         if problems.is_empty() { Ok(config) } else { Err(Error::Invalid(problems)) }
     }
@@ -183,9 +217,9 @@ fn read_file(named: Option<&Path>, fallback: Option<&Path>) -> Result<Option<(Pa
     let Some(path) = named.or(fallback) else {
         return Ok(None);
     };
-    match std::fs::read_to_string(path) {
+    match reading::text(path, reading::CONFIGURATION_BYTES) {
         Ok(text) => Ok(Some((path.to_owned(), text))),
-        Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(Unreadable::Io(error)) if named.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
 }

@@ -1,13 +1,14 @@
 //! `/live`, `/ready` and `/metrics`, for probes and for Prometheus.
 //!
 //! Must never be in the listener's way: it reads a watch channel and renders what is counted already. A client must not
-//! be able to exhaust anything, so a connection is good for one request and a few seconds, and their number is bounded;
-//! further ones wait in the kernel's backlog. It takes no input but the path, and refuses everything else with 404.
+//! be able to exhaust anything, nor to keep others out: a connection is good for one request and a few seconds, and their number is
+//! bounded. A new one always gets a place, which is that of the oldest connection of whoever has the most of them: a probe needs its
+//! own for a millisecond. It takes no input but the path, and refuses everything else with 404.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,17 +17,21 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::observe::Readiness;
+use crate::visible;
 
+/// A probe sends its request in one packet, or in a few over a bad link.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
 /// A probe and a scrape take milliseconds; whoever needs longer is stuck, or means harm.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
 /// At most so many connections at once, each with its lifetime: far more than probes and scrapers need.
@@ -97,7 +102,7 @@ async fn ready(State(readiness): State<watch::Receiver<Readiness>>) -> (StatusCo
     }
     match &*readiness.borrow() {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
-        Readiness::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        Readiness::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", visible::line(reason))),
     }
 }
 
@@ -117,12 +122,10 @@ async fn keep_up(metrics: PrometheusHandle) -> Infallible {
 }
 
 async fn accept(listener: TcpListener, router: Router, connections: &TaskTracker, shutdown: &CancellationToken) -> Infallible {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut places = Places::default();
     loop {
-        // Nobody closes the semaphore; without a permit the connection would only be unbounded.
-        let permit = Arc::clone(&permits).acquire_owned().await;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "a probe's connection was not accepted");
                 sleep(ACCEPT_PAUSE).await;
@@ -131,17 +134,50 @@ async fn accept(listener: TcpListener, router: Router, connections: &TaskTracker
         };
         let router = router.clone();
         let shutdown = shutdown.clone();
-        connections.spawn(async move {
-            let _permit = permit;
-            answer(stream, router, shutdown).await;
-        });
+        places.make_room();
+        let task = connections.spawn(answer(stream, router, shutdown));
+        places.0.push((origin(peer.ip()), task.abort_handle()));
+    }
+}
+
+/// The open connections, oldest first, each with where it came from.
+#[derive(Default)]
+struct Places(Vec<(IpAddr, AbortHandle)>);
+
+impl Places {
+    /// Makes sure that there is a place.
+    fn make_room(&mut self) {
+        self.0.retain(|(_, task)| !task.is_finished());
+        if self.0.len() < CONNECTIONS {
+            return;
+        }
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for (origin, _) in &self.0 {
+            *counts.entry(*origin).or_default() += 1;
+        }
+        let most = counts.values().max().copied();
+        if let Some(at) = self.0.iter().position(|(origin, _)| counts.get(origin).copied() == most) {
+            self.0.remove(at).1.abort();
+        }
+    }
+}
+
+/// Who has one address of IPv6 has a network of them.
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
     }
 }
 
 /// One request; broken ones are the client's business, so errors end here.
 async fn answer(stream: TcpStream, router: Router, shutdown: CancellationToken) {
     let service = TowerToHyperService::new(router);
-    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let served = timeout(CONNECTION_LIFETIME, async {
         tokio::select! {
@@ -235,14 +271,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_idle_clients_than_connections_do_not_shut_others_out_for_good() {
+    async fn more_idle_clients_than_places_shut_nobody_out() {
         let address = server().await.address;
         let mut idle = Vec::new();
-        for _ in 0..CONNECTIONS + 10 {
-            idle.push(TcpStream::connect(address).await.expect("a connection"));
+        for _ in 0..CONNECTIONS + 50 {
+            let mut stream = TcpStream::connect(address).await.expect("a connection");
+            stream.write_all(b"GET /live HT").await.expect("sent");
+            idle.push(stream);
         }
-        tokio::time::pause();
-        assert!(get(address, "/live").await.starts_with("HTTP/1.1 200 "));
+        // On the clock of before they would have held their places for ten seconds.
+        for _ in 0..16 {
+            let answer = timeout(REQUEST_PATIENCE / 4, get(address, "/live")).await.expect("at once");
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_is_taken_from_who_has_the_most_and_there_from_the_oldest() {
+        let (mine, theirs) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let place = |origin| (origin, tokio::spawn(std::future::pending::<()>()).abort_handle());
+        let mut places = Places([mine, theirs].into_iter().chain(std::iter::repeat_n(theirs, CONNECTIONS - 2)).map(place).collect());
+        let (kept, evicted) = (places.0[0].1.clone(), places.0[1].1.clone());
+        places.make_room();
+        tokio::task::yield_now().await;
+        assert_eq!((places.0.len(), kept.is_finished(), evicted.is_finished()), (CONNECTIONS - 1, false, true));
+        let network = |text: &str| origin(text.parse().expect("an address"));
+        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff"));
+        assert_ne!(network("2001:db8:0:1::1"), network("2001:db8::1"));
+        assert_eq!(network("::ffff:10.0.0.1"), mine);
     }
 
     #[tokio::test]

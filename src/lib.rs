@@ -28,7 +28,7 @@
 //! |---|---|
 //! | [`listener::machine`] | decides everything: states, timers, what is collected, when a gap is closed. Pure. Begin here |
 //! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
-//! | [`change`], [`rule`], [`batch`], [`watermark`], [`backoff`], [`finding`], [`few`] | what a payload says; which keys it makes stale; what waits for Redis; how far we have come; how long to wait; what is not as it should be; a short list. Pure |
+//! | [`change`], [`rule`], [`batch`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`] | what a payload says; which keys it makes stale; what waits for Redis; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read. Pure |
 //! | [`pg`] | every line of SQL that is not in `migrations/`: session, sweep, log, watches, migrations |
 //! | [`sink`] | Redis |
 //! | [`observe`] | everything the program says, once; as log lines and as metrics |
@@ -46,6 +46,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod error;
+pub mod exposure;
 pub mod few;
 pub mod finding;
 pub mod http;
@@ -58,4 +59,5 @@ pub mod scratch;
 pub mod shutdown;
 pub mod sink;
 pub mod systemd;
+pub mod visible;
 pub mod watermark;

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::exposure::Exposure;
+
 pub mod log;
 pub mod metrics;
 
@@ -55,6 +57,8 @@ pub enum Observation {
         /// What is wrong with it.
         reason: String,
     },
+    /// Others on the network could read or answer what they should not.
+    Exposed(Exposure),
     /// A large table is swept without an index, which is said once.
     SweepWithoutIndex {
         /// Schema and name.

@@ -8,9 +8,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSslMode};
 use sqlx::{ConnectOptions, Row};
 
+use crate::exposure::{Exposure, ToPostgres};
 use crate::watermark::PgTime;
 
 pub mod check;
@@ -95,6 +96,7 @@ fn words(error: &sqlx::Error) -> String {
 #[derive(Clone)]
 pub struct Postgres {
     options: PgConnectOptions,
+    has_password: bool,
 }
 
 impl Postgres {
@@ -119,7 +121,7 @@ impl Postgres {
             ])
             .log_statements(tracing::log::LevelFilter::Off)
             .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO);
-        Ok(Self { options })
+        Ok(Self { options, has_password: has_password(url.expose_secret()) })
     }
 
     /// Host and database, for people.
@@ -130,6 +132,21 @@ impl Postgres {
             None => format!("{}:{}", self.options.get_host(), self.options.get_port()),
         };
         format!("{host}/{}", self.options.get_database().unwrap_or(self.options.get_username()))
+    }
+
+    /// Could somebody in between read the password?
+    #[must_use]
+    pub fn exposure(&self) -> Option<Exposure> {
+        let host = self.options.get_socket().is_none().then(|| self.options.get_host());
+        let sslmode = match self.options.get_ssl_mode() {
+            PgSslMode::Disable => "disable",
+            PgSslMode::Allow => "allow",
+            PgSslMode::Prefer => "prefer",
+            PgSslMode::Require => "require",
+            PgSslMode::VerifyCa => "verify-ca",
+            PgSslMode::VerifyFull => "verify-full",
+        };
+        ToPostgres { host, sslmode, has_password: self.has_password }.exposure()
     }
 
     /// A connection of its own.
@@ -143,6 +160,14 @@ impl Postgres {
     fn options(&self) -> &PgConnectOptions {
         &self.options
     }
+}
+
+/// Whether the URL or the environment has one; the options keep it to themselves.
+fn has_password(url: &str) -> bool {
+    let (place, query) = url.split_once('?').unwrap_or((url, ""));
+    let user = place.split_once("://").and_then(|(_, place)| place.rsplit_once('@')).map_or("", |(user, _)| user);
+    let in_query = query.split('&').any(|part| part.starts_with("password="));
+    in_query || user.split_once(':').is_some_and(|(_, password)| !password.is_empty()) || std::env::var_os("PGPASSWORD").is_some()
 }
 
 /// The server's clock.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::visible;
+
 /// How often to call [`starting`].
 pub const START_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -22,9 +24,9 @@ pub fn starting() {
     notify(&NotifyState::ExtendTimeoutUsec(until));
 }
 
-/// The line that `systemctl status` shows; line breaks become spaces, because each would begin another assignment.
+/// The line that `systemctl status` shows; a line break in it would begin another assignment.
 pub fn status(text: &str) {
-    notify(&NotifyState::Status(&text.replace(['\n', '\r'], " ")));
+    notify(&NotifyState::Status(&visible::line(text)));
 }
 
 /// The program is leaving on request.
@@ -94,7 +96,7 @@ mod tests {
         while let Ok(length) = socket.recv(&mut buffer) {
             heard += std::str::from_utf8(&buffer[..length]).expect("text");
         }
-        assert_eq!(heard, "EXTEND_TIMEOUT_USEC=60000000\nREADY=1\nSTATUS=listening READY=0\nWATCHDOG=1\nSTOPPING=1\n");
+        assert_eq!(heard, "EXTEND_TIMEOUT_USEC=60000000\nREADY=1\nSTATUS=listening\\nREADY=0\nWATCHDOG=1\nSTOPPING=1\n");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The unit file of `config/` in a real systemd: when it is active, what the watchdog does, and how it ends.
 
 use std::io::Write as _;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::support::machine::{self, Machine};
@@ -31,6 +32,7 @@ async fn systemd_starts_watches_restarts_and_stops_the_unit_as_its_file_says() {
     assert_eq!(machine.property("ActiveState"), "activating");
     world.redis.resume();
     until("it is active", async || machine.property("ActiveState") == "active").await;
+    assert_eq!(["LimitCORE", "MemoryMax"].map(|name| machine.property(name)), ["0", "536870912"]);
     fresh_after(&mut world, "update users set name = 'bob', updated_at = clock_timestamp() where id = 1").await;
 
     // PostgreSQL goes and comes back: the same process goes on.
@@ -63,6 +65,24 @@ async fn systemd_starts_watches_restarts_and_stops_the_unit_as_its_file_says() {
     machine.systemctl("stop unstale");
     let end = ["ActiveState", "Result", "ExecMainStatus"].map(|name| machine.property(name));
     assert_eq!(end, ["inactive", "success", "0"]);
+}
+
+#[test]
+fn the_unit_is_exposed_to_little_and_bounded_in_memory() {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/config/unstale.service");
+    // 12 is 1.2 of 10: what is left are sockets of IP and the host's network, which it needs.
+    let judged = Command::new("systemd-analyze").args(["security", "--offline=true", "--threshold=12", "--no-pager", unit]).output();
+    match judged {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout)),
+        Err(error) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "the unit file was not judged: systemd-analyze: {error}");
+            let _ = writeln!(std::io::stderr(), "NOT TESTED: the unit file was not judged, because this host lacks systemd-analyze");
+        }
+    }
+    let text = crate::tidy::read("config/unstale.service");
+    for line in ["MemoryMax=512M", "MemorySwapMax=0", "LimitCORE=0", "PrivateMounts=yes", "PrivateIPC=yes"] {
+        assert!(text.lines().any(|known| known == line), "{line}");
+    }
 }
 
 /// The change of user 1 deletes its key.

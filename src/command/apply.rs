@@ -10,6 +10,7 @@ use crate::cli::Apply;
 use crate::config::{Config, Watch};
 use crate::pg::watches::{self, Spec, Watched};
 use crate::pg::{self, Postgres};
+use crate::visible::line;
 
 /// One difference between the configuration and the database.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,29 +88,29 @@ fn plan(wanted: Vec<(String, Spec)>, known: Vec<Watched>) -> (Vec<Step>, usize) 
 }
 
 fn in_words(step: &Step) -> String {
-    let list = |keys: &[String]| keys.join(", ");
-    let column = |column: &Option<String>| column.clone().unwrap_or_else(|| "none".into());
+    let list = |keys: &[String]| line(&keys.join(", ")).into_owned();
+    let column = |column: &Option<String>| column.as_deref().map_or("none".into(), |column| line(column).into_owned());
     match step {
         Step::Add { table, spec } => {
-            format!("+ {table} will be watched\n      keys      {}\n      delivery  {}\n", list(&spec.keys), spec.delivery)
+            format!("+ {} will be watched\n      keys      {}\n      delivery  {}\n", line(table), list(&spec.keys), line(&spec.delivery))
         }
-        Step::Remove(watched) => format!("- {} will no longer be watched\n", watched.table),
+        Step::Remove(watched) => format!("- {} will no longer be watched\n", line(&watched.table)),
         Step::Change { table, spec, from } => {
-            let mut text = format!("~ {table} will be watched differently\n");
+            let mut text = format!("~ {} will be watched differently\n", line(table));
             for key in from.keys.iter().filter(|key| !spec.keys.contains(key)) {
-                let _ = writeln!(text, "      - key {key}");
+                let _ = writeln!(text, "      - key {}", line(key));
             }
             for key in spec.keys.iter().filter(|key| !from.keys.contains(key)) {
-                let _ = writeln!(text, "      + key {key}");
+                let _ = writeln!(text, "      + key {}", line(key));
             }
             if from.delivery != spec.delivery {
-                let _ = writeln!(text, "      delivery  {} -> {}", from.delivery, spec.delivery);
+                let _ = writeln!(text, "      delivery  {} -> {}", line(&from.delivery), line(&spec.delivery));
             }
             if from.updated_at != spec.updated_at {
                 let _ = writeln!(text, "      updated_at  {} -> {}", column(&from.updated_at), column(&spec.updated_at));
             }
             if from.only_columns != spec.only_columns {
-                let columns = |columns: &Option<Vec<String>>| columns.as_ref().map_or("all".into(), |columns| columns.join(", "));
+                let columns = |columns: &Option<Vec<String>>| columns.as_ref().map_or("all".into(), |columns| list(columns));
                 let _ = writeln!(text, "      only_columns  {} -> {}", columns(&from.only_columns), columns(&spec.only_columns));
             }
             if from.max_ttl != spec.max_ttl {
@@ -137,7 +138,7 @@ async fn carry_out(connection: &mut PgConnection, step: &Step) -> anyhow::Result
         Step::Remove(watched) => (&watched.table, watches::unwatch(connection, watched).await.map(|()| "removed".to_owned())),
     };
     let done = done.map_err(|error| anyhow::anyhow!("{table}: {}; run `unstale apply` again for the rest", error.in_full()))?;
-    super::print(format!("{table}: {done}\n").as_bytes())
+    super::print(format!("{}: {}\n", line(table), line(&done)).as_bytes())
 }
 
 #[cfg(test)]

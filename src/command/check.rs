@@ -12,9 +12,11 @@ use tokio::time::{Instant, sleep};
 use crate::batch::Work;
 use crate::cli::Check;
 use crate::config::Config;
+use crate::exposure::{self, Exposure};
 use crate::finding::{Finding, Severity};
 use crate::pg::{self, Postgres};
 use crate::sink::{self, Sink};
+use crate::visible;
 
 /// Clocks this far apart make times in logs and in the database hard to compare; nothing else depends on ours.
 const CLOCKS: Duration = Duration::from_secs(5);
@@ -29,7 +31,9 @@ const AWAY_SECONDS: f64 = 60.0;
 pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_url()?)?;
     let sink = Sink::new(config.redis_url()?, &config.redis.tls, config.redis.timeout)?;
-    let mut findings = Vec::new();
+    let exposures = [postgres.exposure(), sink.exposure(), config.http.listen.and_then(exposure::of_port)];
+    let exposed = |exposure: Exposure| Finding::warning(exposure.about, exposure.finding, exposure.remedy);
+    let mut findings: Vec<Finding> = exposures.into_iter().flatten().map(exposed).collect();
     let connection = in_postgres(config, &postgres, &mut findings).await?;
     if in_redis(&sink, &mut findings).await
         && let Some(mut connection) = connection
@@ -40,8 +44,11 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
             findings.extend(keys::findings(&sink, &pg::watches::load(&mut connection).await?).await?);
         }
     }
-    let text =
-        if args.json { format!("{:#}\n", serde_json::json!({ "findings": findings })) } else { findings.iter().map(in_words).collect() };
+    let text = if args.json {
+        visible::json(&format!("{:#}\n", serde_json::json!({ "findings": findings }))).into_owned()
+    } else {
+        findings.iter().map(in_words).collect()
+    };
     super::print(text.as_bytes())?;
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     match (count(Severity::Error), count(Severity::Warning)) {
@@ -107,7 +114,7 @@ async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
     let info = match sink.info().await {
         Ok(info) => info,
         Err(error @ sink::Error::Refused(_)) => {
-            findings.push(Finding::warning("Redis", format!("INFO: {error}"), format!("redis-cli acl setuser {} +info", sink.user())));
+            findings.push(Finding::warning("Redis", format!("INFO: {error}"), grant(sink, "+info")));
             String::new()
         }
         Err(error) => {
@@ -119,7 +126,7 @@ async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
         findings.extend(sink::check::findings(&info));
     }
     if let Err(error) = sink.rehearse().await {
-        let remedy = format!("redis-cli acl setuser {} +unlink +scan +select +ping '~*'", sink.user());
+        let remedy = grant(sink, "+unlink +scan +select +ping '~*'");
         findings.push(Finding::error("Redis", format!("it cannot delete: {error}"), remedy));
         return false;
     }
@@ -157,11 +164,15 @@ async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
             let sentence = "a key that each of its heartbeats deletes is still there: it is not ready, or has another Redis";
             Finding::error(about, sentence, "systemctl status unstale # says why it is not ready; its REDIS_URL must be this one")
         }
-        Err(error) => Finding::warning(
-            about,
-            format!("the whole way was not tried: {error}"),
-            format!("redis-cli acl setuser {} +set +exists", sink.user()),
-        ),
+        Err(error) => Finding::warning(about, format!("the whole way was not tried: {error}"), grant(sink, "+set +exists")),
+    }
+}
+
+/// Lets our user of Redis do this.
+fn grant(sink: &Sink, rights: &str) -> String {
+    match visible::in_shell(sink.user()) {
+        Some(user) => format!("redis-cli acl setuser {user} {rights}"),
+        None => format!("# let the user of REDIS_URL have {rights}"),
     }
 }
 
@@ -175,9 +186,25 @@ fn in_words(finding: &Finding) -> String {
         Severity::Warning => "warning",
         Severity::Error => "error",
     };
-    let mut text = format!("{label:<8} {}: {}\n", finding.about, finding.finding);
+    let mut text = format!("{label:<8} {}: {}\n", visible::line(&finding.about), visible::line(&finding.finding));
     if let Some(remedy) = &finding.remedy {
-        let _ = writeln!(text, "{:<8} {remedy}", "");
+        // Escaped it would mean something else, and as it is it would be something else than what is seen.
+        let withheld = "# the remedy holds a name that cannot be shown and pasted safely; it is in `unstale check --json`";
+        let _ = writeln!(text, "{:<8} {}", "", if visible::is_pastable(remedy) { remedy } else { withheld });
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_print_a_line_of_its_own_nor_a_remedy_that_is_not_what_it_seems() {
+        let finding =
+            Finding::error("public.\"a\nalter role m superuser;\"", "x\u{1b}[2K", "select unstale.watch('a\nalter role m superuser;')");
+        let text = in_words(&finding);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains(r"a\nalter role") && !text.contains('\u{1b}') && text.contains("# the remedy holds"), "{text}");
+    }
 }

@@ -7,6 +7,7 @@ use crate::cli::Explain;
 use crate::config::Config;
 use crate::pg::{self, Postgres, watches};
 use crate::rule::{Rule, Target};
+use crate::visible;
 
 /// Prints one key a line.
 ///
@@ -17,8 +18,9 @@ pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
     pg::migrate::check(&mut connection).await?;
     let table = super::full_name(&mut connection, &args.table).await?;
     let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table);
-    let watched = watched
-        .with_context(|| format!("{table} is not watched; select unstale.watch('{table}', keys => array['...']) or `unstale apply`"))?;
+    let watched = watched.with_context(|| {
+        format!("{table} is not watched; call unstale.watch() for it, or list it as a [[watch]] and run `unstale apply`")
+    })?;
     let rule = Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys)?;
     super::print(explain(&rule, &args.columns)?.as_bytes())
 }
@@ -31,8 +33,10 @@ fn explain(rule: &Rule, columns: &[(String, String)]) -> anyhow::Result<String> 
     let mut text = String::new();
     for target in rule.row(&row) {
         match target {
-            Target::Key(key) => text += &format!("{key}\n"),
-            Target::Pattern(pattern) => text += &format!("{pattern}    (one of these: give {})\n", missing(rule, &row)),
+            Target::Key(key) => text += &format!("{}\n", visible::line(&key)),
+            Target::Pattern(pattern) => {
+                text += &format!("{}    (one of these: give {})\n", visible::line(&pattern), visible::line(&missing(rule, &row)));
+            }
         }
     }
     Ok(text)

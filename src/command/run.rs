@@ -11,10 +11,11 @@ use tokio::sync::watch;
 
 use crate::batch::Limits;
 use crate::config::Config;
+use crate::exposure::{self, Exposure};
 use crate::listener::driver::{self, Parts};
 use crate::listener::machine::Settings;
 use crate::logs::Filter;
-use crate::observe::{Readiness, metrics};
+use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
 use crate::sink::Sink;
@@ -31,6 +32,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
     let shutdown = shutdown::on_signals()?;
     let metrics = metrics::install()?;
     let (readiness, readiness_seen) = watch::channel(Readiness::NotReady("starting".into()));
+    exposures(&config, &parts_now.borrow()).for_each(|exposure| observe(&Observation::Exposed(exposure)));
     let probes = match config.http.listen {
         Some(address) => {
             let listener = http::bind(address).await?;
@@ -63,6 +65,12 @@ fn parts(config: &Config) -> anyhow::Result<Parts> {
         page_rows: config.sweep.page_rows,
         settings: settings(config),
     })
+}
+
+/// What is open to the network.
+fn exposures(config: &Config, parts: &Parts) -> impl Iterator<Item = Exposure> {
+    let port = config.http.listen.and_then(exposure::of_port);
+    [parts.postgres.exposure(), parts.sink.exposure(), port].into_iter().flatten()
 }
 
 /// A schema that is missing or newer needs a person, now. A server that is not there yet, or is silent, is waited for later.

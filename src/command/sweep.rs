@@ -19,9 +19,9 @@ use crate::config::Config;
 use crate::pg::sweep::{From, Swept};
 use crate::pg::{self, Postgres, watches};
 use crate::rule::{Rule, Rules, Target};
-use crate::shutdown;
 use crate::sink::Sink;
 use crate::watermark::{Checkpoint, PgTime, Snapshot};
+use crate::{shutdown, visible};
 
 /// Chunks of rows between PostgreSQL and Redis.
 const CHUNKS: usize = 4;
@@ -256,5 +256,5 @@ fn as_json(event: &str, Count { rows, keys, deleted }: Count, dry: bool, took: D
 
 /// Something to know, on a line of its own.
 fn note(text: &str) {
-    let _ = writeln!(stderr(), "{}{text}", if stderr().is_terminal() { "\r\x1b[K" } else { "" });
+    let _ = writeln!(stderr(), "{}{}", if stderr().is_terminal() { "\r\x1b[K" } else { "" }, visible::line(text));
 }

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::pg::tail::{self, By};
 use crate::pg::{Postgres, watches::Watched};
 use crate::rule::{Rule, Rules, Target};
-use crate::shutdown;
+use crate::{shutdown, visible};
 
 /// Keys on a line for people.
 const SHOWN: usize = 8;
@@ -30,7 +30,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
     let mut tail = tail::Tail::open(&postgres, config.heartbeat.timeout).await?;
     let mut rules = rules(tail.watches().await?)?;
     let wanted = wanted(&rules, &args.tables)?;
-    let _ = writeln!(stderr(), "listening at {}; Ctrl-C ends it", postgres.place());
+    let _ = writeln!(stderr(), "listening at {}; Ctrl-C ends it", visible::line(&postgres.place()));
     loop {
         let Some(heard) = shutdown.run_until_cancelled(tail.next()).await else { return Ok(()) };
         let (by, text) = heard.context("what was committed from now on is not shown; start it again")?;
@@ -42,7 +42,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
             }
             Ok(Announcement::Bell | Announcement::Heartbeat(_)) => continue,
             Err(malformed) => {
-                let _ = writeln!(stderr(), "skipped: {malformed}");
+                let _ = writeln!(stderr(), "skipped: {}", visible::line(&malformed.to_string()));
                 continue;
             }
         };
@@ -52,7 +52,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
         let Some(rule) = rules.get(&change.watch) else { continue }; // it ended long ago
         if wanted.is_empty() || wanted.contains(&rule.table) {
             let seen = seen(rule, by, &change)?;
-            let line = if args.json { seen.to_string() } else { in_words(&seen) };
+            let line = if args.json { visible::json(&seen.to_string()).into_owned() } else { visible::line(&in_words(&seen)).into_owned() };
             match writeln!(stdout(), "{line}") {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
                 written => written?,

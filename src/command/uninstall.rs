@@ -12,6 +12,7 @@ use crate::pg::watches::{self, Watched};
 use crate::pg::{self, Postgres};
 use crate::rule::{Rule, Target};
 use crate::sink::Sink;
+use crate::visible;
 
 /// Says each step, and does it unless `--dry-run`.
 ///
@@ -31,7 +32,8 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
     let watches = watches::load(&mut connection).await?;
     for watched in &watches {
         if !watched.ended {
-            say(&format!("select unstale.unwatch('{}');", watched.table))?;
+            let table = visible::in_sql(&watched.table);
+            say(&table.map_or_else(|| format!("-- unwatch {}", watched.table), |table| format!("select unstale.unwatch({table});")))?;
             if !args.dry_run {
                 watches::unwatch(&mut connection, watched).await?;
             }
@@ -70,5 +72,5 @@ async fn delete_keys(args: &Uninstall, sink: &Sink, watched: &Watched) -> anyhow
 }
 
 fn say(step: &str) -> anyhow::Result<()> {
-    super::print(format!("{step}\n").as_bytes())
+    super::print(format!("{}\n", visible::line(step)).as_bytes())
 }

@@ -9,13 +9,15 @@
 //! `unstale` (`UNSTALE_SERVICE_HOST`, `UNSTALE_PORT=tcp://...`), which nobody typed and which no key can look like.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
 use super::error::Problem;
 use super::file::{Key, keys};
+use super::reading::{self, Unreadable};
+use super::secret::SecretFile;
 
 /// Names a file, not a key.
 pub(super) const CONFIG_FILE: &str = "UNSTALE_CONFIG";
@@ -39,6 +41,8 @@ struct Found {
     /// A variable, or a credential's file.
     place: String,
     value: Value,
+    /// What held it, and can be read again.
+    file: Option<PathBuf>,
 }
 
 impl Environment {
@@ -62,16 +66,26 @@ impl Environment {
         for key in keys().into_iter().filter(|key| key.is_secret) {
             let file = directory.join(key.path.replace('.', "_"));
             let place = file.display().to_string();
-            match read(&file) {
+            match reading::secret(&file) {
                 Ok(text) => {
                     let value = Value::from(text);
-                    found.insert(key.path, Found { place, value });
+                    found.insert(key.path, Found { place, value, file: Some(file) });
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => problems.push(Problem::new(place, format!("cannot be read: {error}"))),
+                Err(Unreadable::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => problems.push(Problem::new(place, error.to_string())),
             }
         }
         Self { name: "credentials", found }
+    }
+
+    /// Where each secret can be read again. What was found here is what counts: a text in the place of a file takes the file away.
+    pub(super) fn name_files(&self, files: &mut BTreeMap<String, SecretFile>) {
+        for (path, Found { place, file, .. }) in &self.found {
+            match file {
+                Some(file) => drop(files.insert(path.clone(), SecretFile { place: place.clone(), file: file.clone() })),
+                None => drop(files.remove(path)),
+            }
+        }
     }
 }
 
@@ -120,7 +134,7 @@ fn plain(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Pro
     } else {
         Value::from(text.clone())
     };
-    Some(Found { place: key.variable.clone(), value })
+    Some(Found { place: key.variable.clone(), value, file: None })
 }
 
 /// The secret under its own name, else under the usual one: an application's `DATABASE_URL` may lead through a pooler
@@ -131,11 +145,11 @@ fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Pr
         let file_variable = format!("{variable}_FILE");
         match (written(&variable), written(&file_variable)) {
             (None, None) => None,
-            (Some(text), None) => Some(Found { place: variable, value: Value::from(text.clone()) }),
-            (None, Some(file)) => match read(Path::new(file)) {
-                Ok(text) => Some(Found { place: file_variable, value: Value::from(text) }),
+            (Some(text), None) => Some(Found { place: variable, value: Value::from(text.clone()), file: None }),
+            (None, Some(file)) => match reading::secret(Path::new(file)) {
+                Ok(text) => Some(Found { place: file_variable, value: Value::from(text), file: Some(file.into()) }),
                 Err(error) => {
-                    problems.push(Problem::new(file_variable, format!("cannot read {file}: {error}")));
+                    problems.push(Problem::new(file_variable, format!("{file} {error}")));
                     None
                 }
             },
@@ -151,12 +165,6 @@ fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Pr
 /// `DATABASE_URL` for `database.url`.
 fn usual_name(key: &Key) -> String {
     key.path.replace('.', "_").to_uppercase()
-}
-
-/// A file's text without the newline that every editor puts at its end.
-fn read(file: &Path) -> std::io::Result<String> {
-    let text = std::fs::read_to_string(file)?;
-    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 fn refuse_unknown(variable: &str, value: &str, keys: &[Key], problems: &mut Vec<Problem>) {

@@ -5,27 +5,28 @@
 //! were checked not to be one, and a TOML error keeps its position but never the line, which could be a URL's.
 
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 
 use figment::Profile;
 use figment::error::{Actual, Kind};
 
 use super::file;
+use super::reading::{Unreadable, shown as shown_file};
+use crate::visible;
 
 /// Why there is no configuration. All of them are exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file that was named, or the one in `/etc`, cannot be read.
-    #[error("cannot read the configuration file {}", path.display())]
+    #[error("the configuration file {} {source}", shown_file(path))]
     Read {
         /// The file as it was named.
         path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
+        /// Why.
+        source: Unreadable,
     },
     /// A file is not TOML.
-    #[error("{}, line {line}, column {column}: {message}", path.display())]
+    #[error("{}, line {line}, column {column}: {}", shown_file(path), visible::line(message))]
     Syntax {
         /// The file as it was named.
         path: PathBuf,
@@ -79,7 +80,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.fault)
+        write!(f, "{}: {}", visible::line(&self.place), visible::line(&self.fault))
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use figment::{Figment, Profile};
 use secrecy::{ExposeSecret as _, SecretString};
-use tracing_subscriber::EnvFilter;
 
 use super::error::Problem;
 use super::{Backoff, Config, Heartbeat, Tls, Watch};
+use crate::logs;
 
 /// No duration may be longer: all of them are waits, and sums with the clock must not overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -90,26 +90,17 @@ impl Limits<'_> {
             self.problem("instance", fault);
         }
         let filter = &config.log.filter;
-        if let Err(error) = EnvFilter::builder().parse(filter) {
+        if let Err(error) = logs::targets(filter) {
             let fault = format!("\"{filter}\" is not a filter ({error}); write it as in info or warn,unstale=debug");
             self.problem("log.filter", fault);
         }
     }
 
-    /// Only the scheme: the libraries know the rest, but what they say when they do not may show the URL.
     fn urls(&mut self, config: &Config) {
-        if let Some(url) = &config.database.url
-            && !matches!(scheme(url), "postgres" | "postgresql")
-        {
-            let fault = "is not a PostgreSQL URL; write it as in postgres://user:password@host:5432/database";
-            self.problem("database.url", fault);
-        }
-        if let Some(url) = &config.redis.url
-            && !is_redis_scheme(scheme(url))
-        {
-            let fault = "is not a Redis URL; write it as in redis://:password@host:6379/0, rediss:// (TLS) \
-                         or redis+unix:///run/redis.sock";
-            self.problem("redis.url", fault);
+        for (key, url) in [("database.url", &config.database.url), ("redis.url", &config.redis.url)] {
+            if let Some(fault) = url.as_ref().and_then(|url| fault_of_url(key, url)) {
+                self.problem(key, fault);
+            }
         }
     }
 
@@ -188,6 +179,25 @@ impl Limits<'_> {
             Some(metadata) => metadata.interpolate(&Profile::Default, &parts),
             None => key.to_owned(),
         }
+    }
+}
+
+/// What is wrong with the URL of a key, as far as can be said without its parser: what the libraries say may show the URL.
+pub(super) fn fault_of_url(key: &str, url: &SecretString) -> Option<&'static str> {
+    // A parser of URLs leaves out line breaks without a word; and a NUL ends a text of PostgreSQL's protocol.
+    let text = url.expose_secret();
+    if text.contains(char::is_control) || text.contains("%00") {
+        return Some("holds a line break, a NUL or another control character; write the URL on one line, and nothing else");
+    }
+    match key {
+        "database.url" if !matches!(scheme(url), "postgres" | "postgresql") => {
+            Some("is not a PostgreSQL URL; write it as in postgres://user:password@host:5432/database")
+        }
+        "redis.url" if !is_redis_scheme(scheme(url)) => Some(
+            "is not a Redis URL; write it as in redis://:password@host:6379/0, rediss:// (TLS) \
+             or redis+unix:///run/redis.sock",
+        ),
+        _ => None,
     }
 }
 

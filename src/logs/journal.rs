@@ -13,6 +13,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::visible;
+
 const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// Is stderr connected to the journal? systemd.exec(5): `JOURNAL_STREAM` is its device and inode.
@@ -52,7 +54,7 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut message = String::new();
         context.format_fields(Writer::new(&mut message), event)?;
-        writeln!(writer, "MESSAGE={}", one_line(&message))?;
+        writeln!(writer, "MESSAGE={}", visible::line(&message))?; // a line break would begin another field
         writeln!(writer, "PRIORITY={}\nSYSLOG_IDENTIFIER=unstale", priority(*event.metadata().level()))?;
         let mut fields = Fields(writer, Ok(()));
         event.record(&mut fields);
@@ -79,7 +81,7 @@ impl Visit for Fields<'_> {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         if field.name() != "message" && self.1.is_ok() {
-            self.1 = writeln!(self.0, "UNSTALE_{}={}", name(field.name()), one_line(&format!("{value:?}")));
+            self.1 = writeln!(self.0, "UNSTALE_{}={}", name(field.name()), visible::line(&format!("{value:?}")));
         }
     }
 }
@@ -87,11 +89,6 @@ impl Visit for Fields<'_> {
 /// The journal drops a field with another character in its name.
 fn name(field: &str) -> String {
     field.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
-}
-
-/// A line break would begin another field.
-fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]
@@ -110,7 +107,7 @@ mod tests {
             tracing::warn!(table = "public.users", rows = 3, "cannot be\nPRIORITY=0 swept");
         });
         let entry = String::from_utf8(written.lock().expect("no panic").clone()).expect("text");
-        let expected = "MESSAGE=cannot be PRIORITY=0 swept table=\"public.users\" rows=3\nPRIORITY=4\nSYSLOG_IDENTIFIER=unstale\n\
+        let expected = "MESSAGE=cannot be\\nPRIORITY=0 swept table=\"public.users\" rows=3\nPRIORITY=4\nSYSLOG_IDENTIFIER=unstale\n\
                         UNSTALE_TABLE=public.users\nUNSTALE_ROWS=3\n";
         assert_eq!(entry, expected);
     }

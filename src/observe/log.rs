@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tracing::{debug, error, info, warn};
 
 use super::{Observation, Readiness};
+use crate::exposure::Exposure;
 
 /// Writes the line.
 pub fn write(observation: &Observation) {
@@ -37,6 +38,9 @@ pub fn write(observation: &Observation) {
             }
         }
         Observation::ConfigurationRefused { reason } => error!(reason, "the configuration was read again and is wrong: the old one stays"),
+        Observation::Exposed(Exposure { about, finding, remedy }) => {
+            warn!(about, finding, remedy = remedy.trim_start_matches("# "), "exposed to the network");
+        }
         Observation::SweepWithoutIndex { table, remedy } => {
             warn!(table, remedy, "a large table has no index for catching up: each page reads all of it");
         }

@@ -30,12 +30,12 @@ pub fn findings(info: &str) -> Vec<Finding> {
     }
     match field("role") {
         Some("slave" | "replica") => {
-            let master = format!("{}:{}", field("master_host").unwrap_or("primary"), field("master_port").unwrap_or("6379"));
-            findings.push(Finding::error(
-                &shown,
-                format!("this is a replica of {master}, and refuses to delete"),
-                format!("export REDIS_URL=redis://{master}"),
-            ));
+            let (host, port) = (field("master_host").unwrap_or("primary"), field("master_port").unwrap_or("6379"));
+            let remedy = match url(host, port) {
+                Some(url) => format!("export REDIS_URL={url}"),
+                None => "# let REDIS_URL name the primary".to_owned(),
+            };
+            findings.push(Finding::error(&shown, format!("this is a replica of {host}:{port}, and refuses to delete"), remedy));
         }
         _ => findings.push(Finding::ok(&shown, "it is a primary")),
     }
@@ -45,6 +45,14 @@ pub fn findings(info: &str) -> Vec<Finding> {
         findings.push(Finding::warning(&shown, sentence, "redis-cli config set maxmemory-policy allkeys-lru"));
     }
     findings
+}
+
+/// The server is not ours: its words become part of a command only if they are a host's name and a port.
+fn url(host: &str, port: &str) -> Option<String> {
+    let is_name = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "._-:".contains(c));
+    let port: u16 = port.parse().ok()?;
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    is_name.then(|| format!("redis://{host}:{port}"))
 }
 
 fn parts(version: &str) -> Option<(u32, u32)> {
@@ -75,6 +83,19 @@ mod tests {
         let (severity, finding) = worst("redis_version:7.0.15\r\nrole:slave\r\nmaster_host:10.0.0.1\r\nmaster_port:6380\r\n");
         assert_eq!(severity, Severity::Error);
         assert!(finding.contains("10.0.0.1:6380"), "{finding}");
+    }
+
+    #[test]
+    fn a_server_s_words_are_no_part_of_a_command_unless_they_name_a_host() {
+        let remedy = |host: &str, port: &str| {
+            let info = format!("redis_version:7.0.15\r\nrole:slave\r\nmaster_host:{host}\r\nmaster_port:{port}\r\n");
+            findings(&info).into_iter().find_map(|finding| finding.remedy)
+        };
+        assert_eq!(remedy("redis-1.example", "6380").as_deref(), Some("export REDIS_URL=redis://redis-1.example:6380"));
+        assert_eq!(remedy("::1", "6380").as_deref(), Some("export REDIS_URL=redis://[::1]:6380"));
+        for (host, port) in [("$(touch /tmp/x)", "6379"), ("a;b", "6379"), ("h", "6379 $(x)"), ("`x`", "1"), ("", "1"), ("h", "99999")] {
+            assert_eq!(remedy(host, port).as_deref(), Some("# let REDIS_URL name the primary"), "{host} {port}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::tls;
 use crate::batch::Work;
 use crate::config::Tls;
+use crate::exposure::{self, Exposure};
 
 /// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
 const SCAN_COUNT: u32 = 1_000;
@@ -200,6 +201,16 @@ impl Sink {
         let name = |key: &Key| key.as_str_lossy().into_owned();
         let there = keys.iter().zip(lives).filter(|(_, life)| *life != GONE);
         Ok(there.map(|(key, life)| (name(key), u64::try_from(life).ok().map(Duration::from_millis))).collect())
+    }
+
+    /// Could somebody in between read the password?
+    #[must_use]
+    pub fn exposure(&self) -> Option<Exposure> {
+        let host = match &self.config.server {
+            ServerConfig::Centralized { server } => Some(&*server.host),
+            _ => None, // a socket; what has several servers is refused
+        };
+        exposure::of_redis(host, self.tls.is_some(), self.config.password.is_some())
     }
 
     /// The user of the URL, for people.

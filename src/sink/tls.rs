@@ -12,6 +12,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::redis::Error;
 use crate::config::Tls;
+use crate::config::reading::{self, Unreadable};
 
 /// Reads the files.
 ///
@@ -24,7 +25,8 @@ pub(super) fn client_config(tls: &Tls) -> Result<ClientConfig, Error> {
     };
     let chain = certificates("redis.tls.cert_file", cert_file)?;
     let of_key = |fault| file_error("redis.tls.key_file", key_file, fault);
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| of_key(in_words(error, "private key without a passphrase")))?;
+    let key = reading::bytes(key_file, reading::PEM_BYTES).map_err(|error| of_key(error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| of_key(in_words(error, "private key without a passphrase")))?;
     let fault = |error| format!("does not go with the certificate in {} ({error})", cert_file.display());
     builder.with_client_auth_cert(chain, key).map_err(|error| of_key(fault(error)))
 }
@@ -45,7 +47,8 @@ fn authorities(tls: &Tls) -> Result<RootCertStore, Error> {
 }
 
 fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let all = CertificateDer::pem_file_iter(file).and_then(|all| all.collect::<Result<Vec<_>, _>>());
+    let bytes = reading::bytes(file, reading::PEM_BYTES).map_err(|error: Unreadable| file_error(key, file, error.to_string()))?;
+    let all = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     let some = all.and_then(|all| if all.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(all) });
     some.map_err(|error| file_error(key, file, in_words(error, "certificate")))
 }
@@ -57,7 +60,6 @@ fn file_error(key: &'static str, file: &Path, fault: String) -> Error {
 /// Not the library's words: they may show a line of the file.
 fn in_words(error: pem::Error, wanted: &str) -> String {
     match error {
-        pem::Error::Io(error) => format!("cannot be read ({error}); let it name a file that this user may read"),
         pem::Error::NoItemsFound => format!("holds no {wanted}; it must be in PEM, which begins with -----BEGIN"),
         _ => format!("is broken; it must hold a {wanted} in PEM"),
     }

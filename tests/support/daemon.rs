@@ -110,6 +110,11 @@ impl Daemon {
         Self { process, port: settings.port, lines, notifications, guard }
     }
 
+    /// Where it answers HTTP.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its process number.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()

@@ -8,6 +8,7 @@ use crate::finding::Finding;
 use crate::pg::watches::Watched;
 use crate::rule::{Rule, Target};
 use crate::sink::{Error, Sink};
+use crate::visible;
 
 /// Keys of a template that are looked at.
 const KEYS: usize = 1_000;
@@ -71,11 +72,7 @@ async fn sample(sink: &Sink, pattern: &str) -> Result<Sample, Error> {
 }
 
 fn not_looked_at(sink: &Sink, pattern: &str, error: &Error) -> Finding {
-    Finding::warning(
-        format!("keys {pattern}"),
-        format!("they were not looked at: {error}"),
-        format!("redis-cli acl setuser {} +scan +pttl", sink.user()),
-    )
+    Finding::warning(format!("keys {pattern}"), format!("they were not looked at: {error}"), super::grant(sink, "+scan +pttl"))
 }
 
 fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
@@ -104,10 +101,12 @@ fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
 
 /// For those that are there; the application must do its part. LT, of Redis 7: those that expire sooner are left alone.
 fn remedy(pattern: &str, ttl: Duration) -> String {
-    let pattern = pattern.replace('\'', r"'\''");
+    let Some(pattern) = visible::in_shell(pattern) else {
+        return "# give the keys a time to live; their template cannot be pasted safely".to_owned();
+    };
     let seconds = ttl.as_secs().max(1);
     let cli = r#"redis-cli -u "$REDIS_URL""#;
-    format!(r"{cli} --scan --pattern '{pattern}' | xargs -d '\n' -I {{}} {cli} expire {{}} {seconds} lt")
+    format!(r"{cli} --scan --pattern {pattern} | xargs -d '\n' -I {{}} {cli} expire {{}} {seconds} lt")
 }
 
 #[cfg(test)]

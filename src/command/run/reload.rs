@@ -4,20 +4,26 @@
 //! the file, and the files that hold the URLs.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::config::reading::Aside;
 use crate::listener::driver::Parts;
 use crate::logs::Filter;
 use crate::observe::{Observation, observe};
 
+/// For all files together. Until then the listener does its work.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Answers each SIGHUP.
 pub(super) async fn on_hangup(mut hangup: Signal, file: Option<PathBuf>, mut known: Config, filter: Filter, parts: watch::Sender<Parts>) {
+    let aside = Aside::default();
     while hangup.recv().await.is_some() {
-        match again(file.clone(), &known, &filter, &parts) {
+        match again(&aside, file.clone(), &known, &filter, &parts).await {
             Ok((new, differences)) => {
                 observe(&differences);
                 known = new;
@@ -27,25 +33,39 @@ pub(super) async fn on_hangup(mut hangup: Signal, file: Option<PathBuf>, mut kno
     }
 }
 
-fn again(file: Option<PathBuf>, known: &Config, filter: &Filter, parts: &watch::Sender<Parts>) -> anyhow::Result<(Config, Observation)> {
-    let mut new = Config::from_process(file.as_deref())?;
+async fn again(
+    aside: &Aside,
+    file: Option<PathBuf>,
+    known: &Config,
+    filter: &Filter,
+    parts: &watch::Sender<Parts>,
+) -> anyhow::Result<(Config, Observation)> {
+    let mut new = aside.run(PATIENCE, move || Config::from_process(file.as_deref())).await??;
     let differences = differences(known, &new);
     new.instance.clone_from(&known.instance); // progress is kept under it
     new.http.clone_from(&known.http);
     new.log.format = known.log.format;
-    let mut replaced = super::parts(&new)?;
+    let made = new.clone();
+    let mut replaced = aside.run(PATIENCE, move || super::parts(&made)).await??; // it tries the files of TLS
     let old = parts.borrow().clone();
     replaced.settings.seed = old.settings.seed;
     if is_same_redis(known, &new) {
         replaced.sink = old.sink; // and its connection
     }
     filter.set(&new.log)?;
+    super::exposures(&new, &replaced)
+        .filter(|_| known_url_changed(known, &new))
+        .for_each(|exposure| observe(&Observation::Exposed(exposure)));
     parts.send_replace(replaced);
     Ok((new, differences))
 }
 
 fn is_same_redis(old: &Config, new: &Config) -> bool {
     !differ(old.redis.url.as_ref(), new.redis.url.as_ref()) && old.redis.timeout == new.redis.timeout && old.redis.tls == new.redis.tls
+}
+
+fn known_url_changed(old: &Config, new: &Config) -> bool {
+    differ(old.database.url.as_ref(), new.database.url.as_ref()) || differ(old.redis.url.as_ref(), new.redis.url.as_ref())
 }
 
 fn differ(old: Option<&SecretString>, new: Option<&SecretString>) -> bool {
