@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod limits;
 mod section;
+mod source;
 mod text;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub use file::{Key, keys};
 pub use section::{
     Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Tls, Watch,
 };
+pub use source::{SecretFile, Source};
 
 /// Read if no file is named, and if it is there.
 pub const DEFAULT_FILE: &str = "/etc/unstale/unstale.toml";
@@ -62,6 +64,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// The `[[watch]]` list of the file, each table once; only `apply` and `explain` read it.
     pub watches: Vec<Watch>,
+    /// The files that the URLs of PostgreSQL and of Redis came from, if they came from files.
+    url_files: [Option<SecretFile>; 2],
 }
 
 impl Default for Config {
@@ -86,6 +90,7 @@ impl From<File> for Config {
             checkpoint: file.checkpoint,
             shutdown: file.shutdown,
             watches: file.watch,
+            url_files: [None, None],
         }
     }
 }
@@ -147,6 +152,24 @@ impl Config {
         self.redis.url.as_ref().ok_or(Error::NoRedisUrl)
     }
 
+    /// The same, to be read anew for each connection.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDatabaseUrl`] if nobody said.
+    pub fn database_source(&self) -> Result<Source, Error> {
+        Ok(Source::new(self.database_url()?.clone(), self.url_files[0].clone()))
+    }
+
+    /// The same, to be read anew for each connection.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRedisUrl`] if nobody said.
+    pub fn redis_source(&self) -> Result<Source, Error> {
+        Ok(Source::new(self.redis_url()?.clone(), self.url_files[1].clone()))
+    }
+
     /// The key that each heartbeat of this instance deletes.
     #[must_use]
     pub fn canary(&self) -> String {
@@ -172,7 +195,9 @@ impl Config {
         }
 
         let file: File = figment.extract().map_err(|error| Error::Invalid(error.into_iter().map(Problem::from).collect()))?;
-        let config = Self::from(file);
+        let mut config = Self::from(file);
+        let credentials = set(environment::CREDENTIALS).map(Path::new);
+        config.url_files = ["database.url", "redis.url"].map(|path| environment::file_of(path, &variables, credentials));
         let problems = limits::problems(&config, &figment);
         if problems.is_empty() { Ok(config) } else { Err(Error::Invalid(problems)) }
     }

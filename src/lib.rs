@@ -28,7 +28,7 @@
 //! |---|---|
 //! | [`listener::machine`] | decides everything: states, timers, what is collected, when a gap is closed. Pure. Begin here |
 //! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
-//! | [`change`], [`rule`], [`batch`], [`watermark`], [`backoff`], [`finding`], [`few`] | what a payload says; which keys it makes stale; what waits for Redis; how far we have come; how long to wait; what is not as it should be; a short list. Pure |
+//! | [`change`], [`rule`], [`batch`], [`watermark`], [`backoff`], [`finding`], [`few`], [`spelling`] | what a payload says; which keys it makes stale; what waits for Redis; how far we have come; how long to wait; what is not as it should be; a short list; what URLs have in common. Pure |
 //! | [`pg`] | every line of SQL that is not in `migrations/`: session, sweep, log, watches, migrations |
 //! | [`sink`] | Redis |
 //! | [`observe`] | everything the program says, once; as log lines and as metrics |
@@ -57,5 +57,6 @@ pub mod rule;
 pub mod scratch;
 pub mod shutdown;
 pub mod sink;
+pub mod spelling;
 pub mod systemd;
 pub mod watermark;

@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod config;
+mod connect;
 mod crash;
 mod daemon;
 mod delivery;
@@ -11,6 +12,7 @@ mod gap;
 mod hostile;
 mod log;
 mod monitoring;
+mod pooler;
 mod reload;
 mod schema;
 mod scratch;

@@ -27,8 +27,8 @@ const AWAY_SECONDS: f64 = 60.0;
 /// # Errors
 /// If a URL is missing, the schema is newer than this program, or something is not as it must be.
 pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_url()?)?;
-    let sink = Sink::new(config.redis_url()?, &config.redis.tls, config.redis.timeout)?;
+    let postgres = Postgres::new(config.database_source()?)?;
+    let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
     let mut findings = Vec::new();
     let connection = in_postgres(config, &postgres, &mut findings).await?;
     if in_redis(&sink, &mut findings).await
@@ -56,7 +56,7 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
     let mut connection = match tokio::time::timeout(config.heartbeat.timeout, postgres.connect()).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
-            findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), "# correct DATABASE_URL, or start the server"));
+            findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), error.remedy()));
             return Ok(None);
         }
         Err(_) => {
@@ -66,7 +66,7 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
         }
     };
     if let Err(error) = pg::check_server(&mut connection).await {
-        findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), "# correct DATABASE_URL"));
+        findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), error.remedy()));
         return Ok(None);
     }
     findings.push(Finding::ok(format!("PostgreSQL at {place}"), "it is a primary of a version that will do"));
@@ -82,8 +82,9 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
         }
         result => result?,
     }
+    findings.extend(pg::check::surroundings(&mut connection).await?);
     findings.extend(pg::check::findings(&mut connection).await?);
-    findings.push(if pg::check::delivers(postgres, &mut connection, config.heartbeat.timeout / 2).await? {
+    findings.push(if pg::check::delivers(postgres, config.heartbeat.timeout / 2).await? {
         Finding::ok("LISTEN", "notifications arrive")
     } else {
         let sentence = "notifications do not arrive, as behind a pooler in transaction mode: the listener would hear nothing";

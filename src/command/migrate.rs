@@ -8,7 +8,7 @@ use crate::pg::{Postgres, migrate};
 /// # Errors
 /// Without `DATABASE_URL`, if the schema is newer than this program, or what the server says.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let applied = migrate::migrate(&Postgres::new(config.database_url()?)?).await?;
+    let applied = migrate::migrate(&Postgres::new(config.database_source()?)?).await?;
     let mut text = String::new();
     for name in &applied {
         text += &format!("applied {name}\n");

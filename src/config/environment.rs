@@ -16,6 +16,7 @@ use figment::{Metadata, Profile, Provider};
 
 use super::error::Problem;
 use super::file::{Key, keys};
+use super::source::SecretFile;
 
 /// Names a file, not a key.
 pub(super) const CONFIG_FILE: &str = "UNSTALE_CONFIG";
@@ -153,8 +154,24 @@ fn usual_name(key: &Key) -> String {
     key.path.replace('.', "_").to_uppercase()
 }
 
+/// The file that this secret comes from, if it comes from one: of the same source as its value.
+pub(super) fn file_of(path: &str, variables: &BTreeMap<String, String>, credentials: Option<&Path>) -> Option<SecretFile> {
+    let key = keys().into_iter().find(|key| key.path == path)?;
+    let written = |name: &str| variables.get(name).filter(|text| !text.is_empty());
+    for variable in [key.variable.clone(), usual_name(&key)] {
+        let place = format!("{variable}_FILE");
+        match (written(&variable), written(&place)) {
+            (Some(_), _) => return None,
+            (None, Some(file)) => return Some(SecretFile { path: file.into(), place }),
+            (None, None) => {}
+        }
+    }
+    let path = credentials?.join(path.replace('.', "_"));
+    path.exists().then(|| SecretFile { place: path.display().to_string(), path })
+}
+
 /// A file's text without the newline that every editor puts at its end.
-fn read(file: &Path) -> std::io::Result<String> {
+pub(super) fn read(file: &Path) -> std::io::Result<String> {
     let text = std::fs::read_to_string(file)?;
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }

@@ -20,7 +20,7 @@ mod intake;
 mod log;
 mod message;
 mod timers;
-mod told;
+pub(super) mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
-use super::{Error, Postgres, session, sweep};
+use super::{Error, Postgres, identity, session, sweep};
 use crate::finding::{Finding, Severity};
 
 /// All that is not as it should be.
@@ -54,14 +54,61 @@ pub async fn privileges(connection: &mut PgConnection) -> Result<Vec<Finding>, E
            from pg_proc p
           where p.pronamespace = to_regnamespace('unstale')
             and (p.proname in ('notice_ddl', 'rotate_log', 'bell', 'sweep_column', 'findings') or p.proname ~ '^row_[0-9]+$')
-            and not has_function_privilege(p.oid, 'execute')
-         union all
-         select quote_ident(current_user), 'execute on function pg_control_system()' where not has_function_privilege('pg_control_system()', 'execute')",
+            and not has_function_privilege(p.oid, 'execute')",
     )
     .fetch_all(connection)
     .await
     .map_err(Error::of("looking at the role"))?;
     Ok(missing(&rows))
+}
+
+/// What the listener does at its start and would stumble over, beyond rights in our schema: a server that does not tell who it is, and
+/// too few connections.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn surroundings(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let mut findings = connections(connection).await?;
+    if let (_, Some(sentence)) = identity::ask(connection).await? {
+        findings.push(Finding::warning("PostgreSQL", sentence, identity::remedy(connection).await?));
+    }
+    let row = sqlx::query("select quote_ident(session_user), quote_ident(current_user), session_user <> current_user")
+        .fetch_one(connection)
+        .await;
+    let row = row.map_err(Error::of("looking at the role"))?;
+    if row.get(2) {
+        let (login, role): (String, String) = (row.get(0), row.get(1));
+        let sentence = format!("it runs as {role}, because the role has that setting");
+        findings.push(Finding::warning(format!("role {login}"), sentence, format!("alter role {login} reset role;")));
+    }
+    Ok(findings)
+}
+
+/// Connections of a listener: heartbeats, notifications, and a sweep after each gap.
+const LISTENER_CONNECTIONS: i64 = 3;
+
+/// Limits that a role and a database have.
+async fn connections(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let rows = sqlx::query(
+        "select format('role %I', r.rolname), r.rolconnlimit::bigint, format('alter role %I connection limit 5;', r.rolname)
+           from pg_roles r where r.rolname = session_user and not r.rolsuper and r.rolconnlimit between 0 and $1 + 1
+         union all
+         select format('database %I', d.datname), d.datconnlimit::bigint, format('alter database %I connection limit -1;', d.datname)
+           from pg_database d, pg_roles r
+          where d.datname = current_database() and r.rolname = session_user and not r.rolsuper and d.datconnlimit between 0 and $1 + 1",
+    )
+    .bind(LISTENER_CONNECTIONS)
+    .fetch_all(connection)
+    .await
+    .map_err(Error::of("looking for limits of connections"))?;
+    let finding = |row: &PgRow| {
+        let (about, limit, remedy): (String, i64, String) = (row.get(0), row.get(1), row.get(2));
+        let sentence = format!(
+            "its connection limit is {limit}; a listener needs {LISTENER_CONNECTIONS} while it catches up, and `unstale check` two more"
+        );
+        if limit < LISTENER_CONNECTIONS { Finding::error(about, sentence, remedy) } else { Finding::warning(about, sentence, remedy) }
+    };
+    Ok(rows.iter().map(finding).collect())
 }
 
 /// Watched tables that the role may not read: after each gap they lose all their keys.
@@ -121,10 +168,12 @@ async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
 ///
 /// # Errors
 /// [`Error::Connect`], [`Error::Statement`].
-pub async fn delivers(postgres: &Postgres, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
+pub async fn delivers(postgres: &Postgres, patience: Duration) -> Result<bool, Error> {
+    let (mut connection, route) = postgres.route().await?;
+    let connection = &mut connection;
     let row = sqlx::query("select 'unstale_check_' || pg_backend_pid()").fetch_one(&mut *connection).await;
     let channel: String = row.map_err(Error::of("asking for the backend"))?.get(0);
-    let mut listener = session::listen(postgres, connection, &channel, patience).await?;
+    let mut listener = session::listen(&route, connection, &channel, patience).await?;
     let notify = sqlx::query("select pg_notify($1, '')").bind(&channel);
     notify.execute(connection).await.map_err(Error::of("NOTIFY"))?;
     Ok(matches!(tokio::time::timeout(patience, listener.try_recv()).await, Ok(Ok(Some(_)))))
@@ -146,7 +195,7 @@ pub async fn last_seen(connection: &mut PgConnection, instance: &str) -> Result<
 /// [`Error::Statement`].
 pub async fn others(connection: &mut PgConnection) -> Result<i64, Error> {
     let sql = "select count(*) from pg_stat_activity
-                where datname = current_database() and application_name = 'unstale' and pid <> pg_backend_pid()";
+                where datname = current_database() and application_name ~ '^unstale(/|$)' and pid <> pg_backend_pid()";
     let row = sqlx::query(sql).fetch_one(connection).await;
     Ok(row.map_err(Error::of("looking for other sessions"))?.get(0))
 }
