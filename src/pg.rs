@@ -22,7 +22,7 @@ mod tls;
 mod url;
 pub mod watches;
 
-pub use connect::Postgres;
+pub use connect::{Postgres, Route};
 
 /// The NOTIFY channel, the same in migrations/0003_triggers.sql.
 pub const CHANNEL: &str = "unstale";

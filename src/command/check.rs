@@ -3,6 +3,7 @@
 mod keys;
 
 use std::fmt::Write as _;
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
@@ -30,12 +31,20 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_source()?)?;
     let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
     let mut findings = Vec::new();
-    let connection = in_postgres(config, &postgres, &mut findings).await?;
+    let connection = match in_postgres(config, &postgres, &mut findings).await {
+        Ok(connection) => connection,
+        Err(error) if matches!(error.downcast_ref(), Some(pg::Error::SchemaNewer { .. })) => return Err(error),
+        // What was found before it is not lost.
+        Err(error) => {
+            let words = crate::error::one_line(&error);
+            findings.push(Finding::error(format!("PostgreSQL at {}", postgres.place()), words, "# see the server's log"));
+            None
+        }
+    };
     if in_redis(&sink, &mut findings).await
         && let Some(mut connection) = connection
     {
-        let seen = pg::check::last_seen(&mut connection, &config.instance).await?;
-        findings.push(whole_way(config, &sink, seen).await);
+        findings.push(whole_way(config, &sink, &mut connection).await?);
         if args.keys {
             findings.extend(keys::findings(&sink, &pg::watches::load(&mut connection).await?).await?);
         }
@@ -53,8 +62,8 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
 /// Everything about PostgreSQL; the connection, if it is one that a listener could work with.
 async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Finding>) -> anyhow::Result<Option<PgConnection>> {
     let place = postgres.place();
-    let mut connection = match tokio::time::timeout(config.heartbeat.timeout, postgres.connect()).await {
-        Ok(Ok(connection)) => connection,
+    let (mut connection, route) = match tokio::time::timeout(config.heartbeat.timeout, postgres.route()).await {
+        Ok(Ok(connected)) => connected,
         Ok(Err(error)) => {
             findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), error.remedy()));
             return Ok(None);
@@ -84,11 +93,13 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
     }
     findings.extend(pg::check::surroundings(&mut connection).await?);
     findings.extend(pg::check::findings(&mut connection).await?);
-    findings.push(if pg::check::delivers(postgres, config.heartbeat.timeout / 2).await? {
-        Finding::ok("LISTEN", "notifications arrive")
-    } else {
-        let sentence = "notifications do not arrive, as behind a pooler in transaction mode: the listener would hear nothing";
-        Finding::error("LISTEN", sentence, "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode")
+    findings.push(match pg::check::delivers(&route, &mut connection, config.heartbeat.timeout / 2).await {
+        Ok(true) => Finding::ok("LISTEN", "notifications arrive"),
+        Ok(false) => {
+            let sentence = "notifications do not arrive, as behind a pooler in transaction mode: the listener would hear nothing";
+            Finding::error("LISTEN", sentence, "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode")
+        }
+        Err(error) => Finding::error("LISTEN", error.in_full(), error.remedy()),
     });
     let theirs = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(pg::clock(&mut connection).await?.0)?);
     let ours = SystemTime::now();
@@ -127,23 +138,26 @@ async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
     true
 }
 
-/// A key that the listener deletes with each heartbeat: through PostgreSQL, the listener, and this Redis.
-async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
+/// A key of this check alone: put into this Redis, and its name said in this database, to this instance. Only a listener that hears
+/// this database under this name and deletes from this Redis takes it away, whoever else shares any of the three.
+async fn whole_way(config: &Config, sink: &Sink, connection: &mut PgConnection) -> anyhow::Result<Finding> {
     let about = format!("listener {:?}", config.instance);
     let start = "systemctl start unstale   # or, to try it: unstale run";
-    match seen {
-        None => return Finding::error(about, "no listener of this name was ever here: nothing is deleted", start),
-        Some(ago) if ago > AWAY_SECONDS => {
-            return Finding::error(about, format!("it was last here {ago:.0} seconds ago: nothing is deleted"), start);
-        }
-        Some(_) => {}
-    }
-    let canary = config.canary();
+    let Some(ago) = pg::check::last_seen(connection, &config.instance).await? else {
+        return Ok(Finding::error(about, "no listener of this name was ever here: nothing is deleted", start));
+    };
+    let [high, low] = [0, 1].map(|n| RandomState::new().hash_one(n));
+    let probe = format!("{}:{high:016x}{low:016x}", config.instance);
+    let key = format!("unstale:canary:{probe}");
     let patience = config.heartbeat.interval * 3 + config.heartbeat.timeout;
     let began = Instant::now();
+    if let Err(error) = sink.put(&key, patience * 2).await {
+        let remedy = format!("redis-cli acl setuser {} +set +exists", sink.user());
+        return Ok(Finding::warning(about, format!("the whole way was not tried: {error}"), remedy));
+    }
+    pg::check::probe(connection, &probe).await?;
     let gone = async {
-        sink.put(&canary, patience * 2).await?;
-        while sink.has(&canary).await? {
+        while sink.has(&key).await? {
             if began.elapsed() > patience {
                 return Ok(false);
             }
@@ -151,11 +165,15 @@ async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
         }
         Ok::<_, sink::Error>(true)
     };
-    match gone.await {
-        Ok(true) => Finding::ok(about, format!("a key went the whole way in {:.0?}, a heartbeat's interval included", began.elapsed())),
+    Ok(match gone.await {
+        Ok(true) => Finding::ok(about, format!("a key went the whole way in {:.0?}", began.elapsed())),
         Ok(false) => {
-            let _ = sink.perform(&Work::Keys(vec![canary].into())).await;
-            let sentence = "a key that each of its heartbeats deletes is still there: it is not ready, or has another Redis";
+            let _ = sink.perform(&Work::Keys(vec![key].into())).await;
+            if ago > AWAY_SECONDS {
+                return Ok(Finding::error(about, format!("it was last here {ago:.0} seconds ago: nothing is deleted"), start));
+            }
+            let sentence = "it was here a moment ago, and a key that it was asked to delete is still there: \
+                            it does not run, is not ready, has another Redis, or is of an older version";
             Finding::error(about, sentence, "systemctl status unstale # says why it is not ready; its REDIS_URL must be this one")
         }
         Err(error) => Finding::warning(
@@ -163,7 +181,7 @@ async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
             format!("the whole way was not tried: {error}"),
             format!("redis-cli acl setuser {} +set +exists", sink.user()),
         ),
-    }
+    })
 }
 
 fn plural(n: usize, noun: &str) -> String {

@@ -16,7 +16,7 @@ pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
     let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
     pg::migrate::check(&mut connection).await?;
     let table = super::full_name(&mut connection, &args.table).await?;
-    let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table);
+    let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table && !watched.ended);
     let watched = watched
         .with_context(|| format!("{table} is not watched; select unstale.watch('{table}', keys => array['...']) or `unstale apply`"))?;
     let rule = Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys)?;

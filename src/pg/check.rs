@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
-use super::{Error, Postgres, identity, session, sweep};
+use super::{CHANNEL, Error, Route, identity, session, sweep};
 use crate::finding::{Finding, Severity};
 
 /// All that is not as it should be.
@@ -168,15 +168,23 @@ async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
 ///
 /// # Errors
 /// [`Error::Connect`], [`Error::Statement`].
-pub async fn delivers(postgres: &Postgres, patience: Duration) -> Result<bool, Error> {
-    let (mut connection, route) = postgres.route().await?;
-    let connection = &mut connection;
+pub async fn delivers(route: &Route, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
     let row = sqlx::query("select 'unstale_check_' || pg_backend_pid()").fetch_one(&mut *connection).await;
     let channel: String = row.map_err(Error::of("asking for the backend"))?.get(0);
-    let mut listener = session::listen(&route, connection, &channel, patience).await?;
+    let mut listener = session::listen(route, connection, &channel, patience).await?;
     let notify = sqlx::query("select pg_notify($1, '')").bind(&channel);
     notify.execute(connection).await.map_err(Error::of("NOTIFY"))?;
     Ok(matches!(tokio::time::timeout(patience, listener.try_recv()).await, Ok(Ok(Some(_)))))
+}
+
+/// Asks the listener of an instance, in the way of every change, to delete the key that ends with this probe.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn probe(connection: &mut PgConnection, probe: &str) -> Result<(), Error> {
+    let notify = sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(format!(r#"{{"probe":"{probe}"}}"#));
+    notify.execute(connection).await.map_err(Error::of("NOTIFY"))?;
+    Ok(())
 }
 
 /// How long ago this instance's listener was there, in seconds; `None`: never.

@@ -74,7 +74,7 @@ pub struct Postgres {
 }
 
 /// The way to the server that a connection has reached, so that a second connection goes to the same one.
-pub(super) struct Route {
+pub struct Route {
     options: PgConnectOptions,
     /// `None`: the settings go with the startup packet. A pool would take none there.
     set: Option<String>,
@@ -109,8 +109,11 @@ impl Postgres {
         Ok(self.route().await?.0)
     }
 
-    /// The same, and the way that led there.
-    pub(super) async fn route(&self) -> Result<(PgConnection, Route), Error> {
+    /// The same, and the way that led there, for a second connection with the same server.
+    ///
+    /// # Errors
+    /// As [`Postgres::connect`].
+    pub async fn route(&self) -> Result<(PgConnection, Route), Error> {
         let url = read(&self.source)?;
         let count = url.hosts.len();
         let first = self.first.load(Ordering::Relaxed);
