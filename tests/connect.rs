@@ -357,3 +357,33 @@ async fn a_rotated_url_is_read_for_the_next_connection_by_itself() {
     drop(daemon);
     world.execute(&format!("drop role {role}_2")).await;
 }
+
+#[tokio::test]
+async fn a_role_whose_sweep_finds_no_connection_left_is_told_so_and_goes_on_with_three() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let (role, url) = listener_role(&world).await;
+    world.execute(&format!("alter role {role} connection limit 2")).await;
+    let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
+    let reason = until("the reason names the limit", async || {
+        Some(daemon.not_ready().await).filter(|reason| reason.contains("its sweep") && reason.contains("too many connections"))
+    });
+    assert!(reason.await.contains("three connections"));
+    world.fill(["user:7"]);
+    world.execute("update users set name = 'bob', updated_at = clock_timestamp() where id = 7").await;
+    world.gone(["user:7"]).await;
+    world.execute(&format!("alter role {role} connection limit 3")).await;
+    works(&mut world, &mut daemon).await;
+    drop(daemon);
+    drop_role(&world, &role).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_has_ended_is_not_explained() {
+    let world = World::new().await;
+    world.users(3).await;
+    world.execute("select unstale.unwatch('users')").await;
+    let output = command("explain public.users id=1 email=a", &[("DATABASE_URL", &world.database_url())]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("public.users is not watched"), "{said}");
+}
