@@ -387,3 +387,31 @@ async fn a_watch_that_has_ended_is_not_explained() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && said.contains("public.users is not watched"), "{said}");
 }
+
+/// Aurora's words: its WAL functions are there, and raise.
+#[tokio::test]
+async fn a_server_that_answers_as_aurora_does_is_listened_to() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    // The server runs its own functions by number, whatever stands in their place: so ours take their names.
+    for (function, result, code, message) in [
+        ("pg_current_wal_lsn", "pg_lsn", "55000", "wal_level must be set to ''logical''"),
+        ("pg_control_checkpoint", "table (timeline_id int)", "55000", "wal_level must be set to ''logical''"),
+        ("pg_control_system", "table (system_identifier bigint)", "0A000", "Function is currently not supported for Aurora"),
+    ] {
+        let body = format!("begin raise exception using errcode = '{code}', message = '{message}'; end");
+        world
+            .execute(&format!(
+                "alter function pg_catalog.{function} rename to {function}_2;
+                 create function pg_catalog.{function}() returns {result} language plpgsql as $aurora${body}$aurora$"
+            ))
+            .await;
+    }
+    let mut daemon = world.daemon().with("UNSTALE_INSTANCE", "default").in_one_session().start();
+    works(&mut world, &mut daemon).await;
+    let line = daemon.says("does not tell all of who it is").await;
+    assert!(line.contains("another server and a fail-over") && line.contains("not supported for Aurora"), "{line}");
+    let output = command("check", &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains("nothing can be done where the server refuses it"), "{said}");
+}

@@ -8,6 +8,7 @@ mod crash;
 mod daemon;
 mod delivery;
 mod demo;
+mod frameworks;
 mod gap;
 mod hostile;
 mod log;
