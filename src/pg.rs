@@ -118,6 +118,7 @@ impl Error {
             Self::Pooler(_) => "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode".into(),
             Self::NoPrimary(_) => "# correct the hosts in DATABASE_URL, or start the primary".into(),
             Self::Timeout(_) => "# look for a firewall, or for a server that hangs".into(),
+            Self::Statement { source, .. } => connect::after_refusal(source),
             Self::NotMigrated => "unstale migrate".into(),
             _ => "# correct DATABASE_URL".into(),
         }

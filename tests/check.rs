@@ -295,6 +295,25 @@ fn errors(database_url: &str, redis_url: &str) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn what_a_listener_would_stumble_over_at_its_start_is_found_by_doing_it() {
+    let world = tables().await;
+    let before = world.number("select count(*) from unstale.checkpoint").await;
+    world
+        .execute(
+            "create function full_disk() returns trigger language plpgsql as $$ begin
+                 raise exception using errcode = '53100', message = 'could not extend file: No space left on device'; end $$;
+             create trigger full_disk before insert or update on unstale.gap for each statement execute function full_disk()",
+        )
+        .await;
+    let found = check(&world.database_url(), &world.redis_url());
+    assert_eq!(remedies(&found, "start", "No space left on device"), ["# make room on the server's disk"], "{found:#?}");
+    world.execute("drop trigger full_disk on unstale.gap").await;
+    assert_eq!(remedies(&check(&world.database_url(), &world.redis_url()), "start", ""), [""; 0]);
+    assert_eq!(world.number("select count(*) from unstale.checkpoint").await, before, "nothing of it stays");
+    assert_eq!(world.number("select count(*) from unstale.gap").await, 0, "nothing of it stays");
+}
+
+#[tokio::test]
 async fn limits_of_connections_are_named_before_anything_runs_into_them() {
     let world = tables().await;
     let role = format!("narrow_{}", world.database());

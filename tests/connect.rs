@@ -4,6 +4,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::support::daemon::{Daemon, command};
+use crate::support::link::Link;
 use crate::support::servers::own_postgres;
 use crate::support::wait::until;
 use crate::support::world::World;
@@ -189,6 +190,20 @@ async fn of_several_hosts_the_primary_is_found_and_found_again_after_a_fail_over
         .await
         .expect("it is a primary");
     world.gone(["user:7"]).await;
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_even_refuse_keeps_nobody_from_the_next() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let link = Link::to_port(world.postgres().port()).await;
+    link.black_hole();
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", link.port(), world.postgres().port());
+    let url = world.database_url().replace(&format!("127.0.0.1:{}", world.postgres().port()), &hosts);
+    // By patience with each host, and by beginning with the next one if the session's own patience ends before.
+    assert!(command("migrate", &[("DATABASE_URL", &format!("{url}?connect_timeout=1"))]).status.success());
+    let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
+    works(&mut world, &mut daemon).await;
 }
 
 /// A role that may do all that a listener must, as its URL.

@@ -14,6 +14,7 @@ use crate::batch::Work;
 use crate::cli::Check;
 use crate::config::Config;
 use crate::finding::{Finding, Severity};
+use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
 use crate::sink::{self, Sink};
 
@@ -101,6 +102,15 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
         }
         Err(error) => Finding::error("LISTEN", error.in_full(), error.remedy()),
     });
+    let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
+    match tokio::time::timeout(config.heartbeat.timeout, pg::session::rehearse(&route, name)).await {
+        Ok(Ok(())) => findings.push(Finding::ok("start", "all that a listener does at its start can be done")),
+        Ok(Err(error)) => findings.push(Finding::error("start", format!("a listener would fail: {}", error.in_full()), error.remedy())),
+        Err(_) => {
+            let sentence = format!("no answer within {:?}", config.heartbeat.timeout);
+            findings.push(Finding::error("start", sentence, "# somebody holds a lock: select * from pg_locks where not granted"));
+        }
+    }
     let theirs = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(pg::clock(&mut connection).await?.0)?);
     let ours = SystemTime::now();
     let apart = ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours)).unwrap_or_default();

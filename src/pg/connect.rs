@@ -411,3 +411,15 @@ pub(super) fn command(source: &sqlx::Error) -> String {
     };
     hint.to_owned()
 }
+
+/// What to paste, or where to look, for a statement that the server refuses.
+pub(super) fn after_refusal(source: &sqlx::Error) -> String {
+    let hint = match source.as_database_error().and_then(|error| error.code()).as_deref() {
+        Some("42501") => "psql \"$DATABASE_URL\" --set ON_ERROR_STOP=1 --file config/roles.sql   # as the owner of the tables",
+        Some("25006") => "# the server takes no writes: let DATABASE_URL lead to the primary, or let it write again",
+        Some("53100") => "# make room on the server's disk",
+        Some("55P03" | "57014") => "# somebody holds a lock: select * from pg_locks where not granted; then try again",
+        _ => "# see the server's log",
+    };
+    hint.to_owned()
+}

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgListener, PgNotification};
-use sqlx::{Connection, Row};
+use sqlx::{Connection, Executor, Row};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -138,13 +138,32 @@ async fn run(
     migrate::check(&mut connection).await?;
     let mut listener = listen(&route, &mut connection, CHANNEL, timeout / 2).await?;
     let reader = log::Reader::new(&mut connection).await?;
-    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, awake: false, not_kept: Vec::new() };
+    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, awake: false, refusals: Vec::new() };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
     tokio::select! {
         result = control.serve(asked, event) => result,
         result = receive(&mut listener, notify) => result,
+    }
+}
+
+/// All that a listener of this name does at its start and at each heartbeat, by the same code, and nothing of it stays. Says what the
+/// server refuses of it. Not the emptying of the log, which would keep writers waiting until it is undone.
+///
+/// # Errors
+/// [`Error::Statement`]: what a listener would fail with, or the connection's end.
+pub async fn rehearse(route: &Route, name: Name) -> Result<(), Error> {
+    let mut connection = route.connect().await?;
+    let begin = "begin; set local lock_timeout = '2s'; set local statement_timeout = '5s'"; // the listener waits for us meanwhile
+    connection.execute(begin).await.map_err(Error::of("BEGIN"))?;
+    let reader = log::Reader::new(&mut connection).await?;
+    let timeout = Duration::ZERO; // only `serve` needs one
+    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, awake: false, refusals: Vec::new() };
+    control.rehearse().await?;
+    match control.refusals.drain(..).next() {
+        Some(refusal) => Err(refusal),
+        None => control.connection.close().await.map_err(Error::of("ROLLBACK")),
     }
 }
 
@@ -191,8 +210,8 @@ struct Control {
     history: String,
     gap: Option<i64>, // id in the ledger
     reader: log::Reader,
-    awake: bool,           // holds the lock that keeps writers from ringing
-    not_kept: Vec<String>, // refusals that are still to be told
+    awake: bool,          // holds the lock that keeps writers from ringing
+    refusals: Vec<Error>, // of bookkeeping, still to be told
 }
 
 impl Control {
@@ -215,11 +234,21 @@ impl Control {
         Ok(Event::Subscribed(Box::new(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten })))
     }
 
+    async fn rehearse(&mut self) -> Result<(), Error> {
+        self.opening().await?;
+        self.stay().await?;
+        self.reader.page(&mut self.connection).await?;
+        self.open_gap(Cause::Start, Duration::ZERO).await?;
+        self.close_gap(GapSummary { cause: Cause::Start, lasted: Duration::ZERO, swept: 0, logged: 0, keys: 0 }).await?;
+        self.beat(0).await?;
+        Ok(())
+    }
+
     /// Bookkeeping that the server refuses (a full disk, a read-only moment, a right that was taken away) keeps nobody from deleting:
     /// it is told, and what was noted before stays true.
     fn tolerate(&mut self, kept: Result<(), Error>) -> Result<(), Error> {
         match kept {
-            Err(error) if error.is_refusal() => self.not_kept.push(error.in_full()),
+            Err(error) if error.is_refusal() => self.refusals.push(error),
             result => result?,
         }
         Ok(())
@@ -296,7 +325,7 @@ impl Control {
                 Ok(answer) => answer?,
                 Err(_) => return Err(Error::Timeout(self.timeout)),
             };
-            let not_kept = self.not_kept.drain(..).map(Event::NotKept);
+            let not_kept = self.refusals.drain(..).map(|error| Event::NotKept(error.in_full()));
             for said in not_kept.chain(answer) {
                 if event.send(said).await.is_err() {
                     return Ok(());
