@@ -14,6 +14,7 @@ mod connect;
 mod identity;
 pub mod log;
 pub mod migrate;
+mod remedy;
 pub mod session;
 pub mod sqlstate;
 pub mod sweep;
@@ -40,7 +41,7 @@ pub enum Error {
     #[error("DATABASE_URL: {0}")]
     Url(String),
     /// No connection.
-    #[error("cannot connect to PostgreSQL at {place}{remedy}", remedy = connect::remedy(.source))]
+    #[error("cannot connect to PostgreSQL at {place}{remedy}", remedy = remedy::remedy(.source))]
     Connect {
         /// Host and database.
         place: String,
@@ -105,7 +106,7 @@ impl Error {
     /// The same for a list of hosts, each of which is named already.
     fn without_place(&self) -> String {
         match self {
-            Self::Connect { source, .. } => format!("{}{}", words(source), connect::remedy(source)),
+            Self::Connect { source, .. } => format!("{}{}", words(source), remedy::remedy(source)),
             _ => self.in_full(),
         }
     }
@@ -114,11 +115,11 @@ impl Error {
     #[must_use]
     pub fn remedy(&self) -> String {
         match self {
-            Self::Connect { source, .. } => connect::command(source),
+            Self::Connect { source, .. } => remedy::command(source),
             Self::Pooler(_) => "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode".into(),
             Self::NoPrimary(_) => "# correct the hosts in DATABASE_URL, or start the primary".into(),
             Self::Timeout(_) => "# look for a firewall, or for a server that hangs".into(),
-            Self::Statement { source, .. } => connect::after_refusal(source),
+            Self::Statement { source, .. } => remedy::after_refusal(source),
             Self::NotMigrated => "unstale migrate".into(),
             _ => "# correct DATABASE_URL".into(),
         }

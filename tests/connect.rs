@@ -3,6 +3,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use sqlx::AssertSqlSafe;
+
 use crate::support::daemon::{Daemon, command};
 use crate::support::link::Link;
 use crate::support::servers::own_postgres;
@@ -243,12 +245,15 @@ async fn settings_that_a_database_or_a_role_has_for_others_do_not_rule_us() {
     ] {
         world.execute(&format!("alter role {role} in database {} set {setting} = '{value}'", world.database())).await;
     }
-    // For everybody in this database who may.
-    world
-        .execute(&format!("create role {others}; grant {others} to {role}; alter database {} set role = {others}", world.database()))
-        .await;
+    // For everybody in this database who may. By one connection of before: every other that begins meanwhile would be another role's.
+    world.execute(&format!("create role {others}; grant {others} to {role}")).await;
+    let mut ours = world.sql.acquire().await.expect("a connection");
+    let database = format!("alter database {}", world.database());
+    sqlx::raw_sql(AssertSqlSafe(format!("{database} set role = {others}"))).execute(&mut *ours).await.expect("it is ours");
     let mut daemon = Daemon::settings(&url, &world.redis_url()).in_one_session().start();
     daemon.ready().await;
+    sqlx::raw_sql(AssertSqlSafe(format!("{database} reset role"))).execute(&mut *ours).await.expect("it is ours");
+    drop(ours);
     let gaps = daemon.gaps();
     for _ in 0..3 {
         daemon.settles().await;
@@ -257,7 +262,7 @@ async fn settings_that_a_database_or_a_role_has_for_others_do_not_rule_us() {
     assert_eq!(daemon.gaps(), gaps, "nothing has ended the session");
     assert_eq!(daemon.metric("unstale_bookkeeping_failures_total", &[]), 0.0);
     drop(daemon);
-    world.execute(&format!("alter database {} reset role; drop role {others}", world.database())).await;
+    world.execute(&format!("drop role {others}")).await;
     drop_role(&world, &role).await;
 }
 

@@ -16,8 +16,8 @@ use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 
+use super::Error;
 use super::url::{Host, Mode, Url, Wants, password_in};
-use super::{Error, tls};
 use crate::config::Source;
 
 /// What holds in each of our sessions, whatever the database's and the role's settings say.
@@ -76,8 +76,8 @@ pub struct Postgres {
 /// The way to the server that a connection has reached, so that a second connection goes to the same one.
 pub struct Route {
     options: PgConnectOptions,
-    /// `None`: the settings go with the startup packet. A pool would take none there.
-    set: Option<String>,
+    /// What is said at the beginning of a session: what did not go with the startup packet.
+    set: String,
     place: String,
 }
 
@@ -144,10 +144,13 @@ impl Route {
     pub(super) async fn connect(&self) -> Result<PgConnection, Error> {
         let failed = |source| Error::Connect { place: self.place.clone(), source };
         let mut connection = self.options.connect().await.map_err(failed)?;
-        if let Some(set) = &self.set {
-            connection.execute(AssertSqlSafe(set.clone())).await.map_err(Error::of("SET"))?;
-        }
+        self.begin(&mut connection).await?;
         Ok(connection)
+    }
+
+    async fn begin(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        connection.execute(AssertSqlSafe(self.set.clone())).await.map_err(Error::of("SET"))?;
+        Ok(())
     }
 
     /// A pool of one for such a connection, as the driver's listener wants it. `patience` bounds its connecting.
@@ -161,12 +164,7 @@ impl Route {
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
                 let set = set.clone();
-                Box::pin(async move {
-                    if let Some(set) = set {
-                        connection.execute(AssertSqlSafe(set)).await?;
-                    }
-                    Ok(())
-                })
+                Box::pin(async move { connection.execute(AssertSqlSafe(set)).await.map(|_| ()) })
             })
             .connect_lazy_with(self.options.clone())
     }
@@ -227,13 +225,15 @@ async fn to_host(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error>
 async fn open(url: &Url, host: &Host, options: PgConnectOptions) -> Result<(PgConnection, Route), Error> {
     let place = format!("{}/{}", at(host), options.get_database().unwrap_or(options.get_username()));
     let failed = |source| Error::Connect { place: place.clone(), source };
-    let read_write = url.wants == Wants::ReadWrite;
-    let settings = || SETTINGS.into_iter().filter(|(name, _)| !(read_write && *name == "default_transaction_read_only"));
-    let direct = options.clone().options(settings()).options([(MARKER, "yes")]);
+    let role_is_asked_for = options.get_options().is_some_and(|options| options.contains("role="));
+    let set = format!("select {NEWER}, {}", if role_is_asked_for { "null" } else { OWN_ROLE });
+    let direct = options.clone().options(settings(url)).options([(MARKER, "yes")]);
     match direct.connect().await {
         Ok(mut connection) => {
             if look(&mut connection, url).await? {
-                return Ok((connection, Route { options: direct, set: None, place }));
+                let route = Route { options: direct, set, place };
+                route.begin(&mut connection).await?;
+                return Ok((connection, route));
             }
             let _ = connection.close().await;
         }
@@ -252,37 +252,37 @@ async fn open(url: &Url, host: &Host, options: PgConnectOptions) -> Result<(PgCo
         return Err(Error::Pooler(sentence.into()));
     }
     look(&mut connection, url).await?;
-    let names = settings().map(|(name, value)| format!("('{name}', '{value}')")).collect::<Vec<_>>().join(", ");
+    let names = settings(url).map(|(name, value)| format!("('{name}', '{value}')")).collect::<Vec<_>>().join(", ");
     let known = "where name in (select name from pg_settings)"; // an older server refuses what it does not know
-    let set = format!("select set_config(name, value, false) from (values {names}) s(name, value) {known}; select {NEWER}, {OWN_ROLE}");
-    let route = Route { options, set: Some(set), place };
-    // On this one, too; it is the one that is known to be of its own.
-    connection.execute(AssertSqlSafe(route.set.clone().unwrap_or_default())).await.map_err(Error::of("SET"))?;
+    let all = format!("select set_config(name, value, false) from (values {names}) s(name, value) {known}; {set}");
+    let route = Route { options, set: all, place };
+    route.begin(&mut connection).await?;
     Ok((connection, route))
+}
+
+/// Who asks for a server that takes writes by itself is not to be helped by our setting.
+fn settings(url: &Url) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let read_write = url.wants == Wants::ReadWrite;
+    SETTINGS.into_iter().filter(move |(name, _)| !(read_write && *name == "default_transaction_read_only"))
 }
 
 /// Has the server seen our settings? Refuses one that is not wanted.
 async fn look(connection: &mut PgConnection, url: &Url) -> Result<bool, Error> {
     let chosen = url.hosts.len() > 1 || url.wants == Wants::ReadWrite;
     // A simple query: behind a pooler a prepared statement might be somebody else's, and nothing may be set there yet.
-    let asked = "select coalesce(current_setting('unstale.direct', true), '') = 'yes', pg_is_in_recovery(),
-                        current_setting('default_transaction_read_only') = 'on'";
-    let row = connection.fetch_one(asked).await.map_err(Error::of("asking the server what it is"))?;
+    let asked = format!(
+        "select coalesce(current_setting('{MARKER}', true), '') = 'yes', pg_is_in_recovery(),
+                current_setting('default_transaction_read_only') = 'on'"
+    );
+    let row = connection.fetch_one(AssertSqlSafe(asked)).await.map_err(Error::of("asking the server what it is"))?;
     if chosen && row.get(1) {
         return Err(Error::Unsuitable("it is a standby".into()));
     }
     if url.wants == Wants::ReadWrite && row.get(2) {
-        return Err(Error::Unsuitable(
-            "its transactions are read-only (default_transaction_read_only), and target_session_attrs=read-write".into(),
-        ));
+        let sentence = "its transactions are read-only (default_transaction_read_only), and target_session_attrs=read-write";
+        return Err(Error::Unsuitable(sentence.into()));
     }
-    let is_direct: bool = row.get(0);
-    if is_direct {
-        let role_is_asked_for = url.options.as_deref().is_some_and(|options| options.contains("role="));
-        let own_role = if role_is_asked_for { "null" } else { OWN_ROLE };
-        connection.execute(AssertSqlSafe(format!("select {NEWER}, {own_role}"))).await.map_err(Error::of("SET"))?;
-    }
-    Ok(is_direct)
+    Ok(row.get(0))
 }
 
 /// PgBouncer says 08P01, RDS Proxy 0A000, and a server says 42704 of a setting that it does not know.
@@ -386,40 +386,4 @@ fn from_passfile(url: &Url, host: &str, port: u16, database: &str, user: &str) -
     let text = std::fs::read_to_string(&file).map_err(|error| refused(format!("cannot be read: {error}")))?;
     let host = if SOCKET_DIRECTORIES.contains(&host) { "localhost" } else { host };
     Ok(password_in(&text, [host, &port.to_string(), database, user]))
-}
-
-/// In parentheses, after what could not be done; empty where there is nothing better than the server's words.
-pub(super) fn remedy(source: &sqlx::Error) -> &'static str {
-    match source.as_database_error().and_then(|error| error.code()).as_deref() {
-        Some("53300") => {
-            " (a listener needs three connections, and `unstale check` two more: `alter role ... connection limit 5`, or a larger max_connections)"
-        }
-        _ => tls::remedy(source),
-    }
-}
-
-/// A command, or where to look, for a connection that did not come about.
-pub(super) fn command(source: &sqlx::Error) -> String {
-    let hint = match source.as_database_error().and_then(|error| error.code()).as_deref() {
-        Some("53300") => "alter role unstale_listener connection limit 5; -- or a larger max_connections, or fewer other sessions",
-        Some("28P01") => "# correct user and password in DATABASE_URL",
-        Some("28000") => "# let pg_hba.conf take this user from this host, or correct the user in DATABASE_URL",
-        Some("3D000") => "# correct the name of the database in DATABASE_URL",
-        Some(_) => "# see the server's log",
-        None if matches!(source, sqlx::Error::Io(_)) => "# correct DATABASE_URL, or start the server",
-        None => "# correct sslmode and the files of TLS in DATABASE_URL",
-    };
-    hint.to_owned()
-}
-
-/// What to paste, or where to look, for a statement that the server refuses.
-pub(super) fn after_refusal(source: &sqlx::Error) -> String {
-    let hint = match source.as_database_error().and_then(|error| error.code()).as_deref() {
-        Some("42501") => "psql \"$DATABASE_URL\" --set ON_ERROR_STOP=1 --file config/roles.sql   # as the owner of the tables",
-        Some("25006") => "# the server takes no writes: let DATABASE_URL lead to the primary, or let it write again",
-        Some("53100") => "# make room on the server's disk",
-        Some("55P03" | "57014") => "# somebody holds a lock: select * from pg_locks where not granted; then try again",
-        _ => "# see the server's log",
-    };
-    hint.to_owned()
 }

@@ -155,16 +155,15 @@ async fn run(
 /// [`Error::Statement`]: what a listener would fail with, or the connection's end.
 pub async fn rehearse(route: &Route, name: Name) -> Result<(), Error> {
     let mut connection = route.connect().await?;
-    let begin = "begin; set local lock_timeout = '2s'; set local statement_timeout = '5s'"; // the listener waits for us meanwhile
-    connection.execute(begin).await.map_err(Error::of("BEGIN"))?;
     let reader = log::Reader::new(&mut connection).await?;
     let timeout = Duration::ZERO; // only `serve` needs one
     let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, awake: false, refusals: Vec::new() };
-    control.rehearse().await?;
-    match control.refusals.drain(..).next() {
-        Some(refusal) => Err(refusal),
-        None => control.connection.close().await.map_err(Error::of("ROLLBACK")),
+    let result = control.rehearse().await;
+    if let Some(refusal) = control.refusals.drain(..).next() {
+        return Err(refusal); // what came after it failed because of it
     }
+    result?;
+    control.connection.close().await.map_err(Error::of("ROLLBACK"))
 }
 
 /// A pool of one, fresh for each session: a listener that is dropped on a dead socket keeps its place in the pool.
@@ -216,6 +215,12 @@ struct Control {
 
 impl Control {
     async fn opening(&mut self) -> Result<Event, Error> {
+        let (server, unknown) = identity::ask(&mut self.connection).await?;
+        self.history.clone_from(&server.history);
+        Ok(Event::Subscribed(Box::new(self.subscribed(server, unknown).await?)))
+    }
+
+    async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Subscribed, Error> {
         let appeared = self.appear().await;
         if !self.is_known().await? {
             appeared?; // the log would not be kept for this instance
@@ -227,15 +232,17 @@ impl Control {
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
-        let (server, unknown) = identity::ask(&mut self.connection).await?;
-        self.history.clone_from(&server.history);
         let stored = self.stored().await?;
         let forgotten = self.forgotten().await?;
-        Ok(Event::Subscribed(Box::new(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten })))
+        Ok(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten })
     }
 
     async fn rehearse(&mut self) -> Result<(), Error> {
-        self.opening().await?;
+        // Before the transaction, which a refusal would end.
+        let (server, unknown) = identity::ask(&mut self.connection).await?;
+        let begin = "begin; set local lock_timeout = '2s'; set local statement_timeout = '5s'"; // the listener waits for us meanwhile
+        self.connection.execute(begin).await.map_err(Error::of("BEGIN"))?;
+        self.subscribed(server, unknown).await?;
         self.stay().await?;
         self.reader.page(&mut self.connection).await?;
         self.open_gap(Cause::Start, Duration::ZERO).await?;
