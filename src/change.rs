@@ -12,6 +12,7 @@
 //! {"bell":true}
 //! {"heartbeat":12}
 //! {"watches":true}
+//! {"probe":"eu1:0123456789abcdef0123456789abcdef"}
 //! ```
 
 use std::borrow::Cow;
@@ -32,6 +33,8 @@ pub enum Announcement<'a> {
     Heartbeat(u64),
     /// `unstale.watch()` or `unstale.unwatch()` changed something.
     Watches,
+    /// `unstale check` asks the listener of an instance to delete the key that ends like this: instance, colon, 32 hexadecimal digits.
+    Probe(Cow<'a, str>),
 }
 
 /// Changed rows, or all of a table.
@@ -114,6 +117,8 @@ struct Fields<'a> {
     bell: Option<bool>,
     heartbeat: Option<u64>,
     watches: Option<bool>,
+    #[serde(borrow)]
+    probe: Option<Text<'a>>,
 }
 
 /// Reads a payload.
@@ -124,7 +129,7 @@ pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
     let change = |watch, rev, what| Announcement::Change(Change { watch, rev, what });
     let fields = serde_json::from_str(payload)?;
     match fields {
-        Fields { watch: Some(watch), rev: Some(rev), new, old, rows, all, bell: None, heartbeat: None, watches: None } => {
+        Fields { watch: Some(watch), rev: Some(rev), new, old, rows, all, bell: None, heartbeat: None, watches: None, probe: None } => {
             match (new, old, rows, all) {
                 (None, None, Some(rows), None) => Ok(change(watch, rev, What::Rows(rows.into_iter().collect()))),
                 (None, None, None, Some(true)) => Ok(change(watch, rev, What::All)),
@@ -134,16 +139,28 @@ pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
                 _ => Err(Malformed::Meaningless),
             }
         }
-        Fields { watch: None, rev: None, new: None, old: None, rows: None, all: None, bell, heartbeat, watches } => {
-            match (bell, heartbeat, watches) {
-                (Some(true), None, None) => Ok(Announcement::Bell),
-                (None, Some(n), None) => Ok(Announcement::Heartbeat(n)),
-                (None, None, Some(true)) => Ok(Announcement::Watches),
+        Fields { watch: None, rev: None, new: None, old: None, rows: None, all: None, bell, heartbeat, watches, probe } => {
+            match (bell, heartbeat, watches, probe) {
+                (Some(true), None, None, None) => Ok(Announcement::Bell),
+                (None, Some(n), None, None) => Ok(Announcement::Heartbeat(n)),
+                (None, None, Some(true), None) => Ok(Announcement::Watches),
+                (None, None, None, Some(Text(probe))) if is_probe(&probe) => Ok(Announcement::Probe(probe)),
                 _ => Err(Malformed::Meaningless),
             }
         }
         _ => Err(Malformed::Meaningless),
     }
+}
+
+/// Anybody's text would make a key of anybody's choice.
+fn is_probe(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(instance, token)| {
+        !instance.is_empty()
+            && instance.len() <= 63
+            && instance.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+            && token.len() == 32
+            && token.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// A JSON text that borrows from the payload unless it has escapes.
@@ -249,6 +266,8 @@ mod tests {
         assert_eq!(parse(r#"{"bell":true}"#).expect("bell"), Announcement::Bell);
         assert_eq!(parse(r#"{"heartbeat":12}"#).expect("heartbeat"), Announcement::Heartbeat(12));
         assert_eq!(parse(r#"{"watches":true}"#).expect("watches"), Announcement::Watches);
+        let probe = parse(r#"{"probe":"eu-1:0123456789abcdef0123456789abcdef"}"#).expect("a probe");
+        assert_eq!(probe, Announcement::Probe("eu-1:0123456789abcdef0123456789abcdef".into()));
     }
 
     #[test]
@@ -287,6 +306,11 @@ mod tests {
             r#"{"bell":false}"#,
             r#"{"watches":true,"heartbeat":1}"#,
             r#"{"watches":true} {"watches":true}"#,
+            r#"{"probe":"user:42"}"#,
+            r#"{"probe":":0123456789abcdef0123456789abcdef"}"#,
+            r#"{"probe":"a:b:0123456789abcdef0123456789abcdef"}"#,
+            r#"{"probe":"a:0123456789ABCDEF0123456789abcdef"}"#,
+            r#"{"probe":"a:0123456789abcdef0123456789abcdef","bell":true}"#,
         ] {
             assert!(parse(payload).is_err(), "{payload} was believed");
         }

@@ -58,6 +58,7 @@ pub mod rule;
 pub mod scratch;
 pub mod shutdown;
 pub mod sink;
+pub mod spelling;
 pub mod systemd;
 pub mod visible;
 pub mod watermark;

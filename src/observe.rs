@@ -108,6 +108,18 @@ pub enum Observation {
         /// Why.
         reason: &'static str,
     },
+    /// Progress could not be noted in the database. Deletion goes on, and a restart would have more to do.
+    NotKept {
+        /// Why, for people.
+        reason: String,
+        /// It was said a moment ago.
+        again: bool,
+    },
+    /// The server does not tell all of who it is, so that less is known of fail-overs.
+    ServerTellsLittle {
+        /// What is not known, and why.
+        reason: String,
+    },
     /// The log is no longer kept for an instance that is away.
     InstanceForgotten {
         /// Its name.

@@ -1,28 +1,32 @@
 //! PostgreSQL: every line of SQL.
 //!
-//! Owns connections and their errors. Connections to PostgreSQL made here resolve nothing through `search_path`, wait for no
-//! WAL flush (what we write is only bookkeeping, and an older checkpoint is safe), and are reaped by the server if we vanish.
-//! Refuses to know Redis.
+//! Owns connections (in `connect`) and their errors. Refuses to know Redis.
 
-use std::str::FromStr;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSslMode};
-use sqlx::{ConnectOptions, Row};
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgDatabaseError};
 
-use crate::exposure::{Exposure, ToPostgres};
 use crate::watermark::PgTime;
 
 pub mod check;
+mod connect;
+mod identity;
 pub mod log;
 pub mod migrate;
+mod remedy;
 pub mod session;
 pub mod sqlstate;
 pub mod sweep;
 pub mod tail;
 mod tls;
+mod url;
 pub mod watches;
+
+pub use connect::{Postgres, Route};
+
+/// What our sessions are called in `pg_stat_activity`, before a slash and what the URL calls them.
+const APPLICATION: &str = "unstale";
 
 /// The oldest major version with BEGIN ATOMIC functions and CREATE OR REPLACE TRIGGER; older ones are out of support.
 const OLDEST_SERVER: i32 = 140_000;
@@ -31,16 +35,22 @@ const OLDEST_SERVER: i32 = 140_000;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The URL cannot be read.
-    #[error("DATABASE_URL is not a PostgreSQL URL; write postgres://user:password@host:5432/database")]
-    Url,
+    #[error("DATABASE_URL: {0}")]
+    Url(String),
     /// No connection.
-    #[error("cannot connect to PostgreSQL at {place}{remedy}", remedy = tls::remedy(.source))]
+    #[error("cannot connect to PostgreSQL at {place}{remedy}", remedy = remedy::remedy(.source))]
     Connect {
         /// Host and database.
         place: String,
         /// Why.
         source: sqlx::Error,
     },
+    /// Of several hosts none is a primary that answers; why, of each.
+    #[error("cannot connect to PostgreSQL: {0}")]
+    NoPrimary(String),
+    /// Something stands between that cannot be listened through.
+    #[error("{0}")]
+    Pooler(String),
     /// Connected to something that cannot serve.
     #[error("{0}")]
     Unsuitable(String),
@@ -82,6 +92,35 @@ impl Error {
             _ => self.to_string(),
         }
     }
+
+    /// Did the server refuse a statement, and go on? Not if it ends the connection, or did not answer.
+    fn is_refusal(&self) -> bool {
+        let Self::Statement { source: sqlx::Error::Database(error), .. } = self else { return false };
+        // 57: it shuts down; 08: the connection is broken.
+        !error.code().is_some_and(|code| ["57", "08"].iter().any(|class| code.starts_with(class)))
+    }
+
+    /// The same for a list of hosts, each of which is named already.
+    fn without_place(&self) -> String {
+        match self {
+            Self::Connect { source, .. } => format!("{}{}", words(source), remedy::remedy(source)),
+            _ => self.in_full(),
+        }
+    }
+
+    /// What to paste, or where to look, if this kept a connection from coming about.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Connect { source, .. } => remedy::command(source),
+            Self::Pooler(_) => "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode".into(),
+            Self::NoPrimary(_) => "# correct the hosts in DATABASE_URL, or start the primary".into(),
+            Self::Timeout(_) => "# look for a firewall, or for a server that hangs".into(),
+            Self::Statement { source, .. } => remedy::after_refusal(source),
+            Self::NotMigrated => "unstale migrate".into(),
+            _ => "# correct DATABASE_URL".into(),
+        }
+    }
 }
 
 /// What the server says; sqlx would add a line number of PostgreSQL's own source, and leave out detail and hint.
@@ -90,84 +129,6 @@ fn words(error: &sqlx::Error) -> String {
     let more = error.try_downcast_ref::<PgDatabaseError>().map(|error| [error.detail(), error.hint()]);
     let more = more.into_iter().flatten().flatten().map(|text| format!(" ({})", text.replace('\n', "; ")));
     [error.message().to_owned()].into_iter().chain(more).collect()
-}
-
-/// Where the database is. Its options hold the password, so it has no `Debug`.
-#[derive(Clone)]
-pub struct Postgres {
-    options: PgConnectOptions,
-    has_password: bool,
-}
-
-impl Postgres {
-    /// Reads the URL.
-    ///
-    /// # Errors
-    /// [`Error::Url`].
-    pub fn new(url: &SecretString) -> Result<Self, Error> {
-        let options = PgConnectOptions::from_str(url.expose_secret()).map_err(|_| Error::Url)?;
-        let options = options
-            .application_name("unstale")
-            .options([
-                ("search_path", "pg_catalog"),
-                ("synchronous_commit", "off"),
-                ("default_transaction_isolation", "read committed"),
-                ("jit", "off"), // to compile what looks through the catalogs takes longer than to run it a thousand times
-                ("tcp_keepalives_idle", "30"),
-                ("tcp_keepalives_interval", "10"),
-                ("tcp_keepalives_count", "3"),
-                ("tcp_user_timeout", "60000"),
-                ("idle_in_transaction_session_timeout", "60000"),
-            ])
-            .log_statements(tracing::log::LevelFilter::Off)
-            .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO);
-        Ok(Self { options, has_password: has_password(url.expose_secret()) })
-    }
-
-    /// Host and database, for people.
-    #[must_use]
-    pub fn place(&self) -> String {
-        let host = match self.options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => format!("{}:{}", self.options.get_host(), self.options.get_port()),
-        };
-        format!("{host}/{}", self.options.get_database().unwrap_or(self.options.get_username()))
-    }
-
-    /// Could somebody in between read the password?
-    #[must_use]
-    pub fn exposure(&self) -> Option<Exposure> {
-        let host = self.options.get_socket().is_none().then(|| self.options.get_host());
-        let sslmode = match self.options.get_ssl_mode() {
-            PgSslMode::Disable => "disable",
-            PgSslMode::Allow => "allow",
-            PgSslMode::Prefer => "prefer",
-            PgSslMode::Require => "require",
-            PgSslMode::VerifyCa => "verify-ca",
-            PgSslMode::VerifyFull => "verify-full",
-        };
-        ToPostgres { host, sslmode, has_password: self.has_password }.exposure()
-    }
-
-    /// A connection of its own.
-    ///
-    /// # Errors
-    /// [`Error::Connect`] with the real cause.
-    pub async fn connect(&self) -> Result<PgConnection, Error> {
-        self.options.connect().await.map_err(|source| Error::Connect { place: self.place(), source })
-    }
-
-    fn options(&self) -> &PgConnectOptions {
-        &self.options
-    }
-}
-
-/// Whether the URL or the environment has one; the options keep it to themselves.
-fn has_password(url: &str) -> bool {
-    let (place, query) = url.split_once('?').unwrap_or((url, ""));
-    let user = place.split_once("://").and_then(|(_, place)| place.rsplit_once('@')).map_or("", |(user, _)| user);
-    let in_query = query.split('&').any(|part| part.starts_with("password="));
-    in_query || user.split_once(':').is_some_and(|(_, password)| !password.is_empty()) || std::env::var_os("PGPASSWORD").is_some()
 }
 
 /// The server's clock.

@@ -6,5 +6,6 @@
 pub mod check;
 mod redis;
 mod tls;
+mod url;
 
 pub use redis::{Done, Error, Sink};

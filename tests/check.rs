@@ -4,7 +4,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Row};
 use unstale::scratch::redis::{Client, Reply};
 
-use crate::support::daemon::command;
+use crate::support::daemon::{Daemon, command};
 use crate::support::servers::{own_postgres_with, own_redis};
 use crate::support::world::World;
 use crate::tidy::read;
@@ -256,9 +256,84 @@ async fn a_key_goes_the_whole_way_through_the_listener_of_this_redis_alone() {
         [("DATABASE_URL", world.database_url()), ("REDIS_URL", another.url()), ("UNSTALE_HEARTBEAT__TIMEOUT", "2s".to_owned())];
     let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let output = command("check", &environment);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("it is not ready, or has another Redis"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("has another Redis"), "{output:?}");
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "unstale: 1 error, 0 warnings\n");
+}
+
+#[tokio::test]
+async fn another_program_s_listener_is_not_taken_for_ours() {
+    let (world, neighbour) = (World::new().await, World::new().await);
+    let settings = |database_url: String, redis_url: String| {
+        Daemon::settings(&database_url, &redis_url).with("UNSTALE_INSTANCE", "default").in_one_session()
+    };
+    // Two programs that share a Redis, and nobody gave either a name of its own.
+    let mut ours = settings(world.database_url(), world.redis_url()).start();
+    let mut theirs = settings(neighbour.database_url(), world.redis_url()).start();
+    ours.ready().await;
+    theirs.ready().await;
+    assert_eq!(errors(&world.database_url(), &world.redis_url()), [""; 0]);
+    ours.kill9();
+    let found = errors(&world.database_url(), &world.redis_url());
+    assert!(found.len() == 1 && found[0].contains("a key that it was asked to delete is still there"), "{found:?}");
+
+    // A listener that runs, and this Redis is another program's.
+    let mut ours = settings(world.database_url(), neighbour.redis_url()).start();
+    ours.ready().await;
+    let found = errors(&world.database_url(), &world.redis_url());
+    assert!(found.len() == 1 && found[0].contains("has another Redis"), "{found:?}");
+    assert_eq!(errors(&world.database_url(), &neighbour.redis_url()), [""; 0]);
+}
+
+/// The sentences of what is wrong.
+fn errors(database_url: &str, redis_url: &str) -> Vec<String> {
+    let environment = [("DATABASE_URL", database_url), ("REDIS_URL", redis_url), ("UNSTALE_HEARTBEAT__TIMEOUT", "2s")];
+    let output = command("check --json", &environment);
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let findings = found["findings"].as_array().expect("a list").iter().filter(|finding| finding["severity"] == "error");
+    findings.map(|finding| finding["finding"].as_str().expect("a sentence").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_a_listener_would_stumble_over_at_its_start_is_found_by_doing_it() {
+    let world = tables().await;
+    let before = world.number("select count(*) from unstale.checkpoint").await;
+    world
+        .execute(
+            "create function full_disk() returns trigger language plpgsql as $$ begin
+                 raise exception using errcode = '53100', message = 'could not extend file: No space left on device'; end $$;
+             create trigger full_disk before insert or update on unstale.gap for each statement execute function full_disk()",
+        )
+        .await;
+    let found = check(&world.database_url(), &world.redis_url());
+    assert_eq!(remedies(&found, "start", "No space left on device"), ["# make room on the server's disk"], "{found:#?}");
+    world.execute("drop trigger full_disk on unstale.gap").await;
+    assert_eq!(remedies(&check(&world.database_url(), &world.redis_url()), "start", ""), [""; 0]);
+    assert_eq!(world.number("select count(*) from unstale.checkpoint").await, before, "nothing of it stays");
+    assert_eq!(world.number("select count(*) from unstale.gap").await, 0, "nothing of it stays");
+}
+
+#[tokio::test]
+async fn limits_of_connections_are_named_before_anything_runs_into_them() {
+    let world = tables().await;
+    let role = format!("narrow_{}", world.database());
+    world
+        .execute(&format!(
+            "create role {role} login; grant usage on schema unstale, public to {role};
+             grant select, insert, update on all tables in schema unstale to {role}; grant select on all tables in schema public to {role};
+             grant execute on all functions in schema unstale to {role}"
+        ))
+        .await;
+    let url = world.database_url().replace("postgres@", &format!("{role}@"));
+    world.execute(&format!("alter role {role} connection limit 4")).await;
+    are_named_and_mended(&world, &url, &[("alter role ROLE connection limit 2", "role ROLE", "its connection limit is 2")], &role).await;
+    // Where there is not even one left, the remedy is another than a URL.
+    world.execute(&format!("alter role {role} connection limit 0")).await;
+    let found = check(&url, &world.redis_url());
+    let remedy = found[0]["remedy"].as_str().expect("a remedy");
+    assert!(found[0]["finding"].as_str().is_some_and(|finding| finding.contains("too many connections")), "{found:#?}");
+    assert!(remedy.contains("connection limit 5") && !remedy.contains("DATABASE_URL"), "{remedy}");
+    world.execute(&format!("drop owned by {role}; drop role {role}")).await;
 }
 
 #[tokio::test]

@@ -139,17 +139,17 @@ fn read_urls(text: &str) {
     for variable in ["DATABASE_URL", "REDIS_URL"] {
         let Ok(config) = Config::load(None, [(variable.to_owned(), text.to_owned())]) else { continue };
         if let Ok(url) = config.database_url() {
-            keeps_secrets(Postgres::new(url).map(|postgres| (postgres.place(), postgres.exposure())).err());
+            keeps_secrets(Postgres::new(url.clone()).map(|postgres| (postgres.place(), postgres.exposure())).err());
         }
         if let Ok(url) = config.redis_url() {
-            let sink = Sink::new(url, &Tls::default(), Duration::from_secs(1));
+            let sink = Sink::new(url.clone(), &Tls::default(), Duration::from_secs(1));
             keeps_secrets(sink.map(|sink| (sink.user().to_owned(), sink.exposure())).err());
         }
     }
     // Also past the configuration, which refuses the worst.
     let secret = SecretString::from(text.to_owned());
-    keeps_secrets(Postgres::new(&secret).err());
-    keeps_secrets(Sink::new(&secret, &Tls::default(), Duration::from_secs(1)).err());
+    keeps_secrets(Postgres::new(secret.clone()).err());
+    keeps_secrets(Sink::new(secret.clone(), &Tls::default(), Duration::from_secs(1)).err());
 }
 
 fn keeps_secrets<E: std::fmt::Display + std::fmt::Debug>(error: Option<E>) {

@@ -27,7 +27,7 @@ async fn sweep_with(meanwhile: &str) -> BTreeSet<u32> {
     world.execute("delete from t where id <= 100").await;
     world.execute("vacuum t").await;
 
-    let postgres = Postgres::new(&SecretString::from(world.database_url())).expect("a URL");
+    let postgres = Postgres::new(SecretString::from(world.database_url())).expect("a URL");
     let (out, mut swept) = mpsc::channel(1);
     let from = sweep::From { checkpoint: None, done: HashMap::new(), by_hand: None };
     let sweeper = tokio::spawn(sweep::run(postgres, from, 10, out));

@@ -31,6 +31,19 @@ as $$
     select pg_notify(unstale.channel(), format('{"heartbeat":%s}', n))
 $$;
 
+-- Asks the listener of an instance, in the way of every change, to delete the key that ends with this probe (`unstale check`).
+create or replace function unstale.probe(probe text) returns void
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if octet_length(probe) > 1000 then
+        perform unstale.refuse('a probe has up to 1,000 bytes', 'Let `unstale check` make it.');
+    end if;
+    perform pg_notify(unstale.channel(), format('{"probe":%s}', to_json(probe)));
+end
+$$;
+
 -- Everything that is watched, and was until lately, in an order that does not change.
 create or replace function unstale.list_watches()
     returns table (id integer, rev integer, table_name text, ended boolean, sweepable boolean, keys text[], delivery text,
@@ -131,7 +144,8 @@ create or replace function unstale.stored(instance text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select i.log::text, unstale.microseconds(i.watermark), i.replay_log::text, unstale.microseconds(i.replay_watermark), i.redis, i.timeline, i.forgotten
+    select i.log::text, unstale.microseconds(i.watermark), i.replay_log::text, unstale.microseconds(i.replay_watermark), i.redis, i.timeline,
+           i.forgotten or unstale.is_away(i.saved_at, i.forget_after)
       from unstale.instance i where i.name = instance and i.log is not null
 $$;
 

@@ -3,6 +3,7 @@
 mod keys;
 
 use std::fmt::Write as _;
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
@@ -14,6 +15,7 @@ use crate::cli::Check;
 use crate::config::Config;
 use crate::exposure::{self, Exposure};
 use crate::finding::{Finding, Severity};
+use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
 use crate::sink::{self, Sink};
 use crate::visible;
@@ -29,17 +31,25 @@ const AWAY_SECONDS: f64 = 60.0;
 /// # Errors
 /// If a URL is missing, the schema is newer than this program, or something is not as it must be.
 pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_url()?)?;
-    let sink = Sink::new(config.redis_url()?, &config.redis.tls, config.redis.timeout)?;
+    let postgres = Postgres::new(config.database_secret()?)?;
+    let sink = Sink::new(config.redis_secret()?, &config.redis.tls, config.redis.timeout)?;
     let exposures = [postgres.exposure(), sink.exposure(), config.http.listen.and_then(exposure::of_port)];
     let exposed = |exposure: Exposure| Finding::warning(exposure.about, exposure.finding, exposure.remedy);
     let mut findings: Vec<Finding> = exposures.into_iter().flatten().map(exposed).collect();
-    let connection = in_postgres(config, &postgres, &mut findings).await?;
+    let connection = match in_postgres(config, &postgres, &mut findings).await {
+        Ok(connection) => connection,
+        Err(error) if matches!(error.downcast_ref(), Some(pg::Error::SchemaNewer { .. })) => return Err(error),
+        // What was found before it is not lost.
+        Err(error) => {
+            let words = crate::error::one_line(&error);
+            findings.push(Finding::error(format!("PostgreSQL at {}", postgres.place()), words, "# see the server's log"));
+            None
+        }
+    };
     if in_redis(&sink, &mut findings).await
         && let Some(mut connection) = connection
     {
-        let seen = pg::check::last_seen(&mut connection, &config.instance).await?;
-        findings.push(whole_way(config, &sink, seen).await);
+        findings.push(whole_way(config, &sink, &mut connection).await?);
         if args.keys {
             findings.extend(keys::findings(&sink, &pg::watches::load(&mut connection).await?).await?);
         }
@@ -60,10 +70,10 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
 /// Everything about PostgreSQL; the connection, if it is one that a listener could work with.
 async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Finding>) -> anyhow::Result<Option<PgConnection>> {
     let place = postgres.place();
-    let mut connection = match tokio::time::timeout(config.heartbeat.timeout, postgres.connect()).await {
-        Ok(Ok(connection)) => connection,
+    let (mut connection, route) = match tokio::time::timeout(config.heartbeat.timeout, postgres.route()).await {
+        Ok(Ok(connected)) => connected,
         Ok(Err(error)) => {
-            findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), "# correct DATABASE_URL, or start the server"));
+            findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), error.remedy()));
             return Ok(None);
         }
         Err(_) => {
@@ -73,7 +83,7 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
         }
     };
     if let Err(error) = pg::check_server(&mut connection).await {
-        findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), "# correct DATABASE_URL"));
+        findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), error.remedy()));
         return Ok(None);
     }
     findings.push(Finding::ok(format!("PostgreSQL at {place}"), "it is a primary of a version that will do"));
@@ -89,13 +99,25 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
         }
         result => result?,
     }
+    findings.extend(pg::check::surroundings(&mut connection).await?);
     findings.extend(pg::check::findings(&mut connection).await?);
-    findings.push(if pg::check::delivers(postgres, &mut connection, config.heartbeat.timeout / 2).await? {
-        Finding::ok("LISTEN", "notifications arrive")
-    } else {
-        let sentence = "notifications do not arrive, as behind a pooler in transaction mode: the listener would hear nothing";
-        Finding::error("LISTEN", sentence, "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode")
+    findings.push(match pg::check::delivers(&route, &mut connection, config.heartbeat.timeout / 2).await {
+        Ok(true) => Finding::ok("LISTEN", "notifications arrive"),
+        Ok(false) => {
+            let sentence = "notifications do not arrive, as behind a pooler in transaction mode: the listener would hear nothing";
+            Finding::error("LISTEN", sentence, "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode")
+        }
+        Err(error) => Finding::error("LISTEN", error.in_full(), error.remedy()),
     });
+    let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
+    match tokio::time::timeout(config.heartbeat.timeout, pg::session::rehearse(&route, name)).await {
+        Ok(Ok(())) => findings.push(Finding::ok("start", "all that a listener does at its start can be done")),
+        Ok(Err(error)) => findings.push(Finding::error("start", format!("a listener would fail: {}", error.in_full()), error.remedy())),
+        Err(_) => {
+            let sentence = format!("no answer within {:?}", config.heartbeat.timeout);
+            findings.push(Finding::error("start", sentence, "# somebody holds a lock: select * from pg_locks where not granted"));
+        }
+    }
     let theirs = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(pg::clock(&mut connection).await?.0)?);
     let ours = SystemTime::now();
     let apart = ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours)).unwrap_or_default();
@@ -133,23 +155,26 @@ async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
     true
 }
 
-/// A key that the listener deletes with each heartbeat: through PostgreSQL, the listener, and this Redis.
-async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
+/// A key of this check alone: put into this Redis, and its name said in this database, to this instance. Only a listener that hears
+/// this database under this name and deletes from this Redis takes it away, whoever else shares any of the three.
+async fn whole_way(config: &Config, sink: &Sink, connection: &mut PgConnection) -> anyhow::Result<Finding> {
     let about = format!("listener {:?}", config.instance);
     let start = "systemctl start unstale   # or, to try it: unstale run";
-    match seen {
-        None => return Finding::error(about, "no listener of this name was ever here: nothing is deleted", start),
-        Some(ago) if ago > AWAY_SECONDS => {
-            return Finding::error(about, format!("it was last here {ago:.0} seconds ago: nothing is deleted"), start);
-        }
-        Some(_) => {}
-    }
-    let canary = config.canary();
+    let Some(ago) = pg::check::last_seen(connection, &config.instance).await? else {
+        return Ok(Finding::error(about, "no listener of this name was ever here: nothing is deleted", start));
+    };
+    let [high, low] = [0, 1].map(|n| RandomState::new().hash_one(n));
+    let probe = format!("{}:{high:016x}{low:016x}", config.instance);
+    let key = format!("unstale:canary:{probe}");
     let patience = config.heartbeat.interval * 3 + config.heartbeat.timeout;
     let began = Instant::now();
+    if let Err(error) = sink.put(&key, patience * 2).await {
+        let remedy = grant(sink, "+set +exists");
+        return Ok(Finding::warning(about, format!("the whole way was not tried: {error}"), remedy));
+    }
+    pg::check::probe(connection, &probe).await?;
     let gone = async {
-        sink.put(&canary, patience * 2).await?;
-        while sink.has(&canary).await? {
+        while sink.has(&key).await? {
             if began.elapsed() > patience {
                 return Ok(false);
             }
@@ -157,20 +182,24 @@ async fn whole_way(config: &Config, sink: &Sink, seen: Option<f64>) -> Finding {
         }
         Ok::<_, sink::Error>(true)
     };
-    match gone.await {
-        Ok(true) => Finding::ok(about, format!("a key went the whole way in {:.0?}, a heartbeat's interval included", began.elapsed())),
+    Ok(match gone.await {
+        Ok(true) => Finding::ok(about, format!("a key went the whole way in {:.0?}", began.elapsed())),
         Ok(false) => {
-            let _ = sink.perform(&Work::Keys(vec![canary].into())).await;
-            let sentence = "a key that each of its heartbeats deletes is still there: it is not ready, or has another Redis";
+            let _ = sink.perform(&Work::Keys(vec![key].into())).await;
+            if ago > AWAY_SECONDS {
+                return Ok(Finding::error(about, format!("it was last here {ago:.0} seconds ago: nothing is deleted"), start));
+            }
+            let sentence = "it was here a moment ago, and a key that it was asked to delete is still there: \
+                            it does not run, is not ready, has another Redis, or is of an older version";
             Finding::error(about, sentence, "systemctl status unstale # says why it is not ready; its REDIS_URL must be this one")
         }
         Err(error) => Finding::warning(about, format!("the whole way was not tried: {error}"), grant(sink, "+set +exists")),
-    }
+    })
 }
 
 /// Lets our user of Redis do this.
 fn grant(sink: &Sink, rights: &str) -> String {
-    match visible::in_shell(sink.user()) {
+    match visible::in_shell(&sink.user()) {
         Some(user) => format!("redis-cli acl setuser {user} {rights}"),
         None => format!("# let the user of REDIS_URL have {rights}"),
     }

@@ -14,10 +14,10 @@ use crate::visible;
 /// # Errors
 /// If the table is not watched, or a column is named that no template has.
 pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
-    let mut connection = Postgres::new(config.database_url()?)?.connect().await?;
+    let mut connection = Postgres::new(config.database_secret()?)?.connect().await?;
     pg::migrate::check(&mut connection).await?;
     let table = super::full_name(&mut connection, &args.table).await?;
-    let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table);
+    let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table && !watched.ended);
     let watched = watched.with_context(|| {
         format!("{table} is not watched; call unstale.watch() for it, or list it as a [[watch]] and run `unstale apply`")
     })?;

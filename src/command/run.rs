@@ -59,8 +59,8 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
 /// What the listener is made of, by this configuration.
 fn parts(config: &Config) -> anyhow::Result<Parts> {
     Ok(Parts {
-        postgres: Postgres::new(config.database_url()?)?,
-        sink: Sink::new(config.redis_url()?, &config.redis.tls, config.redis.timeout)?,
+        postgres: Postgres::new(config.database_secret()?)?,
+        sink: Sink::new(config.redis_secret()?, &config.redis.tls, config.redis.timeout)?,
         name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
         settings: settings(config),

@@ -25,7 +25,7 @@ const SHOWN: usize = 8;
 /// # Errors
 /// If a table is not watched, or the connection to PostgreSQL ends.
 pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_url()?)?;
+    let postgres = Postgres::new(config.database_secret()?)?;
     let shutdown = shutdown::on_signals()?;
     let mut tail = tail::Tail::open(&postgres, config.heartbeat.timeout).await?;
     let mut rules = rules(tail.watches().await?)?;
@@ -40,7 +40,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
                 rules = self::rules(tail.watches().await?)?;
                 continue;
             }
-            Ok(Announcement::Bell | Announcement::Heartbeat(_)) => continue,
+            Ok(Announcement::Bell | Announcement::Heartbeat(_) | Announcement::Probe(_)) => continue,
             Err(malformed) => {
                 let _ = writeln!(stderr(), "skipped: {}", visible::line(&malformed.to_string()));
                 continue;

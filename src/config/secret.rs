@@ -67,6 +67,27 @@ impl Secret {
     }
 }
 
+/// How long a file may take to answer while a connection is made.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Secret {
+    /// As it is now, for a connection. A file that cannot be read at this moment is no reason not to try the secret that it held; the
+    /// error is for whoever fails with that.
+    pub async fn now(&self) -> (SecretString, Option<SecretError>) {
+        match self.read(PATIENCE).await {
+            Ok(secret) => (secret, None),
+            Err(error) => (self.known.clone(), Some(error)),
+        }
+    }
+}
+
+/// A secret that stands in no file.
+impl From<SecretString> for Secret {
+    fn from(known: SecretString) -> Self {
+        Self::new("", known, None)
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secret").field("key", &self.key).field("file", &self.file).finish_non_exhaustive()

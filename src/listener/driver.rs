@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::machine::told::Told;
 use super::machine::{Action, Input, Machine, Opening, Settings, State};
 use crate::backoff::Backoff;
 use crate::batch::{Command, Lane};
@@ -59,6 +60,7 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
         idle: Vec::new(),
         report,
         told: None,
+        not_kept: Told::default(),
         told_of: HashSet::new(),
         watchdog: systemd::watchdog_interval(),
         watchdog_due: Instant::now(),
@@ -91,6 +93,7 @@ struct Driver {
     idle: Vec<Worker>, // those that wait for a command
     report: mpsc::Sender<Report>,
     told: Option<Readiness>,
+    not_kept: Told,             // bookkeeping that was refused, said once a minute
     told_of: HashSet<String>,   // tables without an index
     watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
     watchdog_due: Instant,
@@ -190,7 +193,15 @@ impl Driver {
             None => Input::Lost("the session's task ended".into()),
             Some(Event::Lost(reason)) => Input::Lost(reason),
             Some(Event::Saved) => return,
-            Some(Event::Subscribed(Subscribed { backend, watches, server, stored, forgotten })) => {
+            Some(Event::NotKept(reason)) => {
+                let again = self.not_kept.again(Instant::now(), &reason);
+                return observe(&Observation::NotKept { reason, again });
+            }
+            Some(Event::Subscribed(subscribed)) => {
+                let Subscribed { backend, watches, server, unknown, stored, forgotten } = *subscribed;
+                if let Some(reason) = unknown {
+                    observe(&Observation::ServerTellsLittle { reason });
+                }
                 for instance in forgotten {
                     observe(&Observation::InstanceForgotten { instance });
                 }

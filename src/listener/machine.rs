@@ -20,7 +20,7 @@ mod intake;
 mod log;
 mod message;
 mod timers;
-mod told;
+pub(super) mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -124,6 +124,7 @@ pub struct Machine {
     server: Option<Server>,  // the PostgreSQL of the last session
     recent: Recent,
     redis_failure: Option<String>,
+    sweep_failure: Option<String>, // why the last sweep of this gap ended early
     redis_answered: Instant,
     reading: bool, // the watches are being read, and nothing is received before
     lost_because: String,
@@ -153,6 +154,7 @@ impl Machine {
             server: None,
             recent: Recent::default(),
             redis_failure: None,
+            sweep_failure: None,
             redis_answered: now,
             reading: false,
             lost_because: "not connected yet".into(),
@@ -192,6 +194,7 @@ impl Machine {
             }
             Input::LogRead { changes, more } => self.log_read(now, changes, more),
             Input::SweepEnded => {
+                self.sweep_failure = None;
                 if self.state == State::CatchingUp(CatchUp::Sweeping) {
                     let mark = self.batch.mark(Lane::CatchUp);
                     self.enter(State::CatchingUp(CatchUp::Settling(mark)));
@@ -201,6 +204,7 @@ impl Machine {
                 if self.state == State::CatchingUp(CatchUp::Sweeping) {
                     let retry_in = self.backoff.next_delay();
                     let again = self.told.again(now, &reason);
+                    self.sweep_failure = Some(reason.clone());
                     self.say(Observation::SweepFailed { reason, retry_in, again });
                     self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
                 }
@@ -239,9 +243,10 @@ impl Machine {
             }
             State::CatchingUp(_) => {
                 let cause = self.gap.as_ref().map_or("none", |gap| gap.cause.label());
-                match &self.redis_failure {
-                    Some(failure) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
-                    None => format!("catching up after a gap ({cause})"),
+                match (&self.redis_failure, &self.sweep_failure) {
+                    (Some(failure), _) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
+                    (None, Some(failure)) => format!("catching up after a gap ({cause}), and its sweep ended early: {failure}"),
+                    (None, None) => format!("catching up after a gap ({cause})"),
                 }
             }
             State::Draining { .. } | State::Stopped => "shutting down".into(),

@@ -55,6 +55,11 @@ pub fn write(observation: &Observation) {
         Observation::RedisChanged => warn!("another Redis answers, or a restarted one: the last replay.window is deleted again"),
         Observation::PostgresChanged { reason, again } => warn!(reason, keys = again, "PostgreSQL was restarted or failed over"),
         Observation::Flushed { reason } => warn!(reason, "all keys of all watched tables are deleted"),
+        Observation::NotKept { reason, again: true } => debug!(reason, "still the same"),
+        Observation::NotKept { reason, again: false } => {
+            error!(reason, "progress cannot be noted in the database: deletion goes on, and a restart would have more to do");
+        }
+        Observation::ServerTellsLittle { reason } => warn!(reason, "PostgreSQL does not tell all of who it is"),
         Observation::InstanceForgotten { instance } => {
             warn!(instance, "this instance is away for longer than its checkpoint.forget_after: the log is no longer kept for it");
         }

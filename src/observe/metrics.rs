@@ -31,6 +31,7 @@ fn describe() {
         ("unstale_reconnects_total", "Failures of a connection, by side: postgres or redis"),
         ("unstale_sweep_rows_total", "Rows that sweeps found, by table"),
         ("unstale_payloads_skipped_total", "NOTIFY payloads that are not announcements of a watched table"),
+        ("unstale_bookkeeping_failures_total", "Statements by which progress is noted in the database and that it refused"),
     ];
     for (name, help) in described {
         describe_counter!(name, help);
@@ -51,6 +52,7 @@ fn describe() {
     );
     gauge!("unstale_ready").set(0.0);
     counter!("unstale_payloads_skipped_total").increment(0);
+    counter!("unstale_bookkeeping_failures_total").increment(0);
     for side in ["postgres", "redis"] {
         counter!("unstale_reconnects_total", "side" => side).increment(0);
     }
@@ -63,6 +65,7 @@ pub fn record(observation: &Observation) {
         Observation::RedisFailed { .. } => counter!("unstale_reconnects_total", "side" => "redis").increment(1),
         Observation::GapOpened { cause } => counter!("unstale_gaps_total", "cause" => cause.label()).increment(1),
         Observation::PayloadsSkipped { count, .. } => counter!("unstale_payloads_skipped_total").increment(*count),
+        Observation::NotKept { .. } => counter!("unstale_bookkeeping_failures_total").increment(1),
         Observation::Fresh { took } => histogram!("unstale_freshness_seconds").record(took.as_secs_f64()),
         Observation::Delivered { took } => histogram!("unstale_delivery_seconds").record(took.as_secs_f64()),
         Observation::Status { pending, watermark_age } => status(*pending, *watermark_age),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
-use super::{Error, Postgres, session, sweep};
+use super::{Error, Route, identity, session, sweep};
 use crate::finding::{Finding, Severity};
 
 /// What the role of a listener calls, as in migrations/repeatable/privileges.sql; a test holds the two equal.
@@ -84,6 +84,55 @@ pub async fn privileges(connection: &mut PgConnection) -> Result<Vec<Finding>, E
     Ok(rows.iter().map(finding).collect())
 }
 
+/// What the listener does at its start and would stumble over, beyond rights in our schema: a server that does not tell who it is, and
+/// too few connections.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn surroundings(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let mut findings = connections(connection).await?;
+    if let (_, Some(sentence)) = identity::ask(connection).await? {
+        findings.push(Finding::warning("PostgreSQL", sentence, identity::remedy(connection).await?));
+    }
+    let row = sqlx::query("select quote_ident(session_user), quote_ident(current_user), session_user <> current_user")
+        .fetch_one(connection)
+        .await;
+    let row = row.map_err(Error::of("looking at the role"))?;
+    if row.get(2) {
+        let (login, role): (String, String) = (row.get(0), row.get(1));
+        let sentence = format!("it runs as {role}, because the role has that setting");
+        findings.push(Finding::warning(format!("role {login}"), sentence, format!("alter role {login} reset role;")));
+    }
+    Ok(findings)
+}
+
+/// Connections of a listener: heartbeats, notifications, and a sweep after each gap.
+const LISTENER_CONNECTIONS: i64 = 3;
+
+/// Limits that a role and a database have.
+async fn connections(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let rows = sqlx::query(
+        "select format('role %I', r.rolname), r.rolconnlimit::bigint, format('alter role %I connection limit 5;', r.rolname)
+           from pg_roles r where r.rolname = session_user and not r.rolsuper and r.rolconnlimit between 0 and $1 + 1
+         union all
+         select format('database %I', d.datname), d.datconnlimit::bigint, format('alter database %I connection limit -1;', d.datname)
+           from pg_database d, pg_roles r
+          where d.datname = current_database() and r.rolname = session_user and not r.rolsuper and d.datconnlimit between 0 and $1 + 1",
+    )
+    .bind(LISTENER_CONNECTIONS)
+    .fetch_all(connection)
+    .await
+    .map_err(Error::of("looking for limits of connections"))?;
+    let finding = |row: &PgRow| {
+        let (about, limit, remedy): (String, i64, String) = (row.get(0), row.get(1), row.get(2));
+        let sentence = format!(
+            "its connection limit is {limit}; a listener needs {LISTENER_CONNECTIONS} while it catches up, and `unstale check` two more"
+        );
+        if limit < LISTENER_CONNECTIONS { Finding::error(about, sentence, remedy) } else { Finding::warning(about, sentence, remedy) }
+    };
+    Ok(rows.iter().map(finding).collect())
+}
+
 async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
     let row = sqlx::query("select count(*) from unstale.list_watches() where not ended").fetch_one(connection).await;
     let count: i64 = row.map_err(Error::of("counting the watches"))?.get(0);
@@ -101,8 +150,8 @@ async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
 ///
 /// # Errors
 /// [`Error::Connect`], [`Error::Statement`].
-pub async fn delivers(postgres: &Postgres, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
-    let mut listener = session::listen(postgres, connection, patience).await?;
+pub async fn delivers(route: &Route, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
+    let mut listener = session::listen(route, connection, patience).await?;
     let row = sqlx::query("select pg_backend_pid(), unstale.beat(0)").fetch_one(connection).await; // believed by no listener
     let backend: i32 = row.map_err(Error::of("NOTIFY"))?.get(0);
     let ours = async {
@@ -115,6 +164,16 @@ pub async fn delivers(postgres: &Postgres, connection: &mut PgConnection, patien
         }
     };
     Ok(tokio::time::timeout(patience, ours).await.unwrap_or(false))
+}
+
+/// Asks the listener of an instance, in the way of every change, to delete the key that ends with this probe.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn probe(connection: &mut PgConnection, probe: &str) -> Result<(), Error> {
+    let asked = sqlx::query("select unstale.probe($1)").bind(probe).execute(connection).await;
+    asked.map_err(Error::of("NOTIFY"))?;
+    Ok(())
 }
 
 /// How long ago this instance's listener was there, in seconds; `None`: never.
@@ -132,7 +191,7 @@ pub async fn last_seen(connection: &mut PgConnection, instance: &str) -> Result<
 /// [`Error::Statement`].
 pub async fn others(connection: &mut PgConnection) -> Result<i64, Error> {
     let sql = "select count(*) from pg_stat_activity
-                where datname = current_database() and application_name = 'unstale' and pid <> pg_backend_pid()";
+                where datname = current_database() and application_name ~ '^unstale(/|$)' and pid <> pg_backend_pid()";
     let row = sqlx::query(sql).fetch_one(connection).await;
     Ok(row.map_err(Error::of("looking for other sessions"))?.get(0))
 }

@@ -6,13 +6,14 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgListener, PgNotification, PgPoolOptions};
-use sqlx::{Connection, Row};
+use sqlx::postgres::{PgConnection, PgListener, PgNotification};
+use sqlx::{Connection, Executor, Row};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::connect::Route;
 use super::watches::{self, Watched};
-use super::{Error, Postgres, log, migrate};
+use super::{Error, Postgres, identity, log, migrate};
 use crate::observe::{Cause, GapSummary};
 use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored};
 
@@ -26,15 +27,17 @@ const ROUNDUP_EVERY: u64 = 10;
 #[derive(Debug)]
 pub enum Event {
     /// LISTEN is active; read afterwards.
-    Subscribed(Subscribed),
+    Subscribed(Box<Subscribed>),
     /// A heartbeat was sent; the share of the notification queue in use, 0 to 1.
     BeatSent(Beat, f64),
     /// The watches as they are now.
     Watches(Vec<Watched>),
     /// The next changes that are only in the log.
     LogRead(log::Page),
-    /// The checkpoint is stored.
+    /// The checkpoint is stored, or cannot be.
     Saved,
+    /// Progress could not be noted. Deletion goes on; a restart would have more to do.
+    NotKept(String),
     /// The end.
     Lost(String),
 }
@@ -48,6 +51,8 @@ pub struct Subscribed {
     pub watches: Vec<Watched>,
     /// Who the server is.
     pub server: Server,
+    /// What it does not tell of that, as a sentence.
+    pub unknown: Option<String>,
     /// How far this instance had come; `None`: it was never here.
     pub stored: Option<Stored>,
     /// Instances that are away for longer than their `forget_after`.
@@ -125,12 +130,12 @@ async fn run(
     notify: &mpsc::Sender<PgNotification>,
     asked: mpsc::Receiver<Request>,
 ) -> Result<(), Error> {
-    let mut connection = postgres.connect().await?;
+    let (mut connection, route) = postgres.route().await?;
     super::check_server(&mut connection).await?;
     migrate::check(&mut connection).await?;
-    let mut listener = listen(postgres, &mut connection, timeout / 2).await?;
+    let mut listener = listen(&route, &mut connection, timeout / 2).await?;
     let reader = log::Reader::new(&mut connection).await?;
-    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader };
+    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -140,21 +145,32 @@ async fn run(
     }
 }
 
+/// All that a listener of this name does at its start and at each heartbeat, by the same code, and nothing of it stays. Says what the
+/// server refuses of it. Not the emptying of the log, which would keep writers waiting until it is undone.
+///
+/// # Errors
+/// [`Error::Statement`]: what a listener would fail with, or the connection's end.
+pub async fn rehearse(route: &Route, name: Name) -> Result<(), Error> {
+    let mut connection = route.connect().await?;
+    let reader = log::Reader::new(&mut connection).await?;
+    let timeout = Duration::ZERO; // only `serve` needs one
+    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
+    let result = control.rehearse().await;
+    if let Some(refusal) = control.refusals.drain(..).next() {
+        return Err(refusal); // what came after it failed because of it
+    }
+    result?;
+    control.connection.close().await.map_err(Error::of("ROLLBACK"))
+}
+
 /// A pool of one, fresh for each session: a listener that is dropped on a dead socket keeps its place in the pool.
 /// It tries for as long as `patience` and then only says that it timed out; the real cause comes from a connection without it.
-pub(super) async fn listen(postgres: &Postgres, control: &mut PgConnection, patience: Duration) -> Result<PgListener, Error> {
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(patience)
-        .max_lifetime(None)
-        .idle_timeout(None)
-        .test_before_acquire(false)
-        .connect_lazy_with(postgres.options().clone());
-    let mut listener = match PgListener::connect_with(&pool).await {
+pub(super) async fn listen(route: &Route, control: &mut PgConnection, patience: Duration) -> Result<PgListener, Error> {
+    let mut listener = match PgListener::connect_with(&route.pool(patience)).await {
         Ok(listener) => listener,
         Err(source) => {
-            postgres.connect().await?;
-            return Err(Error::Connect { place: postgres.place(), source });
+            route.connect().await?;
+            return Err(Error::Connect { place: route.place().to_owned(), source });
         }
     };
     listener.eager_reconnect(false);
@@ -191,28 +207,61 @@ struct Control {
     history: String,
     gap: Option<i64>, // id in the ledger
     reader: log::Reader,
+    refusals: Vec<Error>, // of bookkeeping, still to be told
 }
 
 impl Control {
     async fn opening(&mut self) -> Result<Event, Error> {
-        self.appear().await?;
-        watches::notice_ddl(&mut self.connection).await?;
+        let (server, unknown) = identity::ask(&mut self.connection).await?;
+        self.history.clone_from(&server.history);
+        Ok(Event::Subscribed(Box::new(self.subscribed(server, unknown).await?)))
+    }
+
+    async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Subscribed, Error> {
+        let appeared = self.appear().await;
+        if !self.is_known().await? {
+            appeared?; // the log would not be kept for this instance
+        } else {
+            self.tolerate(appeared)?;
+        }
+        let noticed = watches::notice_ddl(&mut self.connection).await;
+        self.tolerate(noticed)?;
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
-        let row = sqlx::query(
-            "select system_identifier::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
-                    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint
-               from pg_control_system()",
-        )
-        .fetch_one(&mut self.connection)
-        .await
-        .map_err(Error::of("asking the server who it is"))?;
-        let server = Server { history: row.get(0), started: PgTime(row.get(1)) };
-        self.history.clone_from(&server.history);
         let stored = self.stored().await?;
         let forgotten = self.forgotten().await?;
-        Ok(Event::Subscribed(Subscribed { backend: backend.cast_unsigned(), watches, server, stored, forgotten }))
+        Ok(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten })
+    }
+
+    async fn rehearse(&mut self) -> Result<(), Error> {
+        // Before the transaction, which a refusal would end.
+        let (server, unknown) = identity::ask(&mut self.connection).await?;
+        let begin = "begin; set local lock_timeout = '2s'; set local statement_timeout = '5s'"; // the listener waits for us meanwhile
+        self.connection.execute(begin).await.map_err(Error::of("BEGIN"))?;
+        self.subscribed(server, unknown).await?;
+        self.stay().await?;
+        self.reader.page(&mut self.connection).await?;
+        self.open_gap(Cause::Start, Duration::ZERO).await?;
+        self.close_gap(GapSummary { cause: Cause::Start, lasted: Duration::ZERO, swept: 0, logged: 0, keys: 0 }).await?;
+        self.beat(0).await?;
+        Ok(())
+    }
+
+    /// Bookkeeping that the server refuses (a full disk, a read-only moment, a right that was taken away) keeps nobody from deleting:
+    /// it is told, and what was noted before stays true.
+    fn tolerate(&mut self, kept: Result<(), Error>) -> Result<(), Error> {
+        match kept {
+            Err(error) if error.is_refusal() => self.refusals.push(error),
+            result => result?,
+        }
+        Ok(())
+    }
+
+    async fn is_known(&mut self) -> Result<bool, Error> {
+        let query = sqlx::query("select unstale.seen($1)").bind(&self.name.instance);
+        let row = query.fetch_optional(&mut self.connection).await.map_err(Error::of("looking for this instance"))?;
+        Ok(row.is_some())
     }
 
     /// From here on the log, and what it means, is kept for this instance. One that was away for too long is marked until it has
@@ -264,10 +313,11 @@ impl Control {
                 Ok(answer) => answer?,
                 Err(_) => return Err(Error::Timeout(self.timeout)),
             };
-            if let Some(answer) = answer
-                && event.send(answer).await.is_err()
-            {
-                break;
+            let not_kept = self.refusals.drain(..).map(|error| Event::NotKept(error.in_full()));
+            for said in not_kept.chain(answer) {
+                if event.send(said).await.is_err() {
+                    return Ok(());
+                }
             }
         }
         let _ = tokio::time::timeout(self.timeout, self.connection.close()).await;
@@ -277,23 +327,33 @@ impl Control {
     async fn answer(&mut self, request: Request) -> Result<Option<Event>, Error> {
         match request {
             Request::Beat(n, progress) => {
-                match progress {
-                    Some(progress) => self.save(&progress).await?,
-                    None => self.stay().await?,
-                }
+                let kept = match progress {
+                    Some(progress) => self.save(&progress).await,
+                    None => self.stay().await,
+                };
+                self.tolerate(kept)?;
                 let sent = self.beat(n).await?;
                 if n.is_multiple_of(ROUNDUP_EVERY) {
-                    log::rotate(&mut self.connection).await?;
-                    watches::notice_ddl(&mut self.connection).await?;
+                    let rotated = log::rotate(&mut self.connection).await;
+                    self.tolerate(rotated)?;
+                    let noticed = watches::notice_ddl(&mut self.connection).await;
+                    self.tolerate(noticed)?;
                 }
                 Ok(Some(sent))
             }
             Request::Watches => Ok(Some(Event::Watches(watches::load(&mut self.connection).await?))),
             Request::Log => Ok(Some(Event::LogRead(self.reader.page(&mut self.connection).await?))),
-            Request::OpenGap(cause, ago) => self.open_gap(cause, ago).await.map(|()| None),
-            Request::CloseGap(summary) => self.close_gap(summary).await.map(|()| None),
+            Request::OpenGap(cause, ago) => {
+                let noted = self.open_gap(cause, ago).await;
+                self.tolerate(noted).map(|()| None)
+            }
+            Request::CloseGap(summary) => {
+                let noted = self.close_gap(summary).await;
+                self.tolerate(noted).map(|()| None)
+            }
             Request::Save(progress) => {
-                self.save(&progress).await?;
+                let kept = self.save(&progress).await;
+                self.tolerate(kept)?;
                 Ok(Some(Event::Saved))
             }
         }

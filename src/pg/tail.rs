@@ -39,10 +39,10 @@ impl Tail {
     /// # Errors
     /// [`Error`], as the listener's own session would have it.
     pub async fn open(postgres: &Postgres, patience: Duration) -> Result<Self, Error> {
-        let mut control = postgres.connect().await?;
+        let (mut control, route) = postgres.route().await?;
         super::check_server(&mut control).await?;
         super::migrate::check(&mut control).await?;
-        let listener = session::listen(postgres, &mut control, patience).await?;
+        let listener = session::listen(&route, &mut control, patience).await?;
         let reader = log::Reader::new(&mut control).await?;
         Ok(Self { listener, control, reader, read: VecDeque::new(), poll: interval(POLL), patience })
     }

@@ -13,13 +13,14 @@ use fred::clients::Client;
 use fred::interfaces::{ClientLike, KeysInterface};
 use fred::types::Key;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::tls;
+use super::url::{Place, Url};
 use crate::batch::Work;
-use crate::config::Tls;
+use crate::config::{Secret, Tls};
 use crate::exposure::{self, Exposure};
 
 /// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
@@ -32,8 +33,8 @@ const GONE: i64 = -2;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The URL cannot be read.
-    #[error("REDIS_URL is not a Redis URL; write redis://:password@host:6379/0, rediss:// for TLS, or redis+unix:///run/redis.sock")]
-    Url,
+    #[error("REDIS_URL: {0}")]
+    Url(String),
     /// Several servers, of which this version would ask only one.
     #[error("REDIS_URL: Redis Cluster and Sentinel are not supported yet; name one server")]
     Several,
@@ -72,8 +73,8 @@ fn remedy(refusal: &str) -> &'static str {
 
 /// See the module.
 pub struct Sink {
-    config: Config,
-    tls: Option<Tls>, // `None` for a URL without TLS
+    secret: Secret,
+    tls: Tls, // of a URL with TLS
     timeout: Duration,
     connection: Mutex<Option<Connection>>,
 }
@@ -99,18 +100,31 @@ impl Sink {
     ///
     /// # Errors
     /// [`Error::Url`], [`Error::Several`], [`Error::File`].
-    pub fn new(url: &SecretString, tls: &Tls, timeout: Duration) -> Result<Arc<Self>, Error> {
-        let url = url.expose_secret();
-        let plain = without_tls(url);
-        let config = Config::from_url(plain.as_deref().unwrap_or(url)).map_err(|_| Error::Url)?;
-        if !matches!(config.server, ServerConfig::Centralized { .. } | ServerConfig::Unix { .. }) {
+    pub fn new(secret: impl Into<Secret>, tls: &Tls, timeout: Duration) -> Result<Arc<Self>, Error> {
+        let sink = Self { secret: secret.into(), tls: tls.clone(), timeout, connection: Mutex::new(None) };
+        sink.config(&sink.url()?)?;
+        Ok(Arc::new(sink))
+    }
+
+    /// What the URL says now: it is read anew for each connection.
+    fn config(&self, url: &Url) -> Result<Config, Error> {
+        let url = url.clone();
+        let tls = if url.tls { Some(tls::client_config(&self.tls)?.into()) } else { None };
+        let server = match url.place {
+            Place::Server((host, port)) => ServerConfig::new_centralized(host, port),
+            Place::Socket(path) => ServerConfig::new_unix_socket(path),
+            Place::Cluster(nodes) => ServerConfig::new_clustered(nodes),
+            Place::Sentinel { nodes, service } => ServerConfig::new_sentinel(nodes, service),
+        };
+        if !matches!(server, ServerConfig::Centralized { .. } | ServerConfig::Unix { .. }) {
             return Err(Error::Several);
         }
-        let tls = plain.map(|_| tls.clone());
-        if let Some(tls) = &tls {
-            tls::client_config(tls)?;
-        }
-        Ok(Arc::new(Self { config, tls, timeout, connection: Mutex::new(None) }))
+        Ok(Config { server, username: url.user, password: url.password, database: url.database, tls, ..Config::default() })
+    }
+
+    /// As it was when the configuration was read.
+    fn url(&self) -> Result<Url, Error> {
+        Url::parse(self.secret.known().expose_secret()).map_err(Error::Url)
     }
 
     /// Deletes. Twice is as good as once.
@@ -206,17 +220,18 @@ impl Sink {
     /// Could somebody in between read the password?
     #[must_use]
     pub fn exposure(&self) -> Option<Exposure> {
-        let host = match &self.config.server {
-            ServerConfig::Centralized { server } => Some(&*server.host),
+        let url = self.url().ok()?;
+        let host = match &url.place {
+            Place::Server((host, _)) => Some(host.as_str()),
             _ => None, // a socket; what has several servers is refused
         };
-        exposure::of_redis(host, self.tls.is_some(), self.config.password.is_some())
+        exposure::of_redis(host, url.tls, url.password.is_some())
     }
 
     /// The user of the URL, for people.
     #[must_use]
-    pub fn user(&self) -> &str {
-        self.config.username.as_deref().unwrap_or("default")
+    pub fn user(&self) -> String {
+        self.url().ok().and_then(|url| url.user).unwrap_or_else(|| "default".into())
     }
 
     /// Bounded steps; a key that is there from the beginning to the end is found (<https://redis.io/commands/scan>).
@@ -256,11 +271,9 @@ impl Sink {
             tcp: fred::types::config::TcpConfig { nodelay: Some(true), ..Default::default() },
             ..ConnectionConfig::default()
         };
-        let mut config = self.config.clone();
-        if let Some(tls) = &self.tls {
-            config.tls = Some(tls::client_config(tls)?.into());
-        }
-        let client = Client::new(config, Some(performance), Some(connection), None);
+        // Read anew for each connection: a password that was rotated in its file needs no restart.
+        let url = Url::parse(self.secret.now().await.0.expose_secret()).map_err(Error::Url)?;
+        let client = Client::new(self.config(&url)?, Some(performance), Some(connection), None);
         let task = client.connect();
         let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
         match connected {
@@ -315,12 +328,6 @@ impl Connection {
             () = self.ended.cancelled() => Err(Error::Ended),
         }
     }
-}
-
-/// The URL without its TLS, which is our business; `None` if it has none.
-fn without_tls(url: &str) -> Option<String> {
-    let schemes = [("rediss://", "redis://"), ("valkeys://", "valkey://")];
-    schemes.into_iter().find_map(|(tls, plain)| url.strip_prefix(tls).map(|rest| format!("{plain}{rest}")))
 }
 
 /// The same keys for fred, in one buffer: it wants to own them, and so does who may have to repeat them.

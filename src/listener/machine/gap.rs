@@ -221,7 +221,9 @@ impl Machine {
             (Some(known), Some(_)) if known.started != server.started => {
                 let reason =
                     "restarted; keys deleted in the last replay.window are deleted again, in case it lost commits (synchronous_commit)";
-                (Resume::Checkpoint, true, reason)
+                // A server that does not tell its timeline may have failed over.
+                let resume = if server.history.contains('?') { Resume::ReplayAndLog } else { Resume::Checkpoint };
+                (resume, true, reason)
             }
             _ => return,
         };

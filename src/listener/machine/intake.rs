@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::batch::Lane;
 use crate::change::{self, Announcement, Change, Malformed, Row};
 use crate::observe::Observation;
-use crate::rule::{Rule, Rules};
+use crate::rule::{Rule, Rules, Target};
 
 use super::{Action, CatchUp, Machine, State};
 
@@ -44,6 +44,10 @@ impl Machine {
                 self.read_log();
                 Ok(())
             }
+            Announcement::Probe(probe) => {
+                self.probed(&probe);
+                Ok(())
+            }
             Announcement::Change(change) => {
                 let changed = self.changed(Lane::Live, &change);
                 self.take_sample(now);
@@ -52,6 +56,16 @@ impl Machine {
             }
         });
         self.believe(believed);
+    }
+
+    /// A key beside this instance's canary, put there by `unstale check`: that it goes proves that this listener hears this database
+    /// and deletes from that Redis.
+    fn probed(&mut self, probe: &str) {
+        let key = format!("unstale:canary:{probe}");
+        let is_ours = key.strip_prefix(&self.settings.canary).is_some_and(|rest| rest.starts_with(':'));
+        if is_ours && self.state != State::CatchingUp(CatchUp::AwaitingRedis) {
+            self.batch.add(Lane::Live, Target::Key(key));
+        }
     }
 
     /// Follows one change at a time on its way to Redis.

@@ -7,14 +7,14 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// The last sentence that was said.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(in crate::listener) struct Told {
     reason: String,
     at: Option<Instant>,
 }
 
 impl Told {
     /// Was this just said? If not, it is said now.
-    pub(super) fn again(&mut self, now: Instant, reason: &str) -> bool {
+    pub(in crate::listener) fn again(&mut self, now: Instant, reason: &str) -> bool {
         let again = self.reason == reason && self.at.is_some_and(|at| now < at + QUIET);
         if !again {
             reason.clone_into(&mut self.reason);
