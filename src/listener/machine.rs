@@ -215,7 +215,7 @@ impl Machine {
         }
         self.tick(now);
         self.settle(now);
-        while let Some(command) = self.batch.next_command() {
+        while let Some(command) = self.batch.next_command(now) {
             self.actions.push(Action::Send(command));
         }
         std::mem::take(&mut self.actions)
@@ -410,7 +410,7 @@ impl Machine {
         if self.batch.is_full(Lane::Live) {
             self.heart.heard = now; // nothing was received meanwhile because we did not listen
         }
-        if let Some(work) = self.batch.acknowledge(id) {
+        if let Some(work) = self.batch.acknowledge(id, now) {
             self.remember(now, work);
         }
         self.redis_answered = now;

@@ -20,9 +20,13 @@ use tokio_util::sync::CancellationToken;
 use super::tls;
 use crate::batch::Work;
 use crate::config::Tls;
+use crate::glob::Globs;
 
 /// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
 const SCAN_COUNT: u32 = 1_000;
+
+/// Bytes of keys in one UNLINK of a walk, unless a single key is longer.
+const STEP_BYTES: usize = 1 << 20;
 
 /// PTTL of a key that is not there.
 const GONE: i64 = -2;
@@ -119,8 +123,9 @@ impl Sink {
     pub async fn perform(&self, work: &Work) -> Result<Done, Error> {
         let connection = self.connection().await?;
         let result = match work {
+            work if work.targets() == 0 => Ok(0),
             Work::Keys(keys) => connection.ask(self.timeout, connection.client.unlink(shared(keys))).await,
-            Work::Pattern(pattern) => self.delete_matching(&connection, pattern).await,
+            Work::Patterns(patterns) => self.walk(&connection, patterns).await,
         };
         if let Err(Error::Timeout(_) | Error::Ended) | Err(Error::Refused(_)) = &result {
             self.replace(&connection).await;
@@ -208,15 +213,26 @@ impl Sink {
         self.config.username.as_deref().unwrap_or("default")
     }
 
-    /// Bounded steps; a key that is there from the beginning to the end is found (<https://redis.io/commands/scan>).
-    async fn delete_matching(&self, connection: &Connection, pattern: &str) -> Result<u64, Error> {
+    /// One walk through Redis for all patterns, in bounded steps; a key that is there from the beginning to the end is found
+    /// (<https://redis.io/commands/scan>).
+    async fn walk(&self, connection: &Connection, patterns: &[String]) -> Result<u64, Error> {
+        let globs = Globs::parse(patterns).map_err(|error| Error::Refused(error.to_string()))?;
+        let sent = if let [pattern] = patterns { Some(pattern.clone()) } else { globs.common() }.unwrap_or_else(|| "*".into());
         let mut existed = 0;
         let mut cursor = "0".to_owned();
         loop {
-            let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);
-            let (next, keys): (String, Vec<Key>) = connection.ask(self.timeout, step).await?;
-            if !keys.is_empty() {
+            let step = connection.client.scan_page(cursor, sent.as_str(), Some(SCAN_COUNT), None);
+            let (next, mut keys): (String, Vec<Key>) = connection.ask(self.timeout, step).await?;
+            keys.retain(|key| globs.matches(key.as_bytes()));
+            while !keys.is_empty() {
+                let mut bytes = 0;
+                let fits = keys.iter().take_while(|key| {
+                    bytes += key.as_bytes().len();
+                    bytes <= STEP_BYTES
+                });
+                let rest = keys.split_off(fits.count().max(1));
                 existed += connection.ask::<u64>(self.timeout, connection.client.unlink(keys)).await?;
+                keys = rest;
             }
             if next == "0" {
                 return Ok(existed);

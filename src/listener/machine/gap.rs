@@ -82,6 +82,7 @@ impl Gap {
 pub(super) struct Recent {
     works: VecDeque<(Instant, Work)>,
     keys: usize,
+    bytes: usize,
     /// Something younger than the window did not fit.
     is_partial: bool,
 }
@@ -95,19 +96,23 @@ impl Machine {
 
     /// Keeps what Redis has done, within the window and the bound of the batch.
     pub(super) fn remember(&mut self, now: Instant, work: Work) {
-        let Recent { works, keys, is_partial } = &mut self.recent;
-        *keys += size(&work);
+        let Recent { works, keys, bytes, is_partial } = &mut self.recent;
+        *keys += work.targets();
+        *bytes += work.bytes();
         works.push_back((now, work));
-        if self.gap.as_ref().is_some_and(|gap| gap.again) && *keys <= self.settings.limits.max_pending {
+        let limits = self.settings.limits;
+        let fits = |keys, bytes| keys <= limits.max_pending && bytes <= limits.max_bytes();
+        if self.gap.as_ref().is_some_and(|gap| gap.again) && fits(*keys, *bytes) {
             return; // it is needed as it is
         }
         while let Some((at, oldest)) = works.front() {
             let is_old = *at + self.settings.window < now;
-            if !is_old && *keys <= self.settings.limits.max_pending {
+            if !is_old && fits(*keys, *bytes) {
                 break;
             }
             *is_partial = !is_old;
-            *keys -= size(oldest);
+            *keys -= oldest.targets();
+            *bytes -= oldest.bytes();
             works.pop_front();
         }
     }
@@ -245,7 +250,7 @@ impl Machine {
             for (_, work) in &self.recent.works {
                 let targets: Vec<Target> = match work {
                     Work::Keys(keys) => keys.iter().cloned().map(Target::Key).collect(),
-                    Work::Pattern(pattern) => vec![Target::Pattern(pattern.clone())],
+                    Work::Patterns(patterns) => patterns.iter().cloned().map(Target::Pattern).collect(),
                 };
                 for target in targets {
                     self.batch.add(Lane::CatchUp, target);
@@ -267,13 +272,6 @@ impl Machine {
         let done = self.gap.as_ref().map(Gap::done_now).unwrap_or_default();
         self.actions.push(Action::Sweep { checkpoint: from, done });
         self.enter(State::CatchingUp(CatchUp::Sweeping));
-    }
-}
-
-fn size(work: &Work) -> usize {
-    match work {
-        Work::Keys(keys) => keys.len(),
-        Work::Pattern(_) => 1,
     }
 }
 

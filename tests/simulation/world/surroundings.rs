@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use unstale::batch::{Command, Lane, Work};
+use unstale::glob::Globs;
 use unstale::listener::machine::{Action, Input, Opening, State};
 use unstale::rule::Rule;
 use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
@@ -245,9 +246,9 @@ impl World {
             self.say(|| format!("    redis does {command:?}"));
             match &command.work {
                 Work::Keys(keys) => keys.iter().for_each(|key| drop(self.cache.remove(key))),
-                Work::Pattern(pattern) => {
-                    let prefix = pattern.trim_end_matches('*').to_owned();
-                    self.cache.retain(|key, _| !key.starts_with(&prefix));
+                Work::Patterns(patterns) => {
+                    let globs = Globs::parse(patterns).expect("patterns");
+                    self.cache.retain(|key, _| !globs.matches(key.as_bytes()));
                 }
             }
         }
