@@ -35,8 +35,8 @@ const COMMAND_BYTES: usize = 1 << 20;
 /// Bytes of keys on their way at the same time. The sink holds each of them up to three times: ours, fred's, and encoded.
 const IN_FLIGHT_BYTES: usize = 4 << 20;
 
-/// The longest pause after a walk.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The pause after a walk, at the least and at the most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
 /// Which of the two queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,7 +278,7 @@ impl Batch {
     pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<Work> {
         let work = if let Some(Walk { began, waves, work, .. }) = self.walk.take_if(|walk| walk.id == id) {
             waves.into_iter().for_each(|(lane, wave)| self.queue(lane).is_done(wave));
-            self.next_walk = Some(now + now.saturating_duration_since(began).min(LONGEST_PAUSE));
+            self.next_walk = Some(now + now.saturating_duration_since(began).clamp(PAUSE.0, PAUSE.1));
             work
         } else {
             let OnItsWay { lane, wave, work } = self.in_flight.remove(&id)?;

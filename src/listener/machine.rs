@@ -19,6 +19,7 @@ mod heart;
 mod intake;
 mod log;
 mod message;
+mod reading;
 mod timers;
 mod told;
 
@@ -37,6 +38,7 @@ use heart::Heart;
 use intake::Skipped;
 use log::Log;
 pub use message::{Action, Input, Opening, Tally};
+use reading::Reading;
 use told::Told;
 
 /// What the configuration decides.
@@ -125,7 +127,7 @@ pub struct Machine {
     recent: Recent,
     redis_failure: Option<String>,
     redis_answered: Instant,
-    reading: bool, // the watches are being read, and nothing is received before
+    reading: Reading,
     lost_because: String,
     tallies: BTreeMap<i32, Tally>,
     skipped: Skipped,
@@ -154,7 +156,7 @@ impl Machine {
             recent: Recent::default(),
             redis_failure: None,
             redis_answered: now,
-            reading: false,
+            reading: Reading::default(),
             lost_because: "not connected yet".into(),
             tallies: BTreeMap::new(),
             skipped: Skipped::default(),
@@ -185,10 +187,9 @@ impl Machine {
                 self.read_log();
             }
             Input::Watches(rules) => {
-                self.reading = false;
                 self.heart.heard = now;
-                self.set_rules(rules);
-                self.go_on_with_log(now);
+                let changed = self.set_rules(rules);
+                self.watches_are_read(now, &changed);
             }
             Input::LogRead { changes, more } => self.log_read(now, changes, more),
             Input::SweepEnded => {
@@ -224,8 +225,7 @@ impl Machine {
     /// May the next notification, or swept row of this lane, be handed in?
     #[must_use]
     pub fn accepts(&self, lane: Lane) -> bool {
-        let open = matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening);
-        open && !(lane == Lane::Live && self.reading) && !self.batch.is_full(lane)
+        self.in_session() && !self.batch.is_full(lane)
     }
 
     /// Promise P7, or what stands against it.
@@ -286,6 +286,11 @@ impl Machine {
 
 /// Transitions.
 impl Machine {
+    /// Is there a session that listens, and is it listened to?
+    fn in_session(&self) -> bool {
+        matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening)
+    }
+
     /// The only place that assigns the state.
     fn enter(&mut self, state: State) {
         self.state = state;
@@ -297,6 +302,7 @@ impl Machine {
         }
         self.heart = Heart::new(opening.backend, now);
         self.log = Log::default();
+        self.reading = Reading::default();
         self.set_rules(opening.rules);
         self.say(Observation::Subscribed { watches: intake::in_force(&self.rules) });
         // What is remembered is newer than what is stored, but a server that was restarted may have given out its xids again.
@@ -323,7 +329,7 @@ impl Machine {
             self.backoff.reset();
             self.catch_up();
         }
-        self.log.heard = n;
+        self.beat_is_heard(n);
         self.beat_is_complete();
     }
 
@@ -357,7 +363,7 @@ impl Machine {
             return;
         }
         self.actions.push(Action::CloseSession);
-        self.reading = false;
+        self.reading = Reading::default(); // what it holds, the gap covers
         self.keep_pages();
         self.watermark.forget_session();
         self.heart.forget();
@@ -440,6 +446,7 @@ impl Machine {
             self.say(Observation::Delivered { took: now - received });
         }
         self.settle_pages();
+        self.ask_for_watches(now);
         self.ask_for_log(now);
         if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
             && self.batch.is_settled(mark)

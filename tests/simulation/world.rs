@@ -28,6 +28,8 @@ pub(super) enum Flaw {
     PagesTrusted,
     /// The log is read from the last transaction on that was found in it.
     LogReadInOrder,
+    /// A message says that the watches changed, and what is read then is as it was before.
+    WatchesReadBefore,
 }
 
 const IDS: u64 = 8;
@@ -117,6 +119,7 @@ pub(super) struct World {
     open: Vec<Transaction>,
     log: Vec<(u64, bool, String)>,
     delivers_by_log: bool,
+    rev: u64, // of the watch; an even one has a template more
     progress: Option<Progress>,
     // the session; each has a number
     session: u64,
@@ -179,6 +182,7 @@ impl World {
             open: Vec::new(),
             log: Vec::new(),
             delivers_by_log: seed % 2 == 1,
+            rev: 1,
             progress: None,
             session: 0,
             listening: false,

@@ -28,7 +28,15 @@ impl Machine {
                 };
                 // The next heartbeat is not due before the last is answered.
                 let log = self.log.due().filter(|_| !self.batch.is_full(Lane::Live));
-                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).chain(retry).chain(log).chain(walk).min()
+                heart
+                    .into_iter()
+                    .skip(usize::from(!self.heart.answered))
+                    .chain(stall)
+                    .chain(retry)
+                    .chain(log)
+                    .chain(walk)
+                    .chain(self.reading.due())
+                    .min()
             }
         }
     }

@@ -44,7 +44,8 @@ impl World {
             Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
             Action::Stop(Some(progress)) if self.up && self.listening && !self.black_holed => self.save(progress),
             Action::ReadWatches => {
-                let input = Input::Watches(vec![rule()]);
+                let before = if self.flaw == Flaw::WatchesReadBefore { self.rev.max(2) - 1 } else { self.rev };
+                let input = Input::Watches(vec![rule(before)]);
                 if self.listening && !self.black_holed {
                     self.later(5, Event::Input { session: self.session, input });
                 }
@@ -157,7 +158,7 @@ impl World {
                     history: "7/1".into(),
                     forgotten: false,
                 });
-                let opening = Opening { backend: session as u32, rules: vec![rule()], server, stored };
+                let opening = Opening { backend: session as u32, rules: vec![rule(self.rev)], server, stored };
                 self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
             }
             Event::LogPage { session, awake } if session == self.session && !self.black_holed => self.log_page(session, awake),
@@ -264,6 +265,8 @@ impl World {
     }
 }
 
-fn rule() -> Rule {
-    Rule::new(1, 1, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("templates")
+fn rule(rev: u64) -> Rule {
+    let templates = ["u:{id}", "e:{email}", "n:{id}"].map(str::to_owned);
+    let in_force = if rev.is_multiple_of(2) { &templates[..] } else { &templates[..2] };
+    Rule::new(1, rev as i32, "public.users".into(), in_force).expect("templates")
 }
