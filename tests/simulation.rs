@@ -81,8 +81,13 @@ fn a_sweep_that_reads_before_listen_is_noticed() {
 }
 
 #[test]
-fn a_fail_over_of_redis_that_is_not_told_is_noticed() {
+fn a_fail_over_of_redis_whose_mark_is_not_looked_at_is_noticed() {
     is_found(Flaw::FailOverUnnoticed);
+}
+
+#[test]
+fn a_mark_that_outlives_the_deletes_before_it_is_noticed() {
+    is_found(Flaw::MarkOutlivesDeletes);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! the file, and the files that hold the URLs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::signal::unix::Signal;
@@ -13,6 +14,7 @@ use crate::config::Config;
 use crate::listener::driver::Parts;
 use crate::logs::Filter;
 use crate::observe::{Observation, observe};
+use crate::sink::Marks;
 
 /// Answers each SIGHUP.
 pub(super) async fn on_hangup(mut hangup: Signal, file: Option<PathBuf>, mut known: Config, filter: Filter, parts: watch::Sender<Parts>) {
@@ -33,8 +35,9 @@ fn again(file: Option<PathBuf>, known: &Config, filter: &Filter, parts: &watch::
     new.instance.clone_from(&known.instance); // progress is kept under it
     new.http.clone_from(&known.http);
     new.log.format = known.log.format;
-    let mut replaced = super::parts(&new)?;
     let old = parts.borrow().clone();
+    let marks = old.sink.marks().unwrap_or_else(|| Arc::new(Marks::new(&new.instance)));
+    let mut replaced = super::parts(&new, marks)?;
     replaced.settings.seed = old.settings.seed;
     if is_same_redis(known, &new) {
         replaced.sink = old.sink; // and its connection

@@ -15,7 +15,7 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         let heart =
             [self.heart.asked + self.settings.interval, self.heart.asked + self.settings.timeout, self.heart.heard + self.settings.timeout];
-        let stall = self.batch.is_full(Lane::Live).then(|| self.redis_answered + self.settings.stall);
+        let stall = self.batch.is_full(Lane::Live).then(|| self.link.answered() + self.settings.stall);
         let walk = self.batch.next_walk();
         match &self.state {
             State::Waiting { until } | State::Draining { until } => walk.into_iter().chain([*until]).min(),
@@ -82,7 +82,7 @@ impl Machine {
         }
         self.tell_skipped(now);
         self.tell_progress(now);
-        if self.batch.is_full(Lane::Live) && now >= self.redis_answered + self.settings.stall {
+        if self.batch.is_full(Lane::Live) && now >= self.link.answered() + self.settings.stall {
             self.overflow(now);
         }
     }

@@ -174,7 +174,9 @@ impl World {
                 self.delivers_by_log = !self.delivers_by_log;
             } else {
                 self.rev += 1;
-                self.cache.retain(|key, _| !key.starts_with("n:")); // nobody reads them any more, or has yet
+                // Nobody reads them any more, or has yet.
+                let caches = self.replicas.iter_mut().map(|(_, cache, _)| cache).chain([&mut self.cache]);
+                caches.for_each(|cache| cache.retain(|key, _| !key.starts_with("n:")));
             }
             self.say(|| format!("delivery by log: {}, revision {}", self.delivers_by_log, self.rev));
             self.notify(1, r#"{"watches":true}"#.into());

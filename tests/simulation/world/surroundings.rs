@@ -6,6 +6,7 @@ use std::time::Duration;
 use unstale::batch::{Command, Lane, Work};
 use unstale::glob::Globs;
 use unstale::listener::machine::{Action, Input, Opening, State};
+use unstale::mark::{Answer, Found, RedisMark};
 use unstale::rule::Rule;
 use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
 
@@ -203,11 +204,9 @@ impl World {
                 }
             }
             Event::RedisAttempt { listener, command } => self.redis(listener, command),
-            Event::RedisReply { listener, id, redis } if listener == self.listener => {
+            Event::RedisReply { listener, id, redis, answer } if listener == self.listener => {
                 self.redis_heard = redis;
-                let told = if self.flaw == Flaw::FailOverUnnoticed { 1 } else { redis };
-                let server = Some(told.to_string().into());
-                self.handle(Input::Acknowledged { id, server });
+                self.handle(Input::Acknowledged { id, answer });
             }
             Event::PostgresBack => self.up = true,
             Event::RedisBack => {
@@ -240,8 +239,27 @@ impl World {
         }
     }
 
+    /// Of the listener's connection, which is made anew when it has failed, or leads to another Redis.
+    fn answer(&mut self) -> Answer {
+        let known = self.connection.take().filter(|(redis, ..)| *redis == self.redis_id || self.flaw == Flaw::FailOverUnnoticed);
+        let (redis, number, found) = known.unwrap_or_else(|| {
+            self.connections += 1;
+            let found = self.mark.clone().after(self.untold.take(), &self.listener.to_string());
+            self.untold = Some(found.clone());
+            (self.redis_id, self.connections, found)
+        });
+        self.connection = Some((redis, number, found.clone()));
+        self.numbers += 1;
+        let mark = RedisMark { life: self.listener.to_string().into(), connection: number, number: self.numbers };
+        if self.flaw == Flaw::FailOverUnnoticed {
+            return Answer { found: Found::Mark(RedisMark { number: u64::MAX, ..mark.clone() }), mark, is_marked: true };
+        }
+        Answer { found, mark, is_marked: true }
+    }
+
     fn redis(&mut self, listener: u64, command: Command) {
         let fails = !self.redis_up || self.redis_silent || self.one_in(20);
+        let mut answer = self.answer();
         // Refused, or done with the reply lost.
         if self.redis_up && (!fails || self.one_in(2)) {
             self.say(|| format!("    redis does {command:?}"));
@@ -252,15 +270,22 @@ impl World {
                     self.cache.retain(|key, _| !globs.matches(key.as_bytes()));
                 }
             }
+            // A full server refuses it now and then.
+            answer.is_marked = !self.one_in(30);
+            if answer.is_marked && listener == self.listener {
+                self.mark = Found::Mark(answer.mark.clone());
+            }
         }
         if listener != self.listener {
             return; // nobody repeats it, and nobody hears
         }
         if fails {
-            self.handle(Input::RedisFailed("no answer".into()));
+            self.connection = None;
+            self.handle(Input::RedisFailed { id: command.id, reason: "no answer".into() });
             self.later(1_000, Event::RedisAttempt { listener, command });
         } else {
-            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id });
+            self.untold = None;
+            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id, answer });
         }
     }
 }
