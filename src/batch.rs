@@ -3,17 +3,40 @@
 //! Owns the only queue between the changes and the sink. Two lanes, one for live changes and one for catching up, so that a
 //! long sweep does not hold up what changes now. A lane collects targets in a set; when the sink has a free place, the whole
 //! set becomes a *wave* of commands. A [`Mark`] says "all that was added until now", and is settled once every command of
-//! every wave up to it is acknowledged. Bounded: the caller asks [`Batch::is_full`] before it adds. Pure.
+//! every wave up to it is acknowledged. Pure.
+//!
+//! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is on its way has bounds of its own.
+//! Patterns are a walk through all of Redis: one walk at a time serves all that wait when it begins, whatever lane they are in,
+//! and after it there is a pause as long as it took, so that repeated messages get no more than half of the time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use indexmap::IndexSet;
+use indexmap::{IndexMap, IndexSet};
 
 use crate::rule::Target;
 
 /// Places that an empty set keeps after a burst.
 const KEPT: usize = 1_024;
+
+/// Bytes that a waiting target takes beside its text: its place in a set, its header, and the allocator's.
+const OVERHEAD: usize = 80;
+
+/// Bytes that a lane may hold for each of its `max_pending` targets: ordinary keys are shorter, so that their number decides.
+const BYTES_PER_TARGET: usize = 256;
+
+/// Bytes that a lane may hold at least, however few its targets may be.
+const LANE_BYTES: usize = 1 << 20;
+
+/// Bytes of keys in one command, unless a single key is longer. Redis is not held up by it, and a retry copies no more.
+const COMMAND_BYTES: usize = 1 << 20;
+
+/// Bytes of keys on their way at the same time. The sink holds each of them up to three times: ours, fred's, and encoded.
+const IN_FLIGHT_BYTES: usize = 4 << 20;
+
+/// The pause after a walk, at the least and at the most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
 /// Which of the two queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +61,27 @@ pub struct Command {
 pub enum Work {
     /// UNLINK of these keys.
     Keys(Arc<Vec<String>>),
-    /// SCAN and UNLINK of all that matches the glob.
-    Pattern(String),
+    /// One walk by SCAN, and UNLINK of all that matches one of these globs.
+    Patterns(Arc<Vec<String>>),
+}
+
+impl Work {
+    /// How many keys or patterns.
+    #[must_use]
+    pub fn targets(&self) -> usize {
+        self.texts().len()
+    }
+
+    /// What remembering it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.texts().iter().map(|text| text.len() + OVERHEAD).sum()
+    }
+
+    fn texts(&self) -> &[String] {
+        let (Self::Keys(texts) | Self::Patterns(texts)) = self;
+        texts
+    }
 }
 
 /// All that was added to a lane until some moment.
@@ -49,7 +91,7 @@ pub struct Mark {
     wave: u64,
 }
 
-/// Bounds, from the configuration.
+/// Bounds, from the configuration. Those in bytes follow from them.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Keys in one UNLINK.
@@ -60,31 +102,70 @@ pub struct Limits {
     pub max_pending: usize,
 }
 
+impl Limits {
+    /// Bytes that may wait in one lane.
+    #[must_use]
+    pub fn max_bytes(&self) -> usize {
+        (self.max_pending.saturating_mul(BYTES_PER_TARGET)).max(LANE_BYTES)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Batch {
     limits: Limits,
     live: Queue,
     catch_up: Queue,
-    in_flight: HashMap<u64, (Lane, u64, Work)>, // command -> its lane, its wave, what it does
+    in_flight: HashMap<u64, OnItsWay>,
+    in_flight_bytes: usize,
+    walk: Option<Walk>,
+    next_walk: Option<Instant>, // not before
     last_id: u64,
+}
+
+/// A command of keys.
+#[derive(Debug)]
+struct OnItsWay {
+    lane: Lane,
+    wave: u64,
+    work: Work,
+}
+
+/// The walk that is under way, and the waves that its patterns are of.
+#[derive(Debug)]
+struct Walk {
+    id: u64,
+    began: Instant,
+    waves: Vec<(Lane, u64)>,
+    work: Work,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     cut_waves: u64,                       // the wave that is being collected is the next one
     open: IndexSet<Target>,               // what it has so far
+    open_patterns: usize,                 // of these
     keys: VecDeque<(u64, Vec<String>)>,   // cut, not on its way, with its wave
-    patterns: VecDeque<(u64, String)>,    // likewise; each pattern once, so that a template has one at the most
+    patterns: IndexMap<String, u64>,      // likewise; each pattern once, so that a template has one at the most
     cut: usize,                           // targets in `keys` and `patterns`
-    unacknowledged: BTreeMap<u64, usize>, // commands by wave
+    bytes: usize,                         // of all that waits
+    unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by wave
 }
 
 impl Batch {
     /// An empty batch.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, live: Queue::default(), catch_up: Queue::default(), in_flight: HashMap::new(), last_id: 0 }
+        Self {
+            limits,
+            live: Queue::default(),
+            catch_up: Queue::default(),
+            in_flight: HashMap::new(),
+            in_flight_bytes: 0,
+            walk: None,
+            next_walk: None,
+            last_id: 0,
+        }
     }
 
     /// Other bounds, from now on.
@@ -95,7 +176,14 @@ impl Batch {
     /// Adds what is not waiting already; on its way does not count, because Redis may have done it before the change.
     /// Returns whether it was new.
     pub fn add(&mut self, lane: Lane, target: Target) -> bool {
-        self.queue(lane).open.insert(target)
+        let queue = self.queue(lane);
+        let (bytes, is_pattern) = (cost(&target), matches!(target, Target::Pattern(_)));
+        let new = queue.open.insert(target);
+        if new {
+            queue.bytes += bytes;
+            queue.open_patterns += usize::from(is_pattern);
+        }
+        new
     }
 
     /// Everything added to the lane so far.
@@ -114,7 +202,7 @@ impl Batch {
     /// May nothing more be added to the lane for now?
     #[must_use]
     pub fn is_full(&self, lane: Lane) -> bool {
-        self.waiting(lane) >= self.limits.max_pending
+        self.waiting(lane) >= self.limits.max_pending || self.queue_of(lane).bytes >= self.limits.max_bytes()
     }
 
     /// Targets that wait in a lane, not counting those on their way.
@@ -127,41 +215,77 @@ impl Batch {
     /// Is nothing waiting and nothing on its way?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.in_flight.is_empty() && self.waiting(Lane::Live) + self.waiting(Lane::CatchUp) == 0
+        self.in_flight.is_empty() && self.walk.is_none() && self.waiting(Lane::Live) + self.waiting(Lane::CatchUp) == 0
     }
 
-    /// The next request, if one more may be on its way. Live changes first; catching up has half of the places, and one
-    /// pattern at a time, because each walks through the whole of Redis.
-    pub fn next_command(&mut self) -> Option<Command> {
-        if self.in_flight.len() >= self.limits.in_flight {
+    /// When patterns that wait for the pause after a walk may be sent.
+    #[must_use]
+    pub fn next_walk(&self) -> Option<Instant> {
+        let waits = |queue: &Queue| !queue.patterns.is_empty();
+        self.next_walk.filter(|_| self.walk.is_none() && (waits(&self.live) || waits(&self.catch_up)))
+    }
+
+    /// The next request, if one more may be on its way: a walk, which takes no place from keys; live changes; catching up, which has
+    /// half of the places.
+    pub fn next_command(&mut self, now: Instant) -> Option<Command> {
+        let (keys_per_command, in_flight) = (self.limits.keys_per_command, self.limits.in_flight);
+        if let Some(walk) = self.next_patterns(now) {
+            return Some(walk);
+        }
+        if self.in_flight.len() >= in_flight || self.in_flight_bytes >= IN_FLIGHT_BYTES {
             return None;
         }
-        let catching_up = self.in_flight.values().filter(|(lane, ..)| *lane == Lane::CatchUp).count();
-        let scanning = self.in_flight.values().any(|(.., work)| matches!(work, Work::Pattern(_)));
+        let catching_up = self.in_flight.values().filter(|command| command.lane == Lane::CatchUp).count();
         for lane in [Lane::Live, Lane::CatchUp] {
-            if lane == Lane::CatchUp && catching_up >= self.limits.in_flight.div_ceil(2) {
+            if lane == Lane::CatchUp && catching_up >= in_flight.div_ceil(2) {
                 continue;
             }
-            let keys_per_command = self.limits.keys_per_command;
-            if let Some((wave, work)) = self.queue(lane).next(keys_per_command, scanning) {
+            if let Some((wave, keys)) = self.queue(lane).next_keys(keys_per_command) {
+                let work = Work::Keys(Arc::new(keys));
                 self.last_id += 1;
-                self.in_flight.insert(self.last_id, (lane, wave, work.clone()));
+                self.in_flight_bytes += work.bytes();
+                self.in_flight.insert(self.last_id, OnItsWay { lane, wave, work: work.clone() });
                 return Some(Command { id: self.last_id, work });
             }
         }
         None
     }
 
-    /// Redis has done the command, which is returned.
-    pub fn acknowledge(&mut self, id: u64) -> Option<Work> {
-        let (lane, wave, work) = self.in_flight.remove(&id)?;
-        let queue = self.queue(lane);
-        if let Some(left) = queue.unacknowledged.get_mut(&wave) {
-            *left -= 1;
-            if *left == 0 {
-                queue.unacknowledged.remove(&wave);
+    /// All patterns that wait, if a walk may begin.
+    fn next_patterns(&mut self, now: Instant) -> Option<Command> {
+        if self.walk.is_some() || self.next_walk.is_some_and(|next| now < next) {
+            return None;
+        }
+        let keys_per_command = self.limits.keys_per_command;
+        let mut patterns = IndexSet::new();
+        let mut waves = Vec::new();
+        for lane in [Lane::Live, Lane::CatchUp] {
+            for (pattern, wave) in self.queue(lane).take_patterns(keys_per_command) {
+                waves.push((lane, wave));
+                patterns.insert(pattern);
             }
         }
+        if patterns.is_empty() {
+            return None;
+        }
+        self.last_id += 1;
+        let work = Work::Patterns(Arc::new(patterns.into_iter().collect()));
+        self.walk = Some(Walk { id: self.last_id, began: now, waves, work: work.clone() });
+        Some(Command { id: self.last_id, work })
+    }
+
+    /// Redis has done the command, which is returned.
+    pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<Work> {
+        let work = if let Some(Walk { began, waves, work, .. }) = self.walk.take_if(|walk| walk.id == id) {
+            waves.into_iter().for_each(|(lane, wave)| self.queue(lane).is_done(wave));
+            self.next_walk = Some(now + now.saturating_duration_since(began).clamp(PAUSE.0, PAUSE.1));
+            work
+        } else {
+            let OnItsWay { lane, wave, work } = self.in_flight.remove(&id)?;
+            self.in_flight_bytes -= work.bytes();
+            self.queue(lane).is_done(wave);
+            work
+        };
         if self.is_empty() {
             self.live.open.shrink_to(KEPT);
             self.catch_up.open.shrink_to(KEPT);
@@ -173,15 +297,15 @@ impl Batch {
     pub fn clear(&mut self, lane: Lane) {
         let queue = self.queue(lane);
         queue.open = IndexSet::new(); // also gives its memory back
-        let keys = std::mem::take(&mut queue.keys).into_iter().map(|(wave, _)| wave);
-        let patterns = std::mem::take(&mut queue.patterns).into_iter().map(|(wave, _)| wave);
-        for wave in keys.chain(patterns) {
-            if let Some(left) = queue.unacknowledged.get_mut(&wave) {
-                *left -= 1;
-            }
+        queue.open_patterns = 0;
+        for (wave, _) in std::mem::take(&mut queue.keys) {
+            queue.is_done(wave);
         }
-        queue.unacknowledged.retain(|_, left| *left > 0);
+        for (_, wave) in std::mem::take(&mut queue.patterns) {
+            queue.is_done(wave);
+        }
         queue.cut = 0;
+        queue.bytes = 0;
     }
 
     fn queue_of(&self, lane: Lane) -> &Queue {
@@ -200,37 +324,59 @@ impl Batch {
 }
 
 impl Queue {
-    fn next(&mut self, keys_per_command: usize, scanning: bool) -> Option<(u64, Work)> {
+    fn next_keys(&mut self, keys_per_command: usize) -> Option<(u64, Vec<String>)> {
         if self.keys.is_empty() && !self.open.is_empty() {
             self.cut_wave(keys_per_command);
         }
-        if !scanning && let Some((wave, pattern)) = self.patterns.pop_front() {
-            self.cut -= 1;
-            return Some((wave, Work::Pattern(pattern)));
-        }
         let (wave, keys) = self.keys.pop_front()?;
         self.cut -= keys.len();
-        Some((wave, Work::Keys(Arc::new(keys))))
+        self.bytes -= keys.iter().map(|key| key.len() + OVERHEAD).sum::<usize>();
+        Some((wave, keys))
+    }
+
+    fn take_patterns(&mut self, keys_per_command: usize) -> IndexMap<String, u64> {
+        if self.keys.is_empty() && self.open_patterns > 0 {
+            self.cut_wave(keys_per_command);
+        }
+        let patterns = std::mem::take(&mut self.patterns);
+        self.cut -= patterns.len();
+        self.bytes -= patterns.keys().map(|pattern| pattern.len() + OVERHEAD).sum::<usize>();
+        patterns
+    }
+
+    /// One command, or pattern, of the wave is done.
+    fn is_done(&mut self, wave: u64) {
+        if let Some(left) = self.unacknowledged.get_mut(&wave) {
+            *left -= 1;
+            if *left == 0 {
+                self.unacknowledged.remove(&wave);
+            }
+        }
     }
 
     fn cut_wave(&mut self, keys_per_command: usize) {
         self.cut_waves += 1;
+        self.open_patterns = 0;
         let wave = self.cut_waves;
         let before = self.keys.len() + self.patterns.len();
         let mut keys = Vec::with_capacity(keys_per_command.min(self.open.len()));
+        let mut bytes = 0;
         for target in self.open.drain(..) {
+            let cost = cost(&target);
             match target {
                 Target::Key(key) => {
+                    if keys.len() == keys_per_command || bytes + cost > COMMAND_BYTES && !keys.is_empty() {
+                        self.keys.push_back((wave, std::mem::take(&mut keys)));
+                        bytes = 0;
+                    }
+                    bytes += cost;
                     keys.push(key);
                     self.cut += 1;
-                    if keys.len() == keys_per_command {
-                        self.keys.push_back((wave, std::mem::take(&mut keys)));
-                    }
                 }
                 // One that waits already will be sent after this change, too, and every later mark waits for its wave.
-                Target::Pattern(pattern) if self.patterns.iter().any(|(_, waiting)| *waiting == pattern) => {}
+                Target::Pattern(pattern) if self.patterns.contains_key(&pattern) => self.bytes -= cost,
                 Target::Pattern(pattern) => {
-                    self.patterns.push_back((wave, pattern));
+                    self.patterns.insert(pattern, wave);
                     self.cut += 1;
                 }
             }
@@ -245,6 +391,12 @@ impl Queue {
     }
 }
 
+/// What it takes while it waits.
+fn cost(target: &Target) -> usize {
+    let (Target::Key(text) | Target::Pattern(text)) = target;
+    text.len() + OVERHEAD
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +405,25 @@ mod tests {
 
     fn key(name: &str) -> Target {
         Target::Key(name.into())
+    }
+
+    fn pattern(text: &str) -> Target {
+        Target::Pattern(text.into())
+    }
+
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    fn patterns(command: Option<Command>) -> (u64, Vec<String>) {
+        match command {
+            Some(Command { id, work: Work::Patterns(patterns) }) => {
+                let mut patterns = patterns.to_vec();
+                patterns.sort();
+                (id, patterns)
+            }
+            other => panic!("no walk: {other:?}"),
+        }
     }
 
     fn keys(command: Option<Command>) -> (u64, Vec<String>) {
@@ -271,14 +442,14 @@ mod tests {
         let mut batch = Batch::new(LIMITS);
         batch.add(Lane::Live, key("a"));
         batch.add(Lane::Live, key("a"));
-        let (first, sent) = keys(batch.next_command());
+        let (first, sent) = keys(batch.next_command(now()));
         assert_eq!(sent, ["a"]);
         batch.add(Lane::Live, key("a"));
-        let (second, sent) = keys(batch.next_command());
+        let (second, sent) = keys(batch.next_command(now()));
         assert_eq!(sent, ["a"]);
-        assert_eq!(batch.next_command(), None);
-        batch.acknowledge(first);
-        batch.acknowledge(second);
+        assert_eq!(batch.next_command(now()), None);
+        batch.acknowledge(first, now());
+        batch.acknowledge(second, now());
         assert!(batch.is_empty());
     }
 
@@ -292,12 +463,12 @@ mod tests {
         }
         let mark = batch.mark(Lane::Live);
         assert!(!batch.is_settled(mark), "collected");
-        let (first, _) = keys(batch.next_command());
+        let (first, _) = keys(batch.next_command(now()));
         batch.add(Lane::Live, key("after the mark"));
-        let (second, _) = keys(batch.next_command());
-        batch.acknowledge(second);
+        let (second, _) = keys(batch.next_command(now()));
+        batch.acknowledge(second, now());
         assert!(!batch.is_settled(mark), "the first is on its way");
-        batch.acknowledge(first);
+        batch.acknowledge(first, now());
         assert!(batch.is_settled(mark), "what came after the mark does not matter");
         let later = batch.mark(Lane::Live);
         assert!(!batch.is_settled(later));
@@ -309,24 +480,82 @@ mod tests {
         for n in 0..4 {
             batch.add(Lane::CatchUp, key(&n.to_string()));
         }
-        assert!(batch.next_command().is_some());
-        assert_eq!(batch.next_command(), None, "half of the places");
+        assert!(batch.next_command(now()).is_some());
+        assert_eq!(batch.next_command(now()), None, "half of the places");
         batch.add(Lane::Live, key("live"));
-        assert_eq!(keys(batch.next_command()).1, ["live"]);
+        assert_eq!(keys(batch.next_command(now())).1, ["live"]);
     }
 
     #[test]
-    fn one_pattern_at_a_time_and_keys_pass_it() {
-        let mut batch = Batch::new(Limits { in_flight: 8, ..LIMITS });
-        for pattern in ["a*", "b*"] {
-            batch.add(Lane::Live, Target::Pattern(pattern.into()));
+    fn one_walk_at_a_time_serves_all_patterns_that_wait_and_keys_pass_it() {
+        let start = Instant::now();
+        let mut batch = Batch::new(Limits { in_flight: 1, ..LIMITS });
+        for lane in [Lane::Live, Lane::CatchUp] {
+            for name in ["a*", "b*"] {
+                batch.add(lane, pattern(name));
+            }
         }
         batch.add(Lane::Live, key("k"));
-        let Some(Command { id, work: Work::Pattern(_) }) = batch.next_command() else { panic!("a pattern first") };
-        assert_eq!(keys(batch.next_command()).1, ["k"]);
-        assert_eq!(batch.next_command(), None);
-        batch.acknowledge(id);
-        assert!(matches!(batch.next_command(), Some(Command { work: Work::Pattern(_), .. })));
+        let (id, walked) = patterns(batch.next_command(start));
+        assert_eq!(walked, ["a*", "b*"]);
+        let marks = [batch.mark(Lane::Live), batch.mark(Lane::CatchUp)];
+        let (other, sent) = keys(batch.next_command(start));
+        assert_eq!(sent, ["k"]);
+        batch.acknowledge(other, start);
+        batch.add(Lane::Live, pattern("c*"));
+        batch.add(Lane::Live, pattern("a*"));
+        assert_eq!(batch.next_command(start), None, "a walk is under way");
+        assert!(!marks.iter().any(|mark| batch.is_settled(*mark)));
+        batch.acknowledge(id, start + Duration::from_secs(1));
+        assert!(marks.iter().all(|mark| batch.is_settled(*mark)));
+        assert_eq!(patterns(batch.next_command(start + Duration::from_secs(2))).1, ["a*", "c*"]);
+    }
+
+    #[test]
+    fn after_a_walk_there_is_a_pause_as_long_as_it_took() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut batch = Batch::new(LIMITS);
+        batch.add(Lane::Live, pattern("a*"));
+        let (id, _) = patterns(batch.next_command(start));
+        assert_eq!(batch.next_walk(), None);
+        batch.add(Lane::Live, pattern("a*"));
+        batch.acknowledge(id, after(3));
+        assert_eq!(batch.next_command(after(5)), None);
+        assert_eq!(batch.next_walk(), Some(after(6)));
+        let (id, _) = patterns(batch.next_command(after(6)));
+        batch.acknowledge(id, after(600));
+        batch.add(Lane::Live, pattern("a*"));
+        assert!(batch.next_command(after(609)).is_none() && batch.next_command(after(610)).is_some(), "no longer than ten seconds");
+    }
+
+    #[test]
+    fn a_lane_is_full_by_its_bytes_and_a_command_is_short() {
+        let mut batch = Batch::new(Limits { keys_per_command: 1_000, in_flight: 64, max_pending: 1_000 });
+        let mut added = 0;
+        while !batch.is_full(Lane::Live) {
+            batch.add(Lane::Live, key(&format!("{added}{}", "x".repeat(100 << 10))));
+            added += 1;
+        }
+        assert_eq!(added, 11, "of a megabyte");
+        let mut on_their_way = Vec::new();
+        for n in 0..100 {
+            batch.add(Lane::CatchUp, key(&format!("{n}{}", "y".repeat(100 << 10))));
+        }
+        while let Some(command) = batch.next_command(now()) {
+            let bytes = command.work.bytes();
+            assert!(bytes <= COMMAND_BYTES, "{bytes}");
+            on_their_way.push(command);
+        }
+        let bytes: usize = on_their_way.iter().map(|command| command.work.bytes()).sum();
+        assert!((IN_FLIGHT_BYTES..IN_FLIGHT_BYTES + COMMAND_BYTES).contains(&bytes), "{bytes}");
+        while let Some(command) = on_their_way.pop() {
+            batch.acknowledge(command.id, now());
+            on_their_way.extend(batch.next_command(now()));
+        }
+        assert!(batch.is_empty() && batch.live.bytes + batch.catch_up.bytes + batch.in_flight_bytes == 0);
+        batch.add(Lane::Live, key(&"z".repeat(COMMAND_BYTES * 2)));
+        assert_eq!(keys(batch.next_command(now())).1.len(), 1, "a longer key goes alone");
     }
 
     #[test]
@@ -336,15 +565,15 @@ mod tests {
             batch.add(Lane::Live, key(&n.to_string()));
         }
         assert!(batch.is_full(Lane::Live) && !batch.is_full(Lane::CatchUp));
-        let (id, _) = keys(batch.next_command());
+        let (id, _) = keys(batch.next_command(now()));
         batch.clear(Lane::Live);
         assert_eq!(batch.waiting(Lane::Live), 0);
         batch.add(Lane::Live, key("new"));
         let mark = batch.mark(Lane::Live);
-        let (new, _) = keys(batch.next_command());
-        batch.acknowledge(new);
+        let (new, _) = keys(batch.next_command(now()));
+        batch.acknowledge(new, now());
         assert!(!batch.is_settled(mark), "an earlier wave is on its way");
-        batch.acknowledge(id);
+        batch.acknowledge(id, now());
         assert!(batch.is_settled(mark) && batch.is_empty());
     }
 }

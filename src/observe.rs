@@ -94,8 +94,11 @@ pub enum Observation {
     },
     /// Redis answers again.
     RedisRecovered,
-    /// Another Redis answers, or the same one after a restart: it may have undone what the last one had done.
-    RedisChanged,
+    /// Another Redis answers, or the same one after a restart: it has undone what the last one had done.
+    RedisChanged {
+        /// How many keys and patterns are deleted again, if that is known; otherwise all of the last `replay.window`.
+        again: Option<usize>,
+    },
     /// PostgreSQL was restarted or failed over: it may have undone commits whose keys were deleted and cached again.
     PostgresChanged {
         /// What is done about it, and what is not known.

@@ -1,6 +1,10 @@
 //! Whoever can connect can NOTIFY: nothing that they say stops the listener or deletes what it should not.
 
-use crate::support::wait::until;
+use std::time::Duration;
+
+use unstale::scratch::redis::Reply;
+
+use crate::support::wait::{until, until_within};
 use crate::support::world::World;
 
 /// What a role without any grant may send, {} being a number that makes it unlike the others.
@@ -98,6 +102,35 @@ async fn whoever_notifies_without_any_grant_deletes_nothing_and_stops_nothing() 
     world.change_users().await;
     world.users_are_fresh(&daemon).await;
     world.execute(&format!("drop role {role}")).await;
+}
+
+/// `count` messages of one transaction, no two alike, because PostgreSQL folds those that are.
+async fn volley(world: &World, head: &str, tail: &str, count: u32) {
+    let payload = format!("'{head}' || repeat(' ', n % 400) || '{tail}' || repeat(' ', n / 400)");
+    world.execute(&format!("select count(pg_notify('unstale', {payload})) from generate_series(1, {count}) n")).await;
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_messages_of_one_transaction_hold_up_no_change_and_it_stays_ready() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut daemon = world.daemon().in_one_session().with("UNSTALE_HEARTBEAT__INTERVAL", "5s").start();
+    daemon.ready().await;
+    let watch = world.number("select id::bigint from unstale.watch").await;
+    for (head, tail) in [(r#"{"watches":"#, "true}"), (r#"{"bell":"#, "true}"), (&format!(r#"{{"watch":{watch},"rev":9,"all":"#), "true}")]
+    {
+        world.fill(["user:1", "email:1@old"]);
+        volley(&world, head, tail, 100_000).await;
+        world.execute("update users set name = name || 'x' where id = 1").await;
+        let gone = async || world.left(["user:1", "email:1@old"]).is_empty();
+        until_within("the keys of the real change are gone", Duration::from_secs(10), gone).await;
+        assert!(daemon.is_ready(), "{head}: {}", daemon.not_ready().await);
+    }
+    let Reply::Value(Some(stats)) = world.cache.ask(&["info", "commandstats"]).expect("it answers") else { panic!("no INFO") };
+    let stats = String::from_utf8(stats).expect("a text");
+    let calls =
+        stats.split("cmdstat_scan:calls=").nth(1).and_then(|rest| rest.split(',').next()).and_then(|calls| calls.parse::<u32>().ok());
+    assert!(calls.is_some_and(|calls| calls < 1_500), "a hundred thousand messages made {calls:?} steps of SCAN");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The pure machine against a model of PostgreSQL, Redis and the application, on virtual time.
 //!
 //! A history is made from a seed: transactions that stay open for minutes or are prepared, writers that keep, forget or
-//! backdate `updated_at`, a clock that steps back, cut and black-holed sessions, a Redis that is away, late, or loses replies,
+//! backdate `updated_at`, watches that change, messages that are forged, a clock that steps back, cut and black-holed sessions, a Redis that is away, late, or loses replies,
 //! listeners that are killed or restarted. At the end everything heals, and no key may be cached with a value that is not the
 //! row's (P1). At every step: ready only while listening (P2), and everything bounded (P4).
 //!
@@ -86,13 +86,23 @@ fn a_sweep_that_reads_before_listen_is_noticed() {
 }
 
 #[test]
-fn a_fail_over_of_redis_that_is_not_told_is_noticed() {
+fn a_fail_over_of_redis_whose_mark_is_not_looked_at_is_noticed() {
     is_found(Flaw::FailOverUnnoticed);
+}
+
+#[test]
+fn a_mark_that_outlives_the_deletes_before_it_is_noticed() {
+    is_found(Flaw::MarkOutlivesDeletes);
 }
 
 #[test]
 fn a_log_that_is_read_by_its_last_id_is_noticed() {
     is_found(Flaw::LogReadInOrder);
+}
+
+#[test]
+fn watches_that_are_read_before_they_changed_are_noticed() {
+    is_found(Flaw::WatchesReadBefore);
 }
 
 #[test]

@@ -45,6 +45,7 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/few.rs",
             "src/visible.rs",
             "src/exposure.rs",
+            "src/glob.rs",
             "src/listener/machine",
         ],
         &["tokio", "sqlx", "fred", "tracing", "Instant::now", "SystemTime", "crate::pg", "crate::sink", "select "],

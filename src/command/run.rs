@@ -4,6 +4,7 @@ mod reload;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +19,7 @@ use crate::logs::Filter;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
-use crate::sink::Sink;
+use crate::sink::{Marks, Sink};
 use crate::{http, shutdown};
 
 /// Listens until SIGTERM or SIGINT. SIGHUP reads the configuration again, from `file` if it was named.
@@ -27,7 +28,7 @@ use crate::{http, shutdown};
 /// At the start: a URL is missing or unreadable, the port is taken, or the schema is missing or newer than this program. After
 /// that every failure is waited out.
 pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyhow::Result<()> {
-    let (parts, parts_now) = watch::channel(parts(&config)?);
+    let (parts, parts_now) = watch::channel(parts(&config, Arc::new(Marks::new(&config.instance)))?);
     let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
     let shutdown = shutdown::on_signals()?;
     let metrics = metrics::install()?;
@@ -57,10 +58,10 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
 }
 
 /// What the listener is made of, by this configuration.
-fn parts(config: &Config) -> anyhow::Result<Parts> {
+fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Parts> {
     Ok(Parts {
         postgres: Postgres::new(config.database_secret()?)?,
-        sink: Sink::new(config.redis_secret()?, &config.redis.tls, config.redis.timeout)?,
+        sink: Sink::marking(config.redis_secret()?, &config.redis.tls, config.redis.timeout, marks)?,
         name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
         settings: settings(config),

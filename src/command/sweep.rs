@@ -3,7 +3,7 @@
 //! It needs no running listener and disturbs none: it reads as the listener does after a gap, and deletes on its own. Stopped
 //! in the middle, it has deleted what it says, and the same command does all of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,6 +26,9 @@ use crate::{shutdown, visible};
 /// Chunks of rows between PostgreSQL and Redis.
 const CHUNKS: usize = 4;
 
+/// Bytes of keys in one command.
+const FLUSH_BYTES: usize = 1 << 20;
+
 /// Between two lines of progress, on a terminal and elsewhere.
 const PROGRESS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
 
@@ -45,6 +48,8 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
         sink: (!args.dry_run).then_some(sink),
         rules,
         keys: HashSet::new(),
+        bytes: 0,
+        patterns: BTreeSet::new(),
         keys_per_command: config.batch.keys_per_command,
         rate: args.rate,
         began: Instant::now(),
@@ -53,16 +58,17 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     };
     let work = async {
         match args.since {
-            None => sweep.everything(None).await,
+            None => sweep.everything(None).await?,
             Some(since) => {
                 let start = match since {
                     Since::Ago(time) => pg::clock(&mut connection).await?.earlier(time),
                     Since::At(time) => PgTime(i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH)?.as_micros())?),
                 };
                 sweep.everything(Some(&unstamped)).await?;
-                sweep.since(postgres, start, config.sweep.page_rows).await
+                sweep.since(postgres, start, config.sweep.page_rows).await?;
             }
         }
+        sweep.finish().await
     };
     let result = shutdown.run_until_cancelled(Box::pin(work)).await;
     sweep.end();
@@ -112,7 +118,9 @@ struct Count {
 struct Hand {
     sink: Option<Arc<Sink>>, // none: only say what would be done
     rules: Rules,
-    keys: HashSet<String>, // found, not deleted yet
+    keys: HashSet<String>,      // found, not deleted yet
+    bytes: usize,               // of these
+    patterns: BTreeSet<String>, // likewise; one walk for all of them, at the end
     keys_per_command: usize,
     rate: Option<u32>, // keys a second
     began: Instant,
@@ -132,7 +140,7 @@ impl Hand {
                 self.delete(target).await?;
             }
         }
-        self.flush().await
+        Ok(())
     }
 
     /// The rows stamped since then, and everything in the log, which is no longer than it has to be.
@@ -156,7 +164,7 @@ impl Hand {
                 Swept::Page(..) | Swept::Ended => {}
             }
         }
-        self.flush().await
+        Ok(())
     }
 
     async fn rows(&mut self, watch: i32, rows: &[String]) -> anyhow::Result<()> {
@@ -187,24 +195,37 @@ impl Hand {
     async fn delete(&mut self, target: Target) -> anyhow::Result<()> {
         match target {
             Target::Key(key) => {
+                self.bytes += key.len();
                 self.keys.insert(key);
-                if self.keys.len() >= self.keys_per_command { self.flush().await } else { Ok(()) }
+                if self.keys.len() >= self.keys_per_command || self.bytes >= FLUSH_BYTES { self.flush().await } else { Ok(()) }
             }
             Target::Pattern(pattern) => {
-                if self.sink.is_none() {
+                if !self.patterns.contains(&pattern) && self.sink.is_none() {
                     note(&format!("would delete {pattern}"));
                 }
-                self.perform(1, &Work::Pattern(pattern)).await
+                self.patterns.insert(pattern);
+                Ok(())
             }
         }
     }
 
     async fn flush(&mut self) -> anyhow::Result<()> {
+        self.bytes = 0;
         let keys: Vec<String> = self.keys.drain().collect();
         if keys.is_empty() {
             return Ok(());
         }
         self.perform(keys.len() as u64, &Work::Keys(Arc::new(keys))).await
+    }
+
+    /// What is left, and the walk through Redis.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        self.flush().await?;
+        let patterns: Vec<String> = std::mem::take(&mut self.patterns).into_iter().collect();
+        if patterns.is_empty() {
+            return Ok(());
+        }
+        self.perform(patterns.len() as u64, &Work::Patterns(Arc::new(patterns))).await
     }
 
     async fn perform(&mut self, keys: u64, work: &Work) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use crate::batch::Work;
 use crate::cli::Uninstall;
 use crate::config::Config;
-use crate::pg::watches::{self, Watched};
+use crate::pg::watches;
 use crate::pg::{self, Postgres};
 use crate::rule::{Rule, Target};
 use crate::sink::Sink;
@@ -30,6 +30,7 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
         refuse_running(&mut connection).await?;
     }
     let watches = watches::load(&mut connection).await?;
+    let (mut keys, mut patterns) = (Vec::new(), Vec::new());
     for watched in &watches {
         if !watched.ended {
             let table = visible::in_sql(&watched.table);
@@ -38,7 +39,18 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
                 watches::unwatch(&mut connection, watched).await?;
             }
         }
-        delete_keys(args, &sink, watched).await?;
+        for target in Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?.everything() {
+            let (Target::Key(name) | Target::Pattern(name)) = &target;
+            say(&format!("-- delete {name} from Redis"))?;
+            match target {
+                Target::Key(key) => keys.push(key),
+                Target::Pattern(pattern) => patterns.push(pattern),
+            }
+        }
+    }
+    if !args.dry_run {
+        sink.perform(&Work::Keys(keys.into())).await?;
+        sink.perform(&Work::Patterns(patterns.into())).await?; // one walk for all of them
     }
     say("drop schema unstale cascade;")?;
     if !args.dry_run {
@@ -55,20 +67,6 @@ async fn refuse_running(connection: &mut PgConnection) -> anyhow::Result<()> {
         0 => Ok(()),
         others => bail!("{others} other sessions of unstale are in this database; end them first (systemctl disable --now unstale)"),
     }
-}
-
-async fn delete_keys(args: &Uninstall, sink: &Sink, watched: &Watched) -> anyhow::Result<()> {
-    for target in Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?.everything() {
-        let (name, work) = match target {
-            Target::Key(key) => (key.clone(), Work::Keys(vec![key].into())),
-            Target::Pattern(pattern) => (pattern.clone(), Work::Pattern(pattern)),
-        };
-        say(&format!("-- delete {name} from Redis"))?;
-        if !args.dry_run {
-            sink.perform(&work).await?;
-        }
-    }
-    Ok(())
 }
 
 fn say(step: &str) -> anyhow::Result<()> {

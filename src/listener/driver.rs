@@ -14,22 +14,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::machine::told::Told;
 use super::machine::{Action, Input, Machine, Opening, Settings, State};
-use crate::backoff::Backoff;
-use crate::batch::{Command, Lane};
+use crate::batch::Lane;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
 use crate::pg::session::{Event, Name, Request, Session, Subscribed};
 use crate::pg::sweep::{self, Swept};
 use crate::pg::watches::Watched;
 use crate::rule::Rule;
-use crate::sink::{Done, Sink};
+use crate::sink::Sink;
+use crate::sink::worker::{Report, Workers};
 use crate::systemd;
 
 /// Notifications taken at once, between two looks at everything else.
 const BURST: usize = 128;
-
-/// Delays between attempts of a command to Redis. Short, because a restarted Redis is back in a moment.
-const REDIS_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// What the driver is made of. All of it may be replaced while it runs: sessions and commands to Redis take what there is when
 /// they begin, or begin again.
@@ -49,16 +46,16 @@ pub struct Parts {
 
 /// Listens until `shutdown`, then drains. The probes are told through `readiness`.
 pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Readiness>, shutdown: CancellationToken) {
-    let (report, reports) = mpsc::channel(64);
     let settings = parts.borrow_and_update().settings.clone();
     let driver = Driver {
         machine: Machine::new(settings, Instant::now()),
         session: None,
         sweep: None,
         arrived: VecDeque::with_capacity(BURST),
-        workers: JoinSet::new(),
-        idle: Vec::new(),
-        report,
+        workers: Workers::new({
+            let parts = parts.clone();
+            move || parts.borrow().sink.clone()
+        }),
         told: None,
         not_kept: Told::default(),
         told_of: HashSet::new(),
@@ -69,17 +66,7 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
         parts,
         readiness,
     };
-    driver.run(reports, shutdown).await;
-}
-
-/// How to hand a command to a task that performs one after the other. They are kept, because such a task has 15 kB: one for each
-/// command left a hole of that size in the heap for each.
-type Worker = mpsc::Sender<Command>;
-
-/// What a worker says.
-enum Report {
-    Done { id: u64, done: Done, worker: Worker },
-    Failed(String),
+    driver.run(shutdown).await;
 }
 
 struct Driver {
@@ -89,9 +76,7 @@ struct Driver {
     session: Option<Session>,
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
     arrived: VecDeque<PgNotification>, // taken from the session, not yet accepted by the machine
-    workers: JoinSet<()>,
-    idle: Vec<Worker>, // those that wait for a command
-    report: mpsc::Sender<Report>,
+    workers: Workers,
     told: Option<Readiness>,
     not_kept: Told,             // bookkeeping that was refused, said once a minute
     told_of: HashSet<String>,   // tables without an index
@@ -107,13 +92,13 @@ enum Wake {
     Session(Option<Event>),
     Arrived,
     Swept(Option<Swept>),
-    Redis(Option<Report>),
+    Redis(Report),
     OtherParts,
     Time,
 }
 
 impl Driver {
-    async fn run(mut self, mut reports: mpsc::Receiver<Report>, shutdown: CancellationToken) {
+    async fn run(mut self, shutdown: CancellationToken) {
         self.handle(Input::Tick);
         let mut burst = Vec::with_capacity(BURST);
         while *self.machine.state() != State::Stopped {
@@ -125,7 +110,7 @@ impl Driver {
                 () = shutdown.cancelled(), if !draining => Wake::Shutdown,
                 wake = next_of_session(&mut self.session, &mut burst, take_notifications) => wake,
                 swept = next_swept(&mut self.sweep), if take_swept => Wake::Swept(swept),
-                report = reports.recv() => Wake::Redis(report),
+                report = self.workers.next() => Wake::Redis(report),
                 Ok(()) = self.parts.changed() => Wake::OtherParts,
                 () = tokio::time::sleep_until(deadline.into()) => Wake::Time,
             };
@@ -144,17 +129,16 @@ impl Driver {
             Wake::Session(event) => self.event(event),
             Wake::Arrived => self.arrived.extend(burst.drain(..)),
             Wake::Swept(swept) => self.swept(swept),
-            Wake::Redis(Some(Report::Done { id, done, worker })) => {
-                self.idle.push(worker);
+            Wake::Redis(Report::Done { id, done }) => {
                 observe(&Observation::Deleted { existed: done.existed });
-                self.handle(Input::Acknowledged { id, server: done.server });
+                self.handle(Input::Acknowledged { id, answer: done.answer });
             }
-            Wake::Redis(Some(Report::Failed(reason))) => self.handle(Input::RedisFailed(reason)),
+            Wake::Redis(Report::Failed { id, reason }) => self.handle(Input::RedisFailed { id, reason }),
             Wake::OtherParts => {
                 let settings = self.parts.borrow_and_update().settings.clone();
                 self.machine.reconfigure(settings);
             }
-            Wake::Redis(None) | Wake::Time => {}
+            Wake::Time => {}
         }
         let now = Instant::now();
         while self.machine.accepts(Lane::Live)
@@ -278,10 +262,7 @@ impl Driver {
                 self.sweep = Some((swept, task));
             }
             Action::StopSweep => self.sweep = None,
-            Action::Send(command) => {
-                let worker = self.idle.pop().unwrap_or_else(|| self.another_worker());
-                let _ = worker.try_send(command); // it waits for one, so there is room
-            }
+            Action::Send(command) => self.workers.begin(command),
             Action::Stop(progress) => {
                 if let Some(progress) = progress {
                     self.ask(Request::Save(progress));
@@ -290,12 +271,6 @@ impl Driver {
             }
             Action::Observe(observation) => observe(&observation),
         }
-    }
-
-    fn another_worker(&mut self) -> Worker {
-        let (worker, commands) = mpsc::channel(1);
-        self.workers.spawn(perform(self.parts.clone(), commands, worker.clone(), self.report.clone()));
-        worker
     }
 
     fn ask(&mut self, request: Request) {
@@ -359,24 +334,6 @@ fn compile(watches: Vec<Watched>) -> Vec<Rule> {
         }
     };
     watches.into_iter().filter_map(rule).collect()
-}
-
-/// Performs commands to Redis, each repeated until it is done. UNLINK may be repeated (P6).
-async fn perform(parts: watch::Receiver<Parts>, mut commands: mpsc::Receiver<Command>, worker: Worker, report: mpsc::Sender<Report>) {
-    while let Some(Command { id, work }) = commands.recv().await {
-        let mut backoff = Backoff::new(REDIS_BACKOFF.0, REDIS_BACKOFF.1, id);
-        let done = loop {
-            let sink = parts.borrow().sink.clone();
-            match sink.perform(&work).await {
-                Ok(done) => break done,
-                Err(error) => {
-                    let _ = report.send(Report::Failed(error.to_string())).await;
-                    tokio::time::sleep(backoff.next_delay()).await;
-                }
-            }
-        };
-        let _ = report.send(Report::Done { id, done, worker: worker.clone() }).await;
-    }
 }
 
 async fn next_of_session(session: &mut Option<Session>, burst: &mut Vec<PgNotification>, take_notifications: bool) -> Wake {

@@ -17,26 +17,30 @@
 mod gap;
 mod heart;
 mod intake;
+mod link;
 mod log;
 mod message;
+mod reading;
 mod timers;
 pub(super) mod told;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Lane, Limits, Mark};
+use crate::mark::Answer;
 use crate::observe::{Cause, Observation, Readiness};
 use crate::rule::{Rules, Target};
 use crate::watermark::{Proven, Server, Watermark};
 
-use gap::{Gap, Recent, Resume};
+use gap::{Gap, Resume};
 use heart::Heart;
 use intake::Skipped;
+use link::Link;
 use log::Log;
 pub use message::{Action, Input, Opening, Tally};
+use reading::Reading;
 use told::Told;
 
 /// What the configuration decides.
@@ -120,13 +124,10 @@ pub struct Machine {
     heart: Heart,
     log: Log,
     gap: Option<Gap>,
-    redis: Option<Arc<str>>, // run id of the one that answered last
-    server: Option<Server>,  // the PostgreSQL of the last session
-    recent: Recent,
-    redis_failure: Option<String>,
+    server: Option<Server>, // the PostgreSQL of the last session
+    link: Link,
     sweep_failure: Option<String>, // why the last sweep of this gap ended early
-    redis_answered: Instant,
-    reading: bool, // the watches are being read, and nothing is received before
+    reading: Reading,
     lost_because: String,
     tallies: BTreeMap<i32, Tally>,
     skipped: Skipped,
@@ -150,13 +151,10 @@ impl Machine {
             heart: Heart::new(0, now),
             log: Log::default(),
             gap: Some(Gap::new(Cause::Start, now)),
-            redis: None,
             server: None,
-            recent: Recent::default(),
-            redis_failure: None,
+            link: Link::new(now),
             sweep_failure: None,
-            redis_answered: now,
-            reading: false,
+            reading: Reading::default(),
             lost_because: "not connected yet".into(),
             tallies: BTreeMap::new(),
             skipped: Skipped::default(),
@@ -187,10 +185,9 @@ impl Machine {
                 self.read_log();
             }
             Input::Watches(rules) => {
-                self.reading = false;
                 self.heart.heard = now;
-                self.set_rules(rules);
-                self.go_on_with_log(now);
+                let changed = self.set_rules(rules);
+                self.watches_are_read(now, &changed);
             }
             Input::LogRead { changes, more } => self.log_read(now, changes, more),
             Input::SweepEnded => {
@@ -209,9 +206,10 @@ impl Machine {
                     self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
                 }
             }
-            Input::Acknowledged { id, server } => self.acknowledged(now, id, server),
-            Input::RedisFailed(reason) => {
-                if self.redis_failure.replace(reason.clone()).is_none() {
+            Input::Acknowledged { id, answer } => self.acknowledged(now, id, &answer),
+            Input::RedisFailed { id, reason } => {
+                self.heart.doubt(now);
+                if self.link.failed(id, reason.clone()) {
                     self.say(Observation::RedisFailed { reason });
                 }
             }
@@ -219,7 +217,7 @@ impl Machine {
         }
         self.tick(now);
         self.settle(now);
-        while let Some(command) = self.batch.next_command() {
+        while let Some(command) = self.batch.next_command(now) {
             self.actions.push(Action::Send(command));
         }
         std::mem::take(&mut self.actions)
@@ -228,8 +226,7 @@ impl Machine {
     /// May the next notification, or swept row of this lane, be handed in?
     #[must_use]
     pub fn accepts(&self, lane: Lane) -> bool {
-        let open = matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening);
-        open && !(lane == Lane::Live && self.reading) && !self.batch.is_full(lane)
+        self.in_session() && !self.batch.is_full(lane)
     }
 
     /// Promise P7, or what stands against it.
@@ -239,18 +236,18 @@ impl Machine {
             State::Waiting { .. } | State::Connecting { .. } => format!("no session with PostgreSQL: {}", self.lost_because),
             State::Subscribing => "waiting for the first heartbeat to come back".into(),
             State::CatchingUp(CatchUp::AwaitingRedis) => {
-                format!("catching up waits for Redis: {}", self.redis_failure.as_deref().unwrap_or("no answer"))
+                format!("catching up waits for Redis: {}", self.link.failure().unwrap_or("no answer"))
             }
             State::CatchingUp(_) => {
                 let cause = self.gap.as_ref().map_or("none", |gap| gap.cause.label());
-                match (&self.redis_failure, &self.sweep_failure) {
+                match (self.link.failure(), &self.sweep_failure) {
                     (Some(failure), _) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
                     (None, Some(failure)) => format!("catching up after a gap ({cause}), and its sweep ended early: {failure}"),
                     (None, None) => format!("catching up after a gap ({cause})"),
                 }
             }
             State::Draining { .. } | State::Stopped => "shutting down".into(),
-            State::Listening => match (&self.redis_failure, self.heart.settled_at) {
+            State::Listening => match (self.link.failure(), self.heart.settled_at) {
                 (Some(failure), _) => format!("Redis: {failure}"),
                 (None, Some(at)) if now.saturating_duration_since(at) <= self.settings.interval * 2 => return Readiness::Ready,
                 (None, _) => "no heartbeat came through PostgreSQL and Redis within two intervals".into(),
@@ -291,6 +288,11 @@ impl Machine {
 
 /// Transitions.
 impl Machine {
+    /// Is there a session that listens, and is it listened to?
+    fn in_session(&self) -> bool {
+        matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening)
+    }
+
     /// The only place that assigns the state.
     fn enter(&mut self, state: State) {
         self.state = state;
@@ -302,6 +304,7 @@ impl Machine {
         }
         self.heart = Heart::new(opening.backend, now);
         self.log = Log::default();
+        self.reading = Reading::default();
         self.set_rules(opening.rules);
         self.say(Observation::Subscribed { watches: intake::in_force(&self.rules) });
         // What is remembered is newer than what is stored, but a server that was restarted may have given out its xids again.
@@ -314,8 +317,8 @@ impl Machine {
             _ => stored,
         };
         self.watermark = Watermark::new(proven, self.settings.window);
-        if self.redis.is_none() {
-            self.redis = opening.stored.and_then(|stored| stored.redis).map(Into::into);
+        if let Some(stored) = &opening.stored {
+            self.link.resume(stored.redis.as_deref());
         }
         let gap = self.gap.get_or_insert_with(|| Gap::new(Cause::Session, now));
         self.actions.push(Action::OpenGap(gap.cause, now - gap.since));
@@ -328,7 +331,7 @@ impl Machine {
             self.backoff.reset();
             self.catch_up();
         }
-        self.log.heard = n;
+        self.beat_is_heard(n);
         self.beat_is_complete();
     }
 
@@ -348,7 +351,7 @@ impl Machine {
     }
 
     fn catch_up(&mut self) {
-        if self.redis_failure.is_some() {
+        if self.link.is_silent() {
             // The canary asks Redis until it answers.
             self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
             self.enter(State::CatchingUp(CatchUp::AwaitingRedis));
@@ -362,10 +365,13 @@ impl Machine {
             return;
         }
         self.actions.push(Action::CloseSession);
-        self.reading = false;
+        self.reading = Reading::default(); // what it holds, the gap covers
         self.keep_pages();
         self.watermark.forget_session();
         self.heart.forget();
+        if let Some(gap) = &mut self.gap {
+            gap.resume = gap.resume.max(Resume::Checkpoint); // from here on something may be missed, too
+        }
         self.batch.clear(Lane::CatchUp); // a new sweep brings it again
         if matches!(self.state, State::Draining { .. }) {
             return; // nothing more was wanted of it
@@ -401,35 +407,30 @@ impl Machine {
         self.sample = None;
         self.batch.clear(Lane::CatchUp);
         self.heart.forget();
-        self.redis_failure.get_or_insert_with(|| "no answer".into());
+        self.link.is_away();
         if self.state == State::Subscribing {
             return; // the gap is open, and the sweep still to come
         }
         self.open_gap_in_session(now, Cause::Overflow);
-        self.forget_pages();
+        self.demand(Resume::Checkpoint, false);
         self.actions.push(Action::StopSweep);
         self.catch_up();
     }
 
-    fn acknowledged(&mut self, now: Instant, id: u64, server: Option<Arc<str>>) {
+    fn acknowledged(&mut self, now: Instant, id: u64, answer: &Answer) {
         if self.batch.is_full(Lane::Live) {
             self.heart.heard = now; // nothing was received meanwhile because we did not listen
         }
-        if let Some(work) = self.batch.acknowledge(id) {
-            self.remember(now, work);
+        let (kept, recovered) = self.link.done(now, id, answer);
+        if let Some(work) = self.batch.acknowledge(id, now) {
+            self.remember(now, answer.mark.number, work);
         }
-        self.redis_answered = now;
-        if let Some(server) = server
-            && self.redis.as_ref() != Some(&server)
-            && self.redis.replace(server).is_some()
-        {
-            self.redis_changed(now);
-        }
-        if self.redis_failure.take().is_some() {
+        self.redis_undid(now, kept);
+        if recovered {
             self.say(Observation::RedisRecovered);
-            if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
-                self.catch_up();
-            }
+        }
+        if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
+            self.catch_up();
         }
     }
 
@@ -445,6 +446,7 @@ impl Machine {
             self.say(Observation::Delivered { took: now - received });
         }
         self.settle_pages();
+        self.ask_for_watches(now);
         self.ask_for_log(now);
         if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
             && self.batch.is_settled(mark)

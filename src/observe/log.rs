@@ -52,7 +52,12 @@ pub fn write(observation: &Observation) {
         }
         Observation::Overflowed { waiting } => warn!(keys = waiting, "Redis is away for too long: what waits is left to a sweep"),
         Observation::RedisFailed { reason } => error!(reason, "Redis does not delete; trying again until it does"),
-        Observation::RedisChanged => warn!("another Redis answers, or a restarted one: the last replay.window is deleted again"),
+        Observation::RedisChanged { again: Some(again) } => {
+            warn!(keys = again, "Redis failed over, or was restarted, and has lost its last deletes: these keys are deleted again");
+        }
+        Observation::RedisChanged { again: None } => {
+            warn!("another Redis answers, or a restarted one: the last replay.window is deleted again");
+        }
         Observation::PostgresChanged { reason, again } => warn!(reason, keys = again, "PostgreSQL was restarted or failed over"),
         Observation::Flushed { reason } => warn!(reason, "all keys of all watched tables are deleted"),
         Observation::NotKept { reason, again: true } => debug!(reason, "still the same"),

@@ -4,79 +4,51 @@
 //! unresponsiveness check is reset by every write; after its task has ended later commands wait for nobody; a full command
 //! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use fred::bytes::BytesMut;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, KeysInterface};
-use fred::types::Key;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig};
+use fred::types::{Key, Value};
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::error::{self, Error};
+use super::marks::{self, Marks};
 use super::tls;
 use super::url::{Place, Url};
 use crate::batch::Work;
 use crate::config::{Secret, Tls};
 use crate::exposure::{self, Exposure};
+use crate::glob::Globs;
+use crate::mark::{Answer, Found, RedisMark};
 
 /// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
 const SCAN_COUNT: u32 = 1_000;
 
+/// Bytes of keys in one UNLINK of a walk, unless a single key is longer.
+const STEP_BYTES: usize = 1 << 20;
+
+/// Steps of a walk, of a thousand keys or ten thousand empty places each: more than any Redis has.
+const MAX_STEPS: u64 = 10_000_000;
+
 /// PTTL of a key that is not there.
 const GONE: i64 = -2;
-
-/// Why Redis did not do it. None holds the URL.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The URL cannot be read.
-    #[error("REDIS_URL: {0}")]
-    Url(String),
-    /// Several servers, of which this version would ask only one.
-    #[error("REDIS_URL: Redis Cluster and Sentinel are not supported yet; name one server")]
-    Several,
-    /// No connection.
-    #[error("cannot connect to Redis: {0}")]
-    Connect(String),
-    /// Connected, and no answer in time. It may have been done all the same.
-    #[error("Redis did not answer within {0:?} (redis.timeout)")]
-    Timeout(Duration),
-    /// The connection ended. It may have been done all the same.
-    #[error("the connection to Redis ended")]
-    Ended,
-    /// A file that TLS needs is not as it must be.
-    #[error("{key}: {} {fault}", file.display())]
-    File {
-        /// The key that names it.
-        key: &'static str,
-        /// The file.
-        file: PathBuf,
-        /// What is wrong with it, as the sentence goes on, and what to do.
-        fault: String,
-    },
-    /// Redis said no.
-    #[error("Redis refused: {0}{remedy}", remedy = remedy(.0))]
-    Refused(String),
-}
-
-fn remedy(refusal: &str) -> &'static str {
-    match refusal.split_whitespace().next() {
-        Some("NOPERM") => " (let the user run UNLINK, SCAN, SELECT and PING on the keys of the watches and on unstale:*)",
-        Some("WRONGPASS" | "NOAUTH") => " (correct user and password in REDIS_URL)",
-        Some("READONLY") => " (this is a replica; let REDIS_URL lead to the primary)",
-        _ => "",
-    }
-}
 
 /// See the module.
 pub struct Sink {
     secret: Secret,
     tls: Tls, // of a URL with TLS
     timeout: Duration,
+    marks: Option<Arc<Marks>>,
     connection: Mutex<Option<Connection>>,
+    untold: SyncMutex<Option<Found>>, // what a connection found, until one of its answers told it
 }
 
 /// What a command brought.
@@ -84,15 +56,25 @@ pub struct Sink {
 pub struct Done {
     /// How many of the keys existed.
     pub existed: u64,
-    /// The run id of the server that did it, if it tells. Another one than before may have undone what that one did.
-    pub server: Option<Arc<str>>,
+    /// Who did it, and what of before it has kept.
+    pub answer: Answer,
 }
 
 #[derive(Clone)]
 struct Connection {
     client: Client,
-    server: Option<Arc<str>>,
+    number: u64,
+    found: Found,
+    state: Arc<State>,
     ended: CancellationToken,
+}
+
+/// What a connection has learned.
+struct State {
+    order: Mutex<()>,               // held while a deletion is handed over, so that marks are sent in the order of their numbers
+    acknowledged: SyncMutex<Found>, // the last mark
+    may_mark: AtomicBool,
+    unlinks: AtomicBool, // else DEL
 }
 
 impl Sink {
@@ -101,12 +83,29 @@ impl Sink {
     /// # Errors
     /// [`Error::Url`], [`Error::Several`], [`Error::File`].
     pub fn new(secret: impl Into<Secret>, tls: &Tls, timeout: Duration) -> Result<Arc<Self>, Error> {
-        let sink = Self { secret: secret.into(), tls: tls.clone(), timeout, connection: Mutex::new(None) };
+        Self::of(secret.into(), tls, timeout, None)
+    }
+
+    /// The same, which also marks how far it has come.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn marking(secret: impl Into<Secret>, tls: &Tls, timeout: Duration, marks: Arc<Marks>) -> Result<Arc<Self>, Error> {
+        Self::of(secret.into(), tls, timeout, Some(marks))
+    }
+
+    fn of(secret: Secret, tls: &Tls, timeout: Duration, marks: Option<Arc<Marks>>) -> Result<Arc<Self>, Error> {
+        let sink = Self { secret, tls: tls.clone(), timeout, marks, connection: Mutex::new(None), untold: SyncMutex::new(None) };
         sink.config(&sink.url()?)?;
         Ok(Arc::new(sink))
     }
 
-    /// What the URL says now: it is read anew for each connection.
+    /// Its marks, for another one that takes its place.
+    #[must_use]
+    pub fn marks(&self) -> Option<Arc<Marks>> {
+        self.marks.clone()
+    }
+
     fn config(&self, url: &Url) -> Result<Config, Error> {
         let url = url.clone();
         let tls = if url.tls { Some(tls::client_config(&self.tls)?.into()) } else { None };
@@ -119,7 +118,8 @@ impl Sink {
         if !matches!(server, ServerConfig::Centralized { .. } | ServerConfig::Unix { .. }) {
             return Err(Error::Several);
         }
-        Ok(Config { server, username: url.user, password: url.password, database: url.database, tls, ..Config::default() })
+        let database = url.database.filter(|&database| database > 0); // SELECT 0 changes nothing, and may be forbidden
+        Ok(Config { server, username: url.user, password: url.password, database, tls, ..Config::default() })
     }
 
     /// As it was when the configuration was read.
@@ -134,13 +134,92 @@ impl Sink {
     pub async fn perform(&self, work: &Work) -> Result<Done, Error> {
         let connection = self.connection().await?;
         let result = match work {
-            Work::Keys(keys) => connection.ask(self.timeout, connection.client.unlink(shared(keys))).await,
-            Work::Pattern(pattern) => self.delete_matching(&connection, pattern).await,
+            work if work.targets() == 0 => self.delete_and_mark(&connection, Vec::new()).await,
+            Work::Keys(keys) => match self.delete_and_mark(&connection, shared(keys)).await {
+                Err(Error::Refused(words)) if connection.needs_del(&words) => self.delete_and_mark(&connection, shared(keys)).await,
+                result => result,
+            },
+            Work::Patterns(patterns) => self.walk(&connection, patterns).await,
         };
-        if let Err(Error::Timeout(_) | Error::Ended) | Err(Error::Refused(_)) = &result {
-            self.replace(&connection).await;
+        match &result {
+            Ok(_) => drop(lock(&self.untold).take_if(|untold| *untold == connection.found)),
+            Err(_) => self.replace(&connection).await,
         }
-        Ok(Done { existed: result?, server: connection.server })
+        result
+    }
+
+    /// UNLINK and the mark behind it, in this order on the same connection. Nothing is deleted without keys.
+    async fn delete_and_mark(&self, connection: &Connection, keys: Vec<Key>) -> Result<Done, Error> {
+        let Connection { client, number, found, state, .. } = connection;
+        let mut answer =
+            Answer { found: found.clone(), mark: RedisMark { life: "".into(), connection: *number, number: 0 }, is_marked: false };
+        let (deletes, unlinks) = (!keys.is_empty(), state.unlinks.load(Relaxed));
+        let in_words = |error: fred::error::Error| command_error(&error, self.timeout);
+
+        let order = state.order.lock().await;
+        let pipeline = client.pipeline();
+        match (deletes, unlinks) {
+            (true, true) => pipeline.unlink::<(), _>(keys).await.map_err(in_words)?,
+            (true, false) => pipeline.del::<(), _>(keys).await.map_err(in_words)?,
+            (false, _) => {}
+        }
+        let least = lock(&state.acknowledged).clone();
+        if let Some(marks) = &self.marks {
+            answer.mark = marks.next(*number);
+            if state.may_mark.load(Relaxed) {
+                pipeline.set::<(), _, _>(marks.key(), answer.mark.to_string(), None, None, true).await.map_err(in_words)?;
+                answer.is_marked = true;
+            }
+        }
+        let mut replies = pin!(pipeline.try_all::<Value>());
+        // The first poll hands it over.
+        let first = std::future::poll_fn(|context| Poll::Ready(replies.as_mut().poll(context))).await;
+        drop(order);
+        let replies = match first {
+            Poll::Ready(replies) => replies,
+            Poll::Pending => connection.ask(self.timeout, async { Ok(replies.await) }).await?,
+        };
+
+        let mut replies = replies.into_iter();
+        let existed = match deletes.then(|| replies.next().unwrap_or(Ok(Value::Null))) {
+            None => 0,
+            Some(reply) => reply.and_then(Value::convert::<u64>).map_err(|error| command_error(&error, self.timeout))?,
+        };
+        if answer.is_marked {
+            answer.is_marked = self.marked(connection, &answer.mark, &least, replies.next())?;
+        }
+        Ok(Done { existed, answer })
+    }
+
+    /// What SET said to the mark: was it written? It also brings the mark before it, which tells a server that was set back behind a
+    /// proxy, so that the connection did not end.
+    fn marked(
+        &self,
+        connection: &Connection,
+        mark: &RedisMark,
+        least: &Found,
+        reply: Option<Result<Value, fred::error::Error>>,
+    ) -> Result<bool, Error> {
+        let before = match reply {
+            Some(Ok(before)) => marks::found(before.as_str().as_deref()),
+            Some(Err(error)) => {
+                let error = command_error(&error, self.timeout);
+                let Error::Refused(words) = &error else { return Err(error) };
+                // A full server refuses it now and then; one that does not know the command, or whose user may not, always.
+                if error::code(words) != Some("OOM") {
+                    connection.state.may_mark.store(false, Relaxed);
+                }
+                return Ok(false);
+            }
+            None => return Err(Error::Ended),
+        };
+        if marks::is_set_back(&before, least) {
+            let mut untold = lock(&self.untold);
+            *untold = Some(before.after(untold.take(), &mark.life));
+            return Err(Error::SetBack);
+        }
+        *lock(&connection.state.acknowledged) = Found::Mark(mark.clone());
+        Ok(true)
     }
 
     /// What the server says of itself.
@@ -234,21 +313,51 @@ impl Sink {
         self.url().ok().and_then(|url| url.user).unwrap_or_else(|| "default".into())
     }
 
-    /// Bounded steps; a key that is there from the beginning to the end is found (<https://redis.io/commands/scan>).
-    async fn delete_matching(&self, connection: &Connection, pattern: &str) -> Result<u64, Error> {
+    /// One walk through Redis for all patterns, in bounded steps; a key that is there from the beginning to the end is found
+    /// (<https://redis.io/commands/scan>).
+    async fn walk(&self, connection: &Connection, patterns: &[String]) -> Result<Done, Error> {
+        let globs = Globs::parse(patterns).map_err(|error| Error::Refused(error.to_string()))?;
+        let sent = if let [pattern] = patterns { Some(pattern.clone()) } else { globs.common() }.unwrap_or_else(|| "*".into());
         let mut existed = 0;
         let mut cursor = "0".to_owned();
-        loop {
-            let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);
-            let (next, keys): (String, Vec<Key>) = connection.ask(self.timeout, step).await?;
-            if !keys.is_empty() {
-                existed += connection.ask::<u64>(self.timeout, connection.client.unlink(keys)).await?;
+        let mut turtle = cursor.clone(); // Brent's: a cursor that comes again is met
+        for step in 1..=MAX_STEPS {
+            let page = connection.client.scan_page(cursor, sent.as_str(), Some(SCAN_COUNT), None);
+            let (next, mut keys): (String, Vec<Key>) = connection.ask(self.timeout, page).await?;
+            keys.retain(|key| globs.matches(key.as_bytes()));
+            while !keys.is_empty() {
+                let mut bytes = 0;
+                let fits = keys.iter().take_while(|key| {
+                    bytes += key.as_bytes().len();
+                    bytes <= STEP_BYTES
+                });
+                let rest = keys.split_off(fits.count().max(1));
+                existed += self.delete(connection, keys).await?;
+                keys = rest;
             }
             if next == "0" {
-                return Ok(existed);
+                return Ok(Done { existed, ..self.delete_and_mark(connection, Vec::new()).await? });
+            }
+            if next == turtle {
+                return Err(Error::Broken("its SCAN goes round in circles".into()));
+            }
+            if step.is_power_of_two() {
+                turtle.clone_from(&next);
             }
             cursor = next;
         }
+        Err(Error::Broken(format!("its SCAN has not ended after {MAX_STEPS} steps")))
+    }
+
+    /// Deletes without a mark, in the middle of a walk.
+    async fn delete(&self, connection: &Connection, keys: Vec<Key>) -> Result<u64, Error> {
+        if connection.state.unlinks.load(Relaxed) {
+            match connection.ask(self.timeout, connection.client.unlink(keys.clone())).await {
+                Err(Error::Refused(words)) if connection.needs_del(&words) => {}
+                result => return result,
+            }
+        }
+        connection.ask(self.timeout, connection.client.del(keys)).await
     }
 
     async fn connection(&self) -> Result<Connection, Error> {
@@ -284,21 +393,36 @@ impl Sink {
                 return Err(no_answer(self.timeout));
             }
         }
-        let server = self.run_id(&client).await;
         let ended = CancellationToken::new();
         let end = ended.clone().drop_guard();
         tokio::spawn(async move {
             let _ = task.await;
             drop(end);
         });
-        Ok(Connection { client, server, ended })
+        let state = State {
+            order: Mutex::new(()),
+            acknowledged: SyncMutex::new(Found::Nothing),
+            may_mark: AtomicBool::new(true),
+            unlinks: AtomicBool::new(true),
+        };
+        let mut connection = Connection { client, number: 0, found: Found::Nothing, state: Arc::new(state), ended };
+        if let Some(marks) = &self.marks {
+            connection.number = marks.next_connection();
+            let read = self.read_mark(&connection, marks).await?;
+            *lock(&connection.state.acknowledged) = read.clone();
+            let mut untold = lock(&self.untold);
+            connection.found = read.after(untold.take(), marks.life());
+            *untold = Some(connection.found.clone());
+        }
+        Ok(connection)
     }
 
-    /// `None` if the user may not ask, or the answer is cut: then a fail-over goes unnoticed, as without this.
-    async fn run_id(&self, client: &Client) -> Option<Arc<str>> {
-        let info = tokio::time::timeout(self.timeout, client.info::<String>(Some(fred::types::InfoKind::Server))).await;
-        let info = info.ok()?.ok()?;
-        info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim().into())
+    async fn read_mark(&self, connection: &Connection, marks: &Marks) -> Result<Found, Error> {
+        match connection.ask(self.timeout, connection.client.get::<Option<String>, _>(marks.key())).await {
+            Ok(value) => Ok(marks::found(value.as_deref())),
+            Err(Error::Refused(words)) if matches!(error::code(&words), Some("NOPERM" | "ERR")) => Ok(Found::Refused),
+            Err(error) => Err(error),
+        }
     }
 
     /// The next command connects anew, unless somebody has already done so.
@@ -319,6 +443,13 @@ impl Sink {
 }
 
 impl Connection {
+    /// Does the server not know UNLINK, or not let this user run it? It may know DEL, which is tried from here on.
+    fn needs_del(&self, words: &str) -> bool {
+        let lowered = words.to_ascii_lowercase();
+        let lacks = lowered.contains("unlink") && (lowered.starts_with("noperm") || lowered.contains("unknown command"));
+        lacks && self.state.unlinks.swap(false, Relaxed)
+    }
+
     async fn ask<T>(&self, timeout: Duration, command: impl Future<Output = Result<T, fred::error::Error>>) -> Result<T, Error> {
         tokio::select! {
             answer = tokio::time::timeout(timeout, command) => match answer {
@@ -338,6 +469,10 @@ fn shared(keys: &[String]) -> Vec<Key> {
     keys.iter().map(|key| all.split_to(key.len()).into()).collect()
 }
 
+fn lock<T>(mutex: &SyncMutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner) // nobody panics with it
+}
+
 fn no_answer(timeout: Duration) -> Error {
     Error::Connect(format!("no answer within {timeout:?} (redis.timeout)"))
 }
@@ -349,6 +484,7 @@ fn connect_error(error: &fred::error::Error, timeout: Duration) -> Error {
     match error.kind() {
         fred::error::ErrorKind::Timeout => no_answer(timeout), // whichever clock was first
         fred::error::ErrorKind::Auth => Error::Refused(details.to_owned()),
+        _ if error::code(details).is_some() => Error::Refused(details.to_owned()), // LOADING, MISCONF: to our PING
         _ => Error::Connect(match tls::remedy(details) {
             Some(remedy) => format!("{remedy} ({details})"),
             None => format!("{plain}; is REDIS_URL right?"),

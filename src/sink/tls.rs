@@ -10,7 +10,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::redis::Error;
+use super::error::Error;
 use crate::config::Tls;
 use crate::config::reading::{self, Unreadable};
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use unstale::batch::{Command, Limits};
 use unstale::listener::machine::{CatchUp, Input, Machine, Settings, State};
+use unstale::mark::{Answer, Found};
 use unstale::observe::Readiness;
 use unstale::watermark::{MARGIN, PgTime, Progress, Snapshot};
 
@@ -24,12 +25,16 @@ pub(super) enum Flaw {
     OpenTransactionsIgnored,
     /// What a sweep brings was read before LISTEN.
     SweepBeforeListen,
-    /// Redis does not tell that it is another one.
+    /// The mark that a connection finds is not looked at.
     FailOverUnnoticed,
+    /// A fail-over takes the cache back, and not the mark.
+    MarkOutlivesDeletes,
     /// A sweep that was cut off goes on from the last stamp that it has brought.
     PagesTrusted,
     /// The log is read from the last transaction on that was found in it.
     LogReadInOrder,
+    /// A message says that the watches changed, and what is read then is as it was before.
+    WatchesReadBefore,
 }
 
 const IDS: u64 = 8;
@@ -72,7 +77,7 @@ enum Event {
     SweepEnd { sweep: u64 },
     LogPage { session: u64 },
     RedisAttempt { listener: u64, command: Command },
-    RedisReply { listener: u64, id: u64, redis: u64 },
+    RedisReply { listener: u64, id: u64, redis: u64, answer: Answer },
     PostgresBack,
     RedisBack,
 }
@@ -119,6 +124,7 @@ pub(super) struct World {
     open: Vec<Transaction>,
     log: Vec<(u64, bool, String)>,
     delivers_by_log: bool,
+    rev: u64, // of the watch; an even one has a template more
     progress: Option<Progress>,
     // the session; each has a number
     session: u64,
@@ -137,8 +143,13 @@ pub(super) struct World {
     redis_silent: bool,
     cache: HashMap<String, String>,
     redis_id: u64,
-    redis_heard: u64,                                        // the one whose answer the listener heard last
-    replicas: VecDeque<(Duration, HashMap<String, String>)>, // the cache as it was
+    redis_heard: u64,                                               // the one whose answer the listener heard last
+    mark: Found,                                                    // in Redis
+    replicas: VecDeque<(Duration, HashMap<String, String>, Found)>, // cache and mark as they were
+    connection: Option<(u64, u64, Found)>, // the listener's: to which Redis, its number, and the mark that it found
+    untold: Option<Found>,
+    connections: u64,
+    numbers: u64,
     // the listener
     listener: u64,
     machine: Machine,
@@ -180,6 +191,7 @@ impl World {
             open: Vec::new(),
             log: Vec::new(),
             delivers_by_log: seed % 2 == 1,
+            rev: 1,
             progress: None,
             session: 0,
             listening: false,
@@ -197,7 +209,12 @@ impl World {
             cache: HashMap::new(),
             redis_id: 1,
             redis_heard: 0,
+            mark: Found::Nothing,
             replicas: VecDeque::new(),
+            connection: None,
+            untold: None,
+            connections: 0,
+            numbers: 0,
             listener: 0,
             machine: Machine::new(settings(seed), base + Duration::from_secs(1)),
         }
@@ -218,8 +235,8 @@ impl World {
             } else {
                 self.work()
             }
-            self.replicas.push_back((self.now, self.cache.clone()));
-            self.replicas.retain(|(at, _)| *at + WINDOW > self.now);
+            self.replicas.push_back((self.now, self.cache.clone(), self.mark.clone()));
+            self.replicas.retain(|(at, ..)| *at + WINDOW > self.now);
         }
         self.heal();
         let mut patience = 600;
@@ -347,7 +364,10 @@ impl World {
             }
             5 => {
                 self.say(|| "redis forgets".into());
-                self.cache.clear();
+                self.mark = Found::Nothing;
+                if self.one_in(2) {
+                    self.cache.clear(); // or it has evicted the mark alone
+                }
             }
             6 => {
                 // Within one margin in all, as the design allows.
@@ -366,9 +386,12 @@ impl World {
     /// A replica becomes Redis. It is behind by less than the window, and was never told of the last deletes.
     fn fail_over(&mut self) {
         let behind = self.below(self.replicas.len() as u64 + 1) as usize;
-        if let Some((at, cache)) = self.replicas.get(behind) {
+        if let Some((at, cache, mark)) = self.replicas.get(behind) {
             self.say(|| format!("redis fails over, back to {:.3}", at.as_secs_f64()));
             self.cache = cache.clone();
+            if self.flaw != Flaw::MarkOutlivesDeletes {
+                self.mark = mark.clone();
+            }
             self.redis_id += 1;
         }
     }
@@ -396,6 +419,7 @@ impl World {
         self.end_session();
         self.sweep += 1;
         self.listener += 1;
+        (self.connection, self.untold) = (None, None);
         self.machine = Machine::new(settings(self.seed + self.listener), self.instant());
         self.handle(Input::Tick);
     }

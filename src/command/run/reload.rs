@@ -4,6 +4,7 @@
 //! the file, and the files that hold the URLs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -15,6 +16,7 @@ use crate::config::reading::Aside;
 use crate::listener::driver::Parts;
 use crate::logs::Filter;
 use crate::observe::{Observation, observe};
+use crate::sink::Marks;
 
 /// For all files together. Until then the listener does its work.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,8 +48,9 @@ async fn again(
     new.http.clone_from(&known.http);
     new.log.format = known.log.format;
     let made = new.clone();
-    let mut replaced = aside.run(PATIENCE, move || super::parts(&made)).await??; // it tries the files of TLS
     let old = parts.borrow().clone();
+    let marks = old.sink.marks().unwrap_or_else(|| Arc::new(Marks::new(&new.instance)));
+    let mut replaced = aside.run(PATIENCE, move || super::parts(&made, marks)).await??; // it tries the files of TLS
     replaced.settings.seed = old.settings.seed;
     if is_same_redis(known, &new) {
         replaced.sink = old.sink; // and its connection

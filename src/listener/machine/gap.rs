@@ -6,8 +6,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::batch::{Lane, Mark, Work};
+use crate::mark::Kept;
 use crate::observe::{Cause, GapSummary, Observation};
-use crate::rule::Target;
 use crate::watermark::{Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
 
 use super::{Action, CatchUp, Machine, State};
@@ -18,6 +18,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// Where catching up begins, from the cheapest to the surest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Resume {
+    /// Nothing was missed: what Redis has undone is known, and deleted again. As long as the session lasts.
+    Nothing,
     /// At the checkpoint.
     Checkpoint,
     /// At the checkpoint of `replay.window` ago: Redis may have undone the deletes since.
@@ -36,6 +38,8 @@ pub(super) struct Gap {
     pub(super) resume: Resume,
     /// Keys that were deleted lately are deleted once more: PostgreSQL may have undone the commits that they were deleted for.
     pub(super) again: bool,
+    /// Those that were deleted after this number are: Redis may have undone it.
+    pub(super) repeat: Option<u64>,
     pub(super) swept: u64,
     pub(super) logged: u64,
     pub(super) keys: u64,
@@ -52,6 +56,7 @@ impl Gap {
             since,
             resume: Resume::Checkpoint,
             again: false,
+            repeat: None,
             swept: 0,
             logged: 0,
             keys: 0,
@@ -77,52 +82,47 @@ impl Gap {
     }
 }
 
-/// What was deleted within the last `replay.window`, as far as it fits.
-#[derive(Debug, Default)]
-pub(super) struct Recent {
-    works: VecDeque<(Instant, Work)>,
-    keys: usize,
-    /// Something younger than the window did not fit.
-    is_partial: bool,
-}
-
 impl Machine {
     /// What may be stored: nothing while a gap is open.
     pub(super) fn progress(&self) -> Option<Progress> {
-        let redis = self.redis.as_ref().map(ToString::to_string);
-        self.gap.is_none().then(|| Progress { proven: self.watermark.proven(), redis })
+        self.gap.is_none().then(|| Progress { proven: self.watermark.proven(), redis: self.link.stored() })
     }
 
-    /// Keeps what Redis has done, within the window and the bound of the batch.
-    pub(super) fn remember(&mut self, now: Instant, work: Work) {
-        let Recent { works, keys, is_partial } = &mut self.recent;
-        *keys += size(&work);
-        works.push_back((now, work));
-        if self.gap.as_ref().is_some_and(|gap| gap.again) && *keys <= self.settings.limits.max_pending {
-            return; // it is needed as it is
-        }
-        while let Some((at, oldest)) = works.front() {
-            let is_old = *at + self.settings.window < now;
-            if !is_old && *keys <= self.settings.limits.max_pending {
-                break;
-            }
-            *is_partial = !is_old;
-            *keys -= size(oldest);
-            works.pop_front();
-        }
+    /// Keeps what Redis has done.
+    pub(super) fn remember(&mut self, now: Instant, number: u64, work: Work) {
+        let needed = self.gap.as_ref().is_some_and(|gap| gap.again || gap.repeat.is_some());
+        self.link.remember(now, number, work, self.settings.limits, self.settings.window, needed);
     }
 
-    /// Another Redis, or the same after a restart: what the last one acknowledged lately may be undone.
-    pub(super) fn redis_changed(&mut self, now: Instant) {
-        self.say(Observation::RedisChanged);
+    /// Another server, or the same after a restart: what was acknowledged after this number, or lately, may be undone.
+    pub(super) fn redis_undid(&mut self, now: Instant, kept: Kept) {
+        let again = match kept {
+            Kept::All => return,
+            Kept::UpTo(number) => self.link.since(number).map(|targets| targets.len()),
+            Kept::Unknown => None,
+        };
+        self.say(Observation::RedisChanged { again });
         self.watermark.undone();
         let in_session = matches!(self.state, State::CatchingUp(_) | State::Listening);
+        let is_first = self.gap.is_none();
         if in_session {
             self.open_gap_in_session(now, Cause::Redis)
         } else {
             self.open_gap(now, Cause::Redis)
         }
-        self.demand(Resume::Replay, false);
+        self.heart.forget();
+        match (kept, again) {
+            (Kept::UpTo(number), Some(_)) => {
+                if let Some(gap) = &mut self.gap {
+                    gap.repeat = Some(gap.repeat.map_or(number, |known| known.min(number)));
+                    if is_first && in_session {
+                        gap.resume = Resume::Nothing;
+                    }
+                }
+                self.forget_pages();
+            }
+            _ => self.demand(Resume::Replay, false),
+        }
         if in_session {
             self.actions.push(Action::StopSweep);
             self.batch.clear(Lane::CatchUp);
@@ -131,7 +131,7 @@ impl Machine {
     }
 
     /// The gap is more than it seemed.
-    fn demand(&mut self, resume: Resume, again: bool) {
+    pub(super) fn demand(&mut self, resume: Resume, again: bool) {
         if let Some(gap) = &mut self.gap {
             gap.resume = gap.resume.max(resume);
             gap.again |= again;
@@ -231,31 +231,41 @@ impl Machine {
         if resume == Resume::Everything {
             self.say(Observation::Flushed { reason });
         } else {
-            let reason = if self.recent.is_partial {
+            let (again, is_partial) = self.link.remembered();
+            let reason = if is_partial {
                 "its last commits may be lost, and not all of their keys are remembered (batch.max_pending)"
             } else {
                 reason
             };
-            self.say(Observation::PostgresChanged { reason, again: self.recent.keys });
+            self.say(Observation::PostgresChanged { reason, again });
+        }
+    }
+
+    /// What may be undone, and is remembered, is deleted once more.
+    fn repeat(&mut self) {
+        let Some(gap) = &mut self.gap else { return };
+        let mut targets = if gap.again { self.link.recent() } else { Vec::new() };
+        if let Some(number) = gap.repeat {
+            match self.link.since(number) {
+                Some(undone) => targets.extend(undone),
+                None => gap.resume = gap.resume.max(Resume::Replay), // meanwhile it did not fit any more
+            }
+        }
+        for target in targets {
+            self.batch.add(Lane::CatchUp, target);
         }
     }
 
     /// Redis answers, NOTIFY arrives: read, or delete, what the gap demands.
     pub(super) fn begin_catching_up(&mut self) {
-        let (resume, again) = self.gap.as_ref().map_or((Resume::Checkpoint, false), |gap| (gap.resume, gap.again));
-        if again {
-            for (_, work) in &self.recent.works {
-                let targets: Vec<Target> = match work {
-                    Work::Keys(keys) => keys.iter().cloned().map(Target::Key).collect(),
-                    Work::Pattern(pattern) => vec![Target::Pattern(pattern.clone())],
-                };
-                for target in targets {
-                    self.batch.add(Lane::CatchUp, target);
-                }
-            }
-        }
+        self.repeat();
+        let resume = self.gap.as_ref().map_or(Resume::Checkpoint, |gap| gap.resume);
         let proven = self.watermark.proven();
         let from = match resume {
+            Resume::Nothing => {
+                let mark = self.batch.mark(Lane::CatchUp);
+                return self.enter(State::CatchingUp(CatchUp::Settling(mark)));
+            }
             Resume::Everything => {
                 let watches: Vec<i32> = self.rules.keys().copied().collect();
                 watches.into_iter().for_each(|watch| self.widen(watch));
@@ -269,13 +279,6 @@ impl Machine {
         let done = self.gap.as_ref().map(Gap::done_now).unwrap_or_default();
         self.actions.push(Action::Sweep { checkpoint: from, done });
         self.enter(State::CatchingUp(CatchUp::Sweeping));
-    }
-}
-
-fn size(work: &Work) -> usize {
-    match work {
-        Work::Keys(keys) => keys.len(),
-        Work::Pattern(_) => 1,
     }
 }
 

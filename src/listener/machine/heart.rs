@@ -21,8 +21,10 @@ pub(super) struct Heart {
     pub(super) answered: bool,
     /// When the session last received anything.
     pub(super) heard: Instant,
-    /// When Redis had last acknowledged one.
+    /// When Redis had last acknowledged one that was asked for after its last failure: only then is everything done that had been
+    /// received before that.
     pub(super) settled_at: Option<Instant>,
+    doubted: Option<Instant>,
     settled: Option<u64>,                     // the last that Redis has acknowledged, to be taken
     sent: VecDeque<(u64, Instant)>,           // not heard yet
     barriers: VecDeque<(u64, Instant, Mark)>, // heard, not acknowledged yet
@@ -37,6 +39,7 @@ impl Heart {
             answered: true,
             heard: now,
             settled_at: None,
+            doubted: None,
             settled: None,
             sent: VecDeque::new(),
             barriers: VecDeque::new(),
@@ -71,8 +74,16 @@ impl Heart {
     pub(super) fn settle(&mut self, now: Instant, is_settled: impl Fn(Mark) -> bool) -> Option<Instant> {
         let (n, asked, _) = self.barriers.pop_front_if(|(.., mark)| is_settled(*mark))?;
         self.settled = Some(n);
-        self.settled_at = Some(now);
+        if self.doubted.is_none_or(|doubted| asked > doubted) {
+            self.settled_at = Some(now);
+        }
         Some(asked)
+    }
+
+    /// Redis failed to do something.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        self.doubted = Some(now);
+        self.settled_at = None;
     }
 
     /// The last one that was acknowledged since the last call.

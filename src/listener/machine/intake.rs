@@ -2,6 +2,7 @@
 //!
 //! Must hold: a change is collected, or the sweep to come will find it; what cannot be believed is counted, and nothing else.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::batch::Lane;
@@ -9,7 +10,7 @@ use crate::change::{self, Announcement, Change, Malformed, Row};
 use crate::observe::Observation;
 use crate::rule::{Rule, Rules, Target};
 
-use super::{Action, CatchUp, Machine, State};
+use super::{CatchUp, Machine, State};
 
 /// Payloads that are not ours may come by the thousand: after the first, they are told of in sums.
 const SKIPPED_INTERVAL: Duration = Duration::from_secs(10);
@@ -36,12 +37,11 @@ impl Machine {
                 Ok(())
             }
             Announcement::Watches => {
-                self.reading = true;
-                self.actions.push(Action::ReadWatches);
+                self.reading.want();
                 Ok(())
             }
             Announcement::Bell => {
-                self.read_log();
+                self.log_is_rung(now);
                 Ok(())
             }
             Announcement::Probe(probe) => {
@@ -49,7 +49,7 @@ impl Machine {
                 Ok(())
             }
             Announcement::Change(change) => {
-                let changed = self.changed(Lane::Live, &change);
+                let changed = self.announced(payload, &change);
                 self.take_sample(now);
                 self.expect_logged(now);
                 changed
@@ -66,6 +66,17 @@ impl Machine {
         if is_ours && self.state != State::CatchingUp(CatchUp::AwaitingRedis) {
             self.batch.add(Lane::Live, Target::Key(key));
         }
+    }
+
+    /// A change, which is held as well while its watch may be another than the known one.
+    fn announced(&mut self, payload: &str, change: &Change<'_>) -> Result<(), Malformed> {
+        let Some(needs) = self.reading.awaited() else { return self.changed(Lane::Live, change) };
+        if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
+            return Ok(()); // the sweep to come finds it
+        }
+        let is_known = self.rules.get(&change.watch).is_some_and(|rule| change.rev <= rule.rev);
+        self.reading.hold(needs, change.watch, payload, is_known);
+        if is_known { self.changed(Lane::Live, change) } else { Ok(()) }
     }
 
     /// Follows one change at a time on its way to Redis.
@@ -101,14 +112,18 @@ impl Machine {
 
     /// A table that cannot be swept: all its keys are deleted.
     pub fn widen(&mut self, watch: i32) {
+        self.widen_in(Lane::CatchUp, watch);
+    }
+
+    pub(super) fn widen_in(&mut self, lane: Lane, watch: i32) {
         if let Some(rule) = self.rules.get(&watch) {
             for target in rule.everything() {
-                self.batch.add(Lane::CatchUp, target);
+                self.batch.add(lane, target);
             }
         }
     }
 
-    fn changed(&mut self, lane: Lane, change: &Change<'_>) -> Result<(), Malformed> {
+    pub(super) fn changed(&mut self, lane: Lane, change: &Change<'_>) -> Result<(), Malformed> {
         let rule = self.rules.get(&change.watch).ok_or(Malformed::UnknownWatch)?;
         if lane == Lane::Live && self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
             return Ok(()); // the sweep to come finds it
@@ -139,7 +154,7 @@ impl Machine {
         self.believe(believed);
     }
 
-    fn believe(&mut self, result: Result<(), Malformed>) {
+    pub(super) fn believe(&mut self, result: Result<(), Malformed>) {
         if let Err(malformed) = result {
             self.skipped.count += 1;
             if self.skipped.reason.is_empty() {
@@ -155,19 +170,23 @@ impl Machine {
         }
     }
 
-    pub(super) fn set_rules(&mut self, rules: Vec<Rule>) {
+    /// Returns the watches that are others than they were.
+    pub(super) fn set_rules(&mut self, rules: Vec<Rule>) -> BTreeSet<i32> {
         let new: Rules = rules.into_iter().map(|rule| (rule.watch, rule)).collect();
         for ended in new.values().filter(|rule| rule.ended) {
             if self.rules.get(&ended.watch).is_some_and(|known| !known.ended) {
                 self.say(Observation::WatchEnded { table: ended.table.clone() });
             }
         }
+        let differs = |(watch, rule): &(&i32, &Rule)| self.rules.get(watch) != Some(rule);
+        let changed: BTreeSet<i32> = new.iter().filter(differs).map(|(watch, _)| *watch).collect();
         if new != self.rules {
             if !matches!(self.state, State::Connecting { .. }) {
                 self.say(Observation::WatchesChanged { watches: in_force(&new) });
             }
             self.rules = new;
         }
+        changed
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::batch::Lane;
 use crate::change::{self, Announcement};
 
-use super::{Action, Machine, State};
+use super::{Action, Machine};
 
 /// How soon it is read again after something was found.
 const SOON: Duration = Duration::from_millis(2);
@@ -23,6 +23,15 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How often otherwise: a reading of nothing takes PostgreSQL and us a tenth of a millisecond each.
 const IDLE: Duration = Duration::from_millis(40);
+
+/// After the first ring in vain; it doubles up to `IN_VAIN_MAX`.
+const IN_VAIN: Duration = Duration::from_millis(1);
+
+/// See [`IN_VAIN`].
+const IN_VAIN_MAX: Duration = Duration::from_millis(16);
+
+/// Without a ring for so long, the next one is heard at once again.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// See the module. Numbers are of heartbeats.
 #[derive(Debug, Default)]
@@ -42,13 +51,32 @@ pub(super) struct Log {
     delay: Duration,       // doubles while nothing is found
     next: Option<Instant>, // when it is read by itself; none before the first reading
     busy_until: Option<Instant>,
-    waiting: Option<(Vec<String>, bool)>, // the rest of a page, which speaks of a watch that is not known yet
+    waiting: Option<Waiting>,
+    rung: Rung,
+}
+
+/// The rest of a page, which speaks of a watch that is not known yet.
+#[derive(Debug)]
+struct Waiting {
+    changes: Vec<String>,
+    more: bool,
+    needs: u64, // the reading of the watches after which it is
+}
+
+/// How often writers rang in vain. Any role can ring, so that what finds nothing is done ever less often.
+#[derive(Debug, Default)]
+struct Rung {
+    in_vain: u32,          // one after the other
+    asked: bool,           // nobody else wants the next reading
+    reading: bool,         // nor the one under way
+    next: Option<Instant>, // not before
 }
 
 impl Log {
-    /// When it is to be read by itself.
+    /// When it is to be read by itself, or because somebody rang in the meantime.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.next.filter(|_| !self.is_on_its_way)
+        let rung = self.rung.next.filter(|_| self.wanted);
+        self.next.into_iter().chain(rung).min().filter(|_| !self.is_on_its_way)
     }
 
     fn is_busy(&self, now: Instant) -> bool {
@@ -57,23 +85,37 @@ impl Log {
 }
 
 impl Machine {
-    /// There is something in it, or might be.
+    /// A heartbeat was sent, which proves nothing before it is read.
     pub(super) fn read_log(&mut self) {
         self.log.wanted = true;
+        self.log.rung.next = None;
+        self.log.rung.asked = false;
+    }
+
+    /// A writer rings.
+    pub(super) fn log_is_rung(&mut self, now: Instant) {
+        let log = &mut self.log;
+        if log.rung.next.is_some_and(|next| now > next + QUIET) {
+            log.rung = Rung::default();
+        }
+        log.rung.asked |= !log.wanted;
+        log.wanted = true;
     }
 
     /// Asks for a page, if one is wanted and there is room for it.
     pub(super) fn ask_for_log(&mut self, now: Instant) {
-        let in_session = matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening);
+        let in_session = self.in_session();
         let log = &mut self.log;
         let is_due = log.next.is_some_and(|next| now >= next);
-        if !in_session || log.is_on_its_way || !(log.wanted || is_due) || self.batch.is_full(Lane::Live) {
+        let wanted = log.wanted && log.rung.next.is_none_or(|next| now >= next);
+        if !in_session || log.is_on_its_way || !(wanted || is_due) || self.batch.is_full(Lane::Live) {
             return;
         }
         if !log.is_continued {
             log.covers = log.beat;
         }
         log.is_on_its_way = true;
+        log.rung.reading = std::mem::take(&mut log.rung.asked) && !is_due;
         log.wanted = false;
         log.next = None;
         self.actions.push(Action::ReadLog);
@@ -81,15 +123,15 @@ impl Machine {
 
     pub(super) fn log_read(&mut self, now: Instant, mut changes: Vec<String>, more: bool) {
         let known = changes.iter().position(|change| !self.logged_and_known(change)).unwrap_or(changes.len());
+        self.was_rung(now, changes.is_empty() && !more);
         self.found(now, known > 0);
         if known > 0 {
             self.take_sample(now);
         }
         if known < changes.len() {
             // A watch that was made or changed a moment ago: what it logs may be read before its announcement is received.
-            self.log.waiting = Some((changes.split_off(known), more));
-            self.reading = true;
-            self.actions.push(Action::ReadWatches);
+            let needs = self.reading.want();
+            self.log.waiting = Some(Waiting { changes: changes.split_off(known), more, needs });
         } else {
             self.page_is_done(more);
         }
@@ -97,8 +139,10 @@ impl Machine {
 
     /// The watches have been read: what is still unknown ended long ago.
     pub(super) fn go_on_with_log(&mut self, now: Instant) {
-        if let Some((changes, more)) = self.log.waiting.take() {
+        let ended = self.reading.ended();
+        if let Some(Waiting { changes, more, .. }) = self.log.waiting.take_if(|waiting| waiting.needs <= ended) {
             for change in &changes {
+                self.remember_unknown(change);
                 self.logged(Lane::Live, change);
             }
             self.found(now, true);
@@ -111,11 +155,23 @@ impl Machine {
         let parsed = change::parse(change);
         if let Ok(Announcement::Change(change)) = &parsed
             && self.rules.get(&change.watch).is_none_or(|rule| rule.rev < change.rev)
+            && !self.reading.is_unknown(change.watch, change.rev)
         {
             return false;
         }
         self.logged_as(Lane::Live, parsed);
         true
+    }
+
+    /// A reading that writers asked for has ended.
+    fn was_rung(&mut self, now: Instant, in_vain: bool) {
+        let rung = &mut self.log.rung;
+        if std::mem::take(&mut rung.reading) && in_vain {
+            rung.next = Some(now + (IN_VAIN * 2_u32.saturating_pow(rung.in_vain)).min(IN_VAIN_MAX));
+            rung.in_vain += 1;
+        } else if !in_vain {
+            *rung = Rung::default();
+        }
     }
 
     fn found(&mut self, now: Instant, something: bool) {

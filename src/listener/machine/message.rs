@@ -1,10 +1,10 @@
 //! What goes into the machine and what comes out of it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batch::Command;
+use crate::mark::Answer;
 use crate::observe::{Cause, GapSummary, Observation};
 use crate::rule::Rule;
 use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Stored};
@@ -37,11 +37,16 @@ pub enum Input {
     Acknowledged {
         /// The command.
         id: u64,
-        /// The run id of the Redis that did it, if it tells.
-        server: Option<Arc<str>>,
+        /// Who did it.
+        answer: Answer,
     },
     /// Redis failed to do a command; the sink repeats it.
-    RedisFailed(String),
+    RedisFailed {
+        /// The command.
+        id: u64,
+        /// Why, for people.
+        reason: String,
+    },
     /// SIGTERM.
     Shutdown,
 }

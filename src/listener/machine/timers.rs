@@ -15,10 +15,11 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         let heart =
             [self.heart.asked + self.settings.interval, self.heart.asked + self.settings.timeout, self.heart.heard + self.settings.timeout];
-        let stall = self.batch.is_full(Lane::Live).then(|| self.redis_answered + self.settings.stall);
+        let stall = self.batch.is_full(Lane::Live).then(|| self.link.answered() + self.settings.stall);
+        let walk = self.batch.next_walk();
         match &self.state {
-            State::Waiting { until } | State::Draining { until } => Some(*until),
-            State::Connecting { since } => Some(*since + self.settings.timeout),
+            State::Waiting { until } | State::Draining { until } => walk.into_iter().chain([*until]).min(),
+            State::Connecting { since } => walk.into_iter().chain([*since + self.settings.timeout]).min(),
             State::Stopped => None,
             State::Subscribing | State::CatchingUp(_) | State::Listening => {
                 let retry = match self.state {
@@ -27,7 +28,15 @@ impl Machine {
                 };
                 // The next heartbeat is not due before the last is answered.
                 let log = self.log.due().filter(|_| !self.batch.is_full(Lane::Live));
-                heart.into_iter().skip(usize::from(!self.heart.answered)).chain(stall).chain(retry).chain(log).min()
+                heart
+                    .into_iter()
+                    .skip(usize::from(!self.heart.answered))
+                    .chain(stall)
+                    .chain(retry)
+                    .chain(log)
+                    .chain(walk)
+                    .chain(self.reading.due())
+                    .min()
             }
         }
     }
@@ -73,7 +82,7 @@ impl Machine {
         }
         self.tell_skipped(now);
         self.tell_progress(now);
-        if self.batch.is_full(Lane::Live) && now >= self.redis_answered + self.settings.stall {
+        if self.batch.is_full(Lane::Live) && now >= self.link.answered() + self.settings.stall {
             self.overflow(now);
         }
     }

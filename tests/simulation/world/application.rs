@@ -14,13 +14,31 @@ impl World {
             5 if self.open.len() < 4 => self.begin(),
             6 if !self.open.is_empty() => self.end(),
             7 if self.one_in(10) => self.switch(),
+            8 if self.one_in(10) => self.forge(),
             _ => self.write(),
         }
     }
 
+    /// Messages that anybody can send, a hundred of each.
+    fn forge(&mut self) {
+        let revs = self.below(4);
+        let message = match self.below(8) {
+            0 => format!(r#"{{"watch":1,"rev":{revs},"all":true}}"#),
+            1 => format!(r#"{{"watch":{},"rev":1,"new":{{"id":"1"}}}}"#, revs + 2),
+            2..=4 => r#"{"watches":true}"#.to_owned(),
+            _ => r#"{"bell":true}"#.to_owned(),
+        };
+        self.say(|| format!("forged: {message}"));
+        (0..100).for_each(|_| self.notify(99, message.clone()));
+    }
+
     /// Caches what is committed, atomically; a fill in flight is the leases' business.
     fn fill(&mut self) {
-        let key = if self.one_in(2) { format!("u:{}", self.below(IDS)) } else { format!("e:{}", self.below(EMAILS)) };
+        let key = match self.below(4) {
+            0 | 1 => format!("e:{}", self.below(EMAILS)),
+            2 if self.rev.is_multiple_of(2) => format!("n:{}", self.below(IDS)),
+            _ => format!("u:{}", self.below(IDS)),
+        };
         let value = self.truth(&key);
         if self.redis_up && !self.redis_silent {
             self.say(|| format!("cache {key} = {value}"));
@@ -31,7 +49,7 @@ impl World {
     pub(super) fn truth(&self, key: &str) -> String {
         let (kind, number) = key.split_once(':').expect("a key of ours");
         let number: u64 = number.parse().expect("a key of ours");
-        let rows = self.rows.iter().filter(|(id, row)| if kind == "u" { **id == number } else { row.email == number });
+        let rows = self.rows.iter().filter(|(id, row)| if kind == "e" { row.email == number } else { **id == number });
         rows.map(|(id, row)| format!("{id}@{}", row.version)).collect::<Vec<_>>().join(",")
     }
 
@@ -108,14 +126,15 @@ impl World {
         let same_keys = matches!((&old, &new), (Some(old), Some(new)) if old.email == new.email);
         let inserted = old.is_none() && new.is_some();
         let fresh = stamp >= clock - MARGIN.as_micros() as i64;
+        let rev = self.rev;
         let object = |row: &Row| format!(r#"{{"id":"{id}","email":"{}"}}"#, row.email);
         let change = match (&old, &new) {
             (None, None) => return,
-            (Some(old), None) => format!(r#"{{"watch":1,"rev":1,"old":{}}}"#, object(old)),
+            (Some(old), None) => format!(r#"{{"watch":1,"rev":{rev},"old":{}}}"#, object(old)),
             (Some(old), Some(new)) if !same_keys => {
-                format!(r#"{{"watch":1,"rev":1,"new":{},"old":{}}}"#, object(new), object(old))
+                format!(r#"{{"watch":1,"rev":{rev},"new":{},"old":{}}}"#, object(new), object(old))
             }
-            (_, Some(new)) => format!(r#"{{"watch":1,"rev":1,"new":{}}}"#, object(new)),
+            (_, Some(new)) => format!(r#"{{"watch":1,"rev":{rev},"new":{}}}"#, object(new)),
         };
         self.say(|| format!("  {} writes {id}: {old:?} -> {new:?}", self.open[at].xid));
         self.tell(at, change, fresh && (same_keys || inserted));
@@ -127,7 +146,7 @@ impl World {
         if self.open.len() > 1 {
             return;
         }
-        let change = r#"{"watch":1,"rev":1,"all":true}"#.to_owned();
+        let change = format!(r#"{{"watch":1,"rev":{},"all":true}}"#, self.rev);
         self.tell(at, change, false);
         self.open[at].writes = self.rows.keys().map(|id| (*id, None)).collect();
     }
@@ -153,11 +172,18 @@ impl World {
         }
     }
 
-    /// The other delivery. It takes the table's lock, so that no transaction has written under the old one and goes on.
+    /// The other delivery, or other templates. It takes the table's lock, so that no transaction has written under the old one and goes on.
     fn switch(&mut self) {
         if self.up && self.open.iter().all(|transaction| transaction.writes.is_empty()) {
-            self.delivers_by_log = !self.delivers_by_log;
-            self.say(|| format!("delivery by log: {}", self.delivers_by_log));
+            if self.one_in(2) {
+                self.delivers_by_log = !self.delivers_by_log;
+            } else {
+                self.rev += 1;
+                // Nobody reads them any more, or has yet.
+                let caches = self.replicas.iter_mut().map(|(_, cache, _)| cache).chain([&mut self.cache]);
+                caches.for_each(|cache| cache.retain(|key, _| !key.starts_with("n:")));
+            }
+            self.say(|| format!("delivery by log: {}, revision {}", self.delivers_by_log, self.rev));
             self.notify(1, r#"{"watches":true}"#.into());
         }
     }

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use unstale::batch::{Command, Lane, Work};
+use unstale::glob::Globs;
 use unstale::listener::machine::{Action, Input, Opening, State};
+use unstale::mark::{Answer, Found, RedisMark};
 use unstale::rule::Rule;
 use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
 
@@ -43,7 +45,8 @@ impl World {
             Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
             Action::Stop(Some(progress)) if self.up && self.listening && !self.black_holed => self.save(progress),
             Action::ReadWatches => {
-                let input = Input::Watches(vec![rule()]);
+                let before = if self.flaw == Flaw::WatchesReadBefore { self.rev.max(2) - 1 } else { self.rev };
+                let input = Input::Watches(vec![rule(before)]);
                 if self.listening && !self.black_holed {
                     self.later(5, Event::Input { session: self.session, input });
                 }
@@ -155,7 +158,7 @@ impl World {
                     history: "7/1".into(),
                     forgotten: false,
                 });
-                let opening = Opening { backend: session as u32, rules: vec![rule()], server, stored };
+                let opening = Opening { backend: session as u32, rules: vec![rule(self.rev)], server, stored };
                 self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
             }
             Event::LogPage { session } if session == self.session && !self.black_holed => self.log_page(session),
@@ -200,11 +203,9 @@ impl World {
                 }
             }
             Event::RedisAttempt { listener, command } => self.redis(listener, command),
-            Event::RedisReply { listener, id, redis } if listener == self.listener => {
+            Event::RedisReply { listener, id, redis, answer } if listener == self.listener => {
                 self.redis_heard = redis;
-                let told = if self.flaw == Flaw::FailOverUnnoticed { 1 } else { redis };
-                let server = Some(told.to_string().into());
-                self.handle(Input::Acknowledged { id, server });
+                self.handle(Input::Acknowledged { id, answer });
             }
             Event::PostgresBack => self.up = true,
             Event::RedisBack => {
@@ -237,31 +238,59 @@ impl World {
         }
     }
 
+    /// Of the listener's connection, which is made anew when it has failed, or leads to another Redis.
+    fn answer(&mut self) -> Answer {
+        let known = self.connection.take().filter(|(redis, ..)| *redis == self.redis_id || self.flaw == Flaw::FailOverUnnoticed);
+        let (redis, number, found) = known.unwrap_or_else(|| {
+            self.connections += 1;
+            let found = self.mark.clone().after(self.untold.take(), &self.listener.to_string());
+            self.untold = Some(found.clone());
+            (self.redis_id, self.connections, found)
+        });
+        self.connection = Some((redis, number, found.clone()));
+        self.numbers += 1;
+        let mark = RedisMark { life: self.listener.to_string().into(), connection: number, number: self.numbers };
+        if self.flaw == Flaw::FailOverUnnoticed {
+            return Answer { found: Found::Mark(RedisMark { number: u64::MAX, ..mark.clone() }), mark, is_marked: true };
+        }
+        Answer { found, mark, is_marked: true }
+    }
+
     fn redis(&mut self, listener: u64, command: Command) {
         let fails = !self.redis_up || self.redis_silent || self.one_in(20);
+        let mut answer = self.answer();
         // Refused, or done with the reply lost.
         if self.redis_up && (!fails || self.one_in(2)) {
             self.say(|| format!("    redis does {command:?}"));
             match &command.work {
                 Work::Keys(keys) => keys.iter().for_each(|key| drop(self.cache.remove(key))),
-                Work::Pattern(pattern) => {
-                    let prefix = pattern.trim_end_matches('*').to_owned();
-                    self.cache.retain(|key, _| !key.starts_with(&prefix));
+                Work::Patterns(patterns) => {
+                    let globs = Globs::parse(patterns).expect("patterns");
+                    self.cache.retain(|key, _| !globs.matches(key.as_bytes()));
                 }
+            }
+            // A full server refuses it now and then.
+            answer.is_marked = !self.one_in(30);
+            if answer.is_marked && listener == self.listener {
+                self.mark = Found::Mark(answer.mark.clone());
             }
         }
         if listener != self.listener {
             return; // nobody repeats it, and nobody hears
         }
         if fails {
-            self.handle(Input::RedisFailed("no answer".into()));
+            self.connection = None;
+            self.handle(Input::RedisFailed { id: command.id, reason: "no answer".into() });
             self.later(1_000, Event::RedisAttempt { listener, command });
         } else {
-            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id });
+            self.untold = None;
+            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id, answer });
         }
     }
 }
 
-fn rule() -> Rule {
-    Rule::new(1, 1, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("templates")
+fn rule(rev: u64) -> Rule {
+    let templates = ["u:{id}", "e:{email}", "n:{id}"].map(str::to_owned);
+    let in_force = if rev.is_multiple_of(2) { &templates[..] } else { &templates[..2] };
+    Rule::new(1, rev as i32, "public.users".into(), in_force).expect("templates")
 }
