@@ -11,6 +11,7 @@ mod gap;
 mod hostile;
 mod log;
 mod monitoring;
+mod readers_model;
 mod reload;
 mod schema;
 mod scratch;
