@@ -21,7 +21,17 @@ def say(**words: object) -> None:
     sys.stdout.flush()
 
 
-def threads() -> None:
+def of_threads(words: dict) -> unstale.Cache:
+    client = redis.Redis.from_url(words["redis"])
+    return unstale.Cache(client, words["ttl"], words["lease"], wait=words["wait"], early=words["early"])
+
+
+def of_tasks(words: dict) -> unstale.aio.Cache:
+    client = redis.asyncio.Redis.from_url(words["redis"])
+    return unstale.aio.Cache(client, words["ttl"], words["lease"], wait=words["wait"], early=words["early"])
+
+
+def threads(opened=of_threads) -> None:
     answers: dict[int, tuple[threading.Event, dict]] = {}
 
     def load(number: int):
@@ -32,7 +42,7 @@ def threads() -> None:
             raise Failed
         return answers[number][1]["value"]
 
-    def get(cache: unstale.Cache, number: int, key: str) -> None:
+    def get(cache, number: int, key: str) -> None:
         try:
             say(event="got", id=number, value=cache.get_or_set(key, lambda: load(number)))
         except Failed:
@@ -42,9 +52,7 @@ def threads() -> None:
     for line in sys.stdin:
         words = json.loads(line)
         if words["do"] == "open":
-            cache = unstale.Cache(
-                redis.Redis.from_url(words["redis"]), words["ttl"], words["lease"], wait=words["wait"], early=words["early"]
-            )
+            cache = opened(words)
             say(event="ready")
         elif words["do"] == "get":
             threading.Thread(target=get, args=(cache, words["id"], words["key"]), daemon=True).start()
@@ -54,7 +62,7 @@ def threads() -> None:
             done.set()
 
 
-async def tasks() -> None:
+async def tasks(opened=of_tasks) -> None:
     answers: dict[int, asyncio.Future] = {}
     running = set()
 
@@ -66,7 +74,7 @@ async def tasks() -> None:
             raise Failed
         return words["value"]
 
-    async def get(cache: unstale.aio.Cache, number: int, key: str) -> None:
+    async def get(cache, number: int, key: str) -> None:
         try:
             say(event="got", id=number, value=await cache.get_or_set(key, lambda: load(number)))
         except Failed:
@@ -76,8 +84,7 @@ async def tasks() -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         words = json.loads(line)
         if words["do"] == "open":
-            client = redis.asyncio.Redis.from_url(words["redis"])
-            cache = unstale.aio.Cache(client, words["ttl"], words["lease"], wait=words["wait"], early=words["early"])
+            cache = opened(words)
             say(event="ready")
         elif words["do"] == "get":
             task = asyncio.create_task(get(cache, words["id"], words["key"]))
@@ -87,9 +94,8 @@ async def tasks() -> None:
             answers[words["id"]].set_result(words)
 
 
-if __name__ != "__main__":
-    pass
-elif sys.argv[1:] == ["aio"]:
-    asyncio.run(tasks())
-else:
-    threads()
+if __name__ == "__main__":
+    if sys.argv[1:] == ["aio"]:
+        asyncio.run(tasks())
+    else:
+        threads()

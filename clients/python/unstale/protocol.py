@@ -112,6 +112,9 @@ class Protocol:
         """Never one for two fills: the first could store what it loaded before a delete under the second's lease."""
         return PREFIX + os.urandom(16).hex().encode()
 
+    def took(self, seconds: float) -> None:
+        self._load_seconds += 0.2 * (seconds - self._load_seconds)
+
     # --- What is asked of Redis. ---
 
     def take(self, key: Any, lease: bytes) -> Steps:
@@ -239,7 +242,7 @@ class Protocol:
                 self.counters.refused += 1
                 yield from self.give_up(key, lease)
                 return value
-            self._load_seconds += 0.2 * (time.monotonic() - begun - self._load_seconds)
+            self.took(time.monotonic() - begun)
             if ttl is None:
                 ttl = self._negative_ttl if value is None and self._negative_ttl is not None else self._ttl
             try:
