@@ -1,10 +1,14 @@
-// The client as a program for clients/conformance: `conform.js ioredis | node-redis [buffers]`.
+// The client as a program for clients/conformance: `conform.js ioredis | node-redis [buffers | keyv | keyv6 |
+// cache-manager]`.
 import { createInterface } from "node:readline";
 import { Redis } from "ioredis";
 import { createClient } from "redis";
+import { createCache } from "cache-manager";
+import { Keyv as Keyv6 } from "keyv6";
 import { Cache } from "../index.js";
+import { createKeyv } from "../keyv.js";
 
-const [library, buffers] = process.argv.slice(2);
+const [library, kind] = process.argv.slice(2);
 const say = (words) => process.stdout.write(JSON.stringify(words) + "\n");
 const loads = new Map();
 let cache;
@@ -24,12 +28,26 @@ async function get({ id, key }) {
   }
 }
 
+// An application's code: nothing here knows of leases. Neither library stores null or undefined as a value.
+const reads = (keyv, ttl) => async (key, load) => {
+  let cached = await keyv.get(key);
+  if (cached === undefined) {
+    cached = { row: await load() };
+    await keyv.set(key, cached, ttl * 1000);
+  }
+  return cached.row;
+};
+
 async function open({ redis, ttl, lease, wait, early }) {
   const client = library === "ioredis" ? new Redis(redis) : createClient({ url: redis });
   client.on("error", () => {});
   if (library !== "ioredis") await client.connect();
-  const decode = buffers && ((payload) => JSON.parse(payload.toString()));
-  cache = new Cache(client, { ttl, lease, wait, early, timeout: 0.5, ...(buffers && { buffers: true, decode }) });
+  const options = { ttl, lease, wait, early, timeout: 0.5 };
+  if (kind === "keyv") cache = { getOrSet: reads(createKeyv(client, options), ttl) };
+  else if (kind === "keyv6") cache = { getOrSet: reads(createKeyv(client, { ...options, Keyv: Keyv6 }), ttl) };
+  else if (kind === "cache-manager") cache = { getOrSet: reads(createCache({ stores: [createKeyv(client, options)] }), ttl) };
+  else if (kind === "buffers") cache = new Cache(client, { ...options, buffers: true, decode: (bytes) => JSON.parse(bytes.toString()) });
+  else cache = new Cache(client, options);
   say({ event: "ready" });
 }
 
