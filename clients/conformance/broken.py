@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python" / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python" / "programs"))
 
 import unstale
 from unstale.protocol import Step

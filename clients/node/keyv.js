@@ -6,7 +6,7 @@ import { Keyv as Keyv5 } from "keyv";
 import { LENGTH, Protocol, isLease } from "./protocol.js";
 
 // A miss that no `set` followed is forgotten after this long. Until then a late `set` is refused.
-const REMEMBERED_MS = 600_000;
+const REMEMBERED_MS = 60_000;
 const FOR_EVER_SECONDS = 10 * 365 * 86400;
 
 // Maps of key to miss, never changed once another call can see them: a task sees its own misses and those of before.
@@ -14,9 +14,13 @@ const context = new AsyncLocalStorage();
 
 class Store extends Protocol {
   constructor(redis, { strict = false, clear, ...options }) {
-    super(redis, { jitter: 0, ...options });
+    super(redis, { jitter: 0, wait: 0.2, ...options });
     Object.assign(this, { strict, clearAll: clear });
     this.counters.unleased = 0;
+    // All misses that no `set` followed yet, oldest first, by key: for a `set` whose context has not seen its miss, as after
+    // `Promise.all([keyv.get(a), keyv.get(b)])`.
+    this.outstanding = new Map();
+    this.all = new Set();
   }
 
   // Called before Keyv's first `await`, so that the caller's later `set` sees it.
@@ -24,7 +28,8 @@ class Store extends Protocol {
     const now = performance.now();
     const misses = new Map();
     for (const [key, miss] of context.getStore() ?? []) {
-      if (!miss.over && now - miss.at < REMEMBERED_MS) misses.set(key, miss);
+      const open = miss.lease || !miss.over; // an answered miss stays: its own `set` may still come
+      if (open && now - miss.at < REMEMBERED_MS) misses.set(key, miss);
     }
     // Which name the store will be asked for is known only below: Keyv prefixes it.
     const asked = { at: now, store: this, keys, over: false };
@@ -34,8 +39,39 @@ class Store extends Protocol {
   }
 
   remember(key, lease, early) {
-    const misses = context.getStore();
-    misses?.set(key, { at: performance.now(), lease, early, store: this, over: false });
+    const miss = { key, at: performance.now(), lease, early, store: this, over: false };
+    context.getStore()?.set(key, miss);
+    this.all.add(miss);
+    const same = this.outstanding.get(key);
+    if (same) same.push(miss);
+    else this.outstanding.set(key, [miss]);
+    for (const oldest of this.all) {
+      if (miss.at - oldest.at < REMEMBERED_MS) break;
+      this.forget(oldest);
+    }
+  }
+
+  forget(miss) {
+    miss.over = true;
+    this.all.delete(miss);
+    const others = (this.outstanding.get(miss.key) ?? []).filter((other) => other !== miss);
+    if (others.length > 0) this.outstanding.set(miss.key, others);
+    else this.outstanding.delete(miss.key);
+  }
+
+  // The miss that a `set` answers. Of several that are not of this context, one that may not store: nobody knows whose it is.
+  recall(key) {
+    let miss = context.getStore()?.get(key);
+    if (miss?.store === this) {
+      context.getStore().delete(key);
+      if (miss.over) miss.lease = undefined; // another task's `set` has answered it
+    } else {
+      const same = this.outstanding.get(key) ?? [];
+      if (same.length > 1) for (const other of same) other.lease = undefined;
+      miss = same[0];
+    }
+    if (miss) this.forget(miss);
+    return miss;
   }
 
   async get(key) {
@@ -51,9 +87,8 @@ class Store extends Protocol {
 
   async set(key, value, ttlMs) {
     const seconds = ttlMs ? ttlMs / 1000 : FOR_EVER_SECONDS;
-    const miss = context.getStore()?.get(key);
-    if (miss?.store === this && !miss.over) {
-      miss.over = true;
+    const miss = this.recall(key);
+    if (miss) {
       this.took(performance.now() - miss.at);
       if (!miss.lease || isLease(value)) {
         this.counters.refused += 1;

@@ -1,6 +1,6 @@
 """A cache backend for Django that cannot put stale data back, for applications that keep their reads as they are:
 
-    CACHES = {"default": {"BACKEND": "unstale.django.Cache", "LOCATION": "redis://...", "OPTIONS": {"lease": 5, "wait": 1}}}
+    CACHES = {"default": {"BACKEND": "unstale.django.Cache", "LOCATION": "redis://...", "OPTIONS": {"lease": 5, "wait": 0.2}}}
 
 A `get` that finds nothing takes a lease, which is remembered for the thread or task and the key; the `set` or `add` that follows
 is a fill, and is refused if the key was deleted in between. A `set` that no miss came before is written as it is, or refused
@@ -9,9 +9,11 @@ with `"strict": True`. Keys, versions, prefixes and values are Django's own.
 
 import asyncio
 import contextvars
+import threading
 import time
 import weakref
-from typing import Any, Mapping, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Mapping
 
 import redis.asyncio
 from asgiref.sync import sync_to_async
@@ -24,13 +26,15 @@ import unstale.aio
 from .protocol import FAILURES, FILL, LENGTH, Counters, Protocol, Steps, Step, is_lease
 
 # A miss that no `set` followed is forgotten after this long, or at the request's end. Until then a late `set` is refused.
-REMEMBERED_SECONDS = 600
+REMEMBERED_SECONDS = 60
 FOR_EVER_SECONDS = 10 * 365 * 86400
 
 _MISSING = object()
 
 
-class Miss(NamedTuple):
+@dataclass(eq=False)
+class Miss:
+    name: tuple[str, str]
     at: float
     lease: bytes | None  # None: somebody else loads, or Redis failed, so nothing may be stored
     early: bool = False
@@ -39,6 +43,53 @@ class Miss(NamedTuple):
 # Never changed in place: a task that another one started sees its own misses and those of before.
 _misses: contextvars.ContextVar[Mapping[Any, Miss]] = contextvars.ContextVar("unstale_misses", default={})
 
+
+class Outstanding:
+    """All misses of this process that no `set` followed yet, oldest first: for a `set` whose context has not seen its miss, as
+    after `asyncio.gather(cache.aget(a), cache.aget(b))`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: dict[Any, list[Miss]] = {}
+        self._all: dict[Miss, None] = {}
+
+    def add(self, miss: Miss) -> None:
+        with self._lock:
+            self._all[miss] = None
+            self._by_name.setdefault(miss.name, []).append(miss)
+            while (oldest := next(iter(self._all))).at < miss.at - REMEMBERED_SECONDS:
+                self._forget(oldest)
+
+    def take(self, miss: Miss) -> bool:
+        with self._lock:
+            return self._forget(miss)
+
+    def take_any(self, name: Any) -> Miss | None:
+        """The only one; of several, one that may not store: nobody knows whose `set` it is."""
+        with self._lock:
+            misses = self._by_name.get(name)
+            if not misses:
+                return None
+            if len(misses) > 1:
+                for miss in misses:
+                    miss.lease = None
+            oldest = misses[0]
+            self._forget(oldest)
+            return oldest
+
+    def _forget(self, miss: Miss) -> bool:
+        if miss not in self._all:
+            return False
+        del self._all[miss]
+        same = self._by_name[miss.name]
+        same.remove(miss)
+        if not same:
+            del self._by_name[miss.name]
+        return True
+
+
+_outstanding = Outstanding()
+
 _of_loops: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
@@ -46,7 +97,7 @@ class LeasedClient(RedisCacheClient):
     counters = Counters()
     unleased = 0  # values written by `set` without a miss before
 
-    def __init__(self, servers, *, lease=5, wait=1, early=1, jitter=0, strict=False, **options):
+    def __init__(self, servers, *, lease=5, wait=0.2, early=1, jitter=0, strict=False, **options):
         super().__init__(servers, **options)
         self._settings = {"lease": lease, "wait": wait, "early": early, "jitter": jitter}
         self._strict = strict
@@ -70,19 +121,35 @@ class LeasedClient(RedisCacheClient):
 
     def _remember(self, key: str, lease: bytes | None, early: bool = False) -> None:
         now = time.monotonic()
+        miss = Miss((self._servers[0], key), now, lease, early)
         kept = {name: miss for name, miss in _misses.get().items() if now - miss.at < REMEMBERED_SECONDS}
-        _misses.set({**kept, (self._servers[0], key): Miss(now, lease, early)})
+        _misses.set({**kept, miss.name: miss})
+        _outstanding.add(miss)
 
-    def _recall(self, key: str) -> Miss | None:
+    def _recall(self, key: str, adding: bool = False) -> Miss | None:
+        """The miss that a `set` answers."""
         misses = dict(_misses.get())
         miss = misses.pop((self._servers[0], key), None)
         if miss:
             _misses.set(misses)
-        elif self._strict:
-            return Miss(0, None)
+            if not _outstanding.take(miss):  # another task's `set` has answered it
+                miss.lease = None
         else:
+            miss = _outstanding.take_any((self._servers[0], key))
+        if miss is None and not adding:
+            if self._strict:
+                return Miss(("", key), 0, None)
             LeasedClient.unleased += 1
         return miss
+
+    def give_up(self) -> None:
+        """At the end of a request: nobody has to wait for what it did not store."""
+        misses = _misses.get()
+        for name, miss in misses.items():
+            if name[0] == self._servers[0] and _outstanding.take(miss) and miss.lease:
+                self._here._carry_out(self._here.give_up(name[1], miss.lease), None)
+        if misses:
+            _misses.set({})
 
     # --- Steps, for threads and for asyncio. ---
 
@@ -144,15 +211,14 @@ class LeasedClient(RedisCacheClient):
             super().set(key, value, timeout)
 
     def add(self, key, value, timeout):
-        if (self._servers[0], key) not in _misses.get():
+        miss = self._recall(key, adding=True)
+        if miss is None:
             return super().add(key, value, timeout)
-        return self._here._carry_out(self._fill(self._here, key, self._recall(key), value, timeout), None)
+        return self._here._carry_out(self._fill(self._here, key, miss, value, timeout), None)
 
     async def aset(self, key, value, timeout, add=False):
         """None if no miss came before."""
-        if add and (self._servers[0], key) not in _misses.get():
-            return None
-        if miss := self._recall(key):
+        if miss := self._recall(key, adding=add):
             cache = self._in_loop()
             return await cache._carry_out(self._fill(cache, key, miss, value, timeout), None)
         return None
@@ -228,5 +294,4 @@ class Cache(RedisCache):
         return await sync_to_async(self.incr)(key, delta, version)
 
     def close(self, **kwargs):
-        """At the end of each request: misses that nobody answered are forgotten."""
-        _misses.set({})
+        self._cache.give_up()

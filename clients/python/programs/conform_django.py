@@ -39,11 +39,12 @@ def plain_key(name, prefix, version):
     return name
 
 
-def opener(reads):
+def opener(reads, backend="unstale.django.Cache"):
     def opened(words):
         options = {name: words[name] for name in ("lease", "wait", "early")}
-        backend = {"BACKEND": "unstale.django.Cache", "LOCATION": words["redis"], "OPTIONS": options, "KEY_FUNCTION": plain_key}
-        settings.configure(CACHES={"default": backend})
+        options = options if backend == "unstale.django.Cache" else {}
+        location = {"BACKEND": backend, "LOCATION": words["redis"], "OPTIONS": options, "KEY_FUNCTION": plain_key}
+        settings.configure(CACHES={"default": location})
         django.setup()
         return reads(words["ttl"])
 
