@@ -265,7 +265,7 @@ def a_value_that_is_being_loaded_anew_is_served(w: World) -> None:
 
 
 def an_early_load_is_fenced_too(w: World) -> None:
-    client = Client(w.command, w.server, ttl=2, early=2)
+    client = Client(w.command, w.server, ttl=3, early=6)
     try:
         slow = client.get("k").loads()
         time.sleep(0.3)  # so that it is known how long a load takes

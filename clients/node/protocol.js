@@ -20,7 +20,7 @@ if v and string.sub(v, 1, 46) == ARGV[1] then
 end`;
 
 // One hit in so many asks for the key's remaining time along with its value: a hot key has hits enough.
-const SAMPLE = 8;
+const SAMPLE = 16;
 // How long a load is believed to take before this process has seen one.
 const FIRST_GUESS_MS = 50;
 

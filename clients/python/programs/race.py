@@ -87,7 +87,7 @@ class Log:
     """One line for each read: when it began, by the wall clock, the key and the version that it got."""
 
     def __init__(self):
-        self.file = open(f"{os.environ['RACE_LOG']}.{os.getpid()}", "w", buffering=1 << 14)
+        self.file = open(f"{os.environ['RACE_LOG']}.{os.getpid()}", "w", buffering=1 << 11)
 
     def __call__(self, begun, number, version):
         self.file.write(f"{begun} {number} {version}\n")

@@ -27,7 +27,7 @@ if v and string.sub(v, 1, 46) == ARGV[1] then
 end";
 
 /// One hit in so many asks for the key's remaining time along with its value: a hot key has hits enough.
-const SAMPLE: f64 = 8.0;
+const SAMPLE: f64 = 16.0;
 
 /// How long a load is believed to take before this process has seen one.
 const FIRST_GUESS_MICROS: u64 = 50_000;
