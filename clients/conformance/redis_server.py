@@ -79,6 +79,9 @@ class Server:
     def connect(self) -> Connection:
         return Connection(self.port)
 
+    def node_of(self, _key: str) -> "Server":
+        return self
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -86,3 +89,63 @@ class Server:
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Cluster:
+    """Three primaries, and what the suite asks of a server."""
+
+    def __init__(self, program: str | None = None) -> None:
+        # The bus wants a port above it, below 65536.
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no")
+        self.nodes = [Server(program, *options, "--cluster-port", str(free_port())) for _ in range(3)]
+        self.url = self.nodes[0].url
+        first, *others = [node.connect() for node in self.nodes]
+        for connection, (low, high) in zip((first, *others), ((0, 5460), (5461, 10922), (10923, 16383))):
+            connection("CLUSTER", "ADDSLOTSRANGE", low, high)
+        for node in self.nodes[1:]:
+            first("CLUSTER", "MEET", "127.0.0.1", node.port, node.options[-1])
+        self.wait()
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 20
+        while not all(b"cluster_known_nodes:3" in (info := node.connect()("CLUSTER", "INFO")) and b"state:ok" in info for node in self.nodes):
+            if time.monotonic() > deadline:
+                raise SystemExit("the cluster does not come up")
+            time.sleep(0.05)
+
+    def connect(self):
+        """Follows keys to their nodes."""
+        connections = {node.port: node.connect() for node in self.nodes}
+
+        def ask(*words: object):
+            if words[0] == "FLUSHALL":
+                return [connection(*words) for connection in connections.values()]
+            try:
+                return connections[self.nodes[0].port](*words)
+            except Refused as refused:
+                if not str(refused).startswith("MOVED"):
+                    raise
+                return connections[int(str(refused).rsplit(":", 1)[1])](*words)
+
+        return ask
+
+    def node_of(self, key: str) -> Server:
+        try:
+            self.nodes[0].connect()("GET", key)
+            return self.nodes[0]
+        except Refused as refused:
+            port = int(str(refused).rsplit(":", 1)[1])
+            return next(node for node in self.nodes if node.port == port)
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+        self.wait()
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()

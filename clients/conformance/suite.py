@@ -1,11 +1,11 @@
-"""What a client must do, tried on a real Redis: `python3 suite.py [--server PATH] [--driver] -- COMMAND ...`
+"""What a client must do, tried on a real Redis: `python3 suite.py [--server PATH] [--cluster] [--driver] -- COMMAND ...`
 
 COMMAND is the client under test, wrapped in a program that speaks lines of JSON. The suite plays the database, the bridge and
 the other readers, and so decides what comes before what.
 
     suite to client                                              client to suite
     {"do": "open", "redis": URL, "ttl": 30, "lease": 1.0,        {"event": "ready"}
-     "wait": 0.4, "early": 0}           seconds; early is XFetch's beta
+     "wait": 0.4, "early": 0, "cluster": false}                seconds; early is XFetch's beta
     {"do": "get", "id": 1, "key": "k"}                           {"event": "load", "id": 1}      it asks the database
     {"do": "loaded", "id": 1, "value": any JSON}                 {"event": "got", "id": 1, "value": ...}
     {"do": "failed", "id": 1}                                    {"event": "failed", "id": 1}    the load's error came through
@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 
-from redis_server import Connection, Server
+from redis_server import Cluster, Server
 
 LEASE = re.compile(rb"^unstale:lease:[0-9a-f]{32}$")
 OPTIONS = {"ttl": 30, "lease": 1.0, "wait": 0.4, "early": 0}
@@ -34,12 +34,12 @@ PATIENCE = 10.0
 class Client:
     """The program under test. Events of each get are kept apart."""
 
-    def __init__(self, command: list[str], server: Server, **options: float) -> None:
+    def __init__(self, command: list[str], server: Server | Cluster, **options: float) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.events: dict[int, queue.Queue] = {0: queue.Queue()}
         self.next = 0
         threading.Thread(target=self._listen, daemon=True).start()
-        self.say(do="open", redis=server.url, **{**OPTIONS, **options})
+        self.say(do="open", redis=server.url, cluster=isinstance(server, Cluster), **{**OPTIONS, **options})
         assert self.events[0].get(timeout=30)["event"] == "ready"
 
     def _listen(self) -> None:
@@ -98,9 +98,9 @@ class Get:
 
 
 class World:
-    def __init__(self, server: Server, command: list[str], driver: bool) -> None:
+    def __init__(self, server: Server | Cluster, command: list[str], driver: bool) -> None:
         self.server, self.command, self.driver = server, command, driver
-        self.redis: Connection = server.connect()
+        self.redis = server.connect()
         self.client = Client(command, server)
 
     def get(self, key: str) -> Get:
@@ -140,10 +140,11 @@ def a_miss_takes_a_lease_loads_once_and_stores(w: World) -> None:
 def a_hit_is_one_command_and_loads_nothing(w: World) -> None:
     w.get("k").loads().answer({"v": 1}).gives({"v": 1})
     w.wait_for("k")
-    monitor = w.server.connect()
+    node = w.server.node_of("k")
+    monitor = node.connect()
     monitor("MONITOR")
     w.get("k").gives({"v": 1})
-    w.redis("PING", "mark")
+    node.connect()("PING", "mark")
     seen = []
     while "mark" not in (line := monitor.read()):
         if '"k"' in line:  # a new connection says hello
@@ -329,11 +330,12 @@ SCENARIOS = [thing for thing in list(globals().values()) if getattr(thing, "__an
 def main() -> int:
     words = argparse.ArgumentParser(usage=__doc__)
     words.add_argument("--server")
+    words.add_argument("--cluster", action="store_true")
     words.add_argument("--driver", action="store_true")
     words.add_argument("--only")
     words.add_argument("command", nargs="+")
     asked = words.parse_args()
-    server = Server(asked.server)
+    server = Cluster(asked.server) if asked.cluster else Server(asked.server)
     failures = 0
     world = None
     try:

@@ -1,8 +1,8 @@
 // The client as a program for clients/conformance: `conform.js ioredis | node-redis [buffers | keyv | keyv6 |
 // cache-manager]`.
 import { createInterface } from "node:readline";
-import { Redis } from "ioredis";
-import { createClient } from "redis";
+import { Cluster, Redis } from "ioredis";
+import { createClient, createCluster } from "redis";
 import { createCache } from "cache-manager";
 import { Keyv as Keyv6 } from "keyv6";
 import { Cache } from "../index.js";
@@ -38,8 +38,10 @@ const reads = (keyv, ttl) => async (key, load) => {
   return cached.row;
 };
 
-async function open({ redis, ttl, lease, wait, early }) {
-  const client = library === "ioredis" ? new Redis(redis) : createClient({ url: redis });
+async function open({ redis, cluster, ttl, lease, wait, early }) {
+  let client;
+  if (library === "ioredis") client = cluster ? new Cluster([redis]) : new Redis(redis);
+  else client = cluster ? createCluster({ rootNodes: [{ url: redis }] }) : createClient({ url: redis });
   client.on("error", () => {});
   if (library !== "ioredis") await client.connect();
   const options = { ttl, lease, wait, early, timeout: 0.5 };

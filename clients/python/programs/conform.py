@@ -22,12 +22,14 @@ def say(**words: object) -> None:
 
 
 def of_threads(words: dict) -> unstale.Cache:
-    client = redis.Redis.from_url(words["redis"])
+    library = redis.RedisCluster if words["cluster"] else redis.Redis
+    client = library.from_url(words["redis"])
     return unstale.Cache(client, words["ttl"], words["lease"], wait=words["wait"], early=words["early"])
 
 
 def of_tasks(words: dict) -> unstale.aio.Cache:
-    client = redis.asyncio.Redis.from_url(words["redis"])
+    library = redis.asyncio.RedisCluster if words["cluster"] else redis.asyncio.Redis
+    client = library.from_url(words["redis"])
     return unstale.aio.Cache(client, words["ttl"], words["lease"], wait=words["wait"], early=words["early"])
 
 

@@ -5,9 +5,9 @@ use std::io::{Write as _, stdout};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader, stdin};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin, stdin};
 use tokio::sync::oneshot;
 use unstale_cache::{Cache, Settings};
 
@@ -19,7 +19,23 @@ fn say(event: &Value) {
     out.flush().expect("the suite reads");
 }
 
-async fn get(cache: Cache<Reconnecting>, loads: Loads, id: u64, key: String) {
+/// Answers the suite until it ends.
+async fn serve<C: ConnectionLike + Clone + Send + Sync + 'static>(cache: Cache<C>, mut lines: Lines<BufReader<Stdin>>) {
+    say(&json!({"event": "ready"}));
+    let loads = Loads::default();
+    while let Some(line) = lines.next_line().await.expect("the suite writes") {
+        let words: Value = serde_json::from_str(&line).expect("JSON");
+        let id = words["id"].as_u64().unwrap_or_default();
+        if words["do"] == "get" {
+            let key = words["key"].as_str().unwrap_or_default().to_owned();
+            tokio::spawn(get(cache.clone(), Arc::clone(&loads), id, key));
+        } else if let Some(answer) = loads.lock().expect("not poisoned").remove(&id) {
+            let _ = answer.send(words);
+        }
+    }
+}
+
+async fn get<C: ConnectionLike + Clone + Send + Sync + 'static>(cache: Cache<C>, loads: Loads, id: u64, key: String) {
     let load = async || {
         let (answer, answered) = oneshot::channel();
         loads.lock().expect("not poisoned").insert(id, answer);
@@ -33,38 +49,21 @@ async fn get(cache: Cache<Reconnecting>, loads: Loads, id: u64, key: String) {
     }
 }
 
-type Reconnecting = redis::aio::ConnectionManager;
-
-async fn open(words: &Value) -> Cache<Reconnecting> {
-    let client = redis::Client::open(words["redis"].as_str().expect("a URL")).expect("a URL");
-    let _: MultiplexedConnection = client.get_multiplexed_async_connection().await.expect("Redis answers");
+#[tokio::main]
+async fn main() {
+    let mut lines = BufReader::new(stdin()).lines();
+    let line = lines.next_line().await.expect("the suite writes").expect("it opens");
+    let words: Value = serde_json::from_str(&line).expect("JSON");
+    let url = words["redis"].as_str().expect("a URL");
     let seconds = |name: &str| Duration::from_secs_f64(words[name].as_f64().expect("seconds"));
     let (ttl, lease, wait) = (seconds("ttl"), seconds("lease"), seconds("wait"));
     let early = words["early"].as_f64().expect("a number");
-    let connection = client.get_connection_manager().await.expect("Redis answers");
-    Cache::new(connection, Settings { ttl, lease, wait, early, ..Settings::default() })
-}
-
-#[tokio::main]
-async fn main() {
-    let (loads, mut cache) = (Loads::default(), None);
-    let mut lines = BufReader::new(stdin()).lines();
-    while let Some(line) = lines.next_line().await.expect("the suite writes") {
-        let words: Value = serde_json::from_str(&line).expect("JSON");
-        let id = words["id"].as_u64().unwrap_or_default();
-        match (words["do"].as_str(), &cache) {
-            (Some("open"), _) => {
-                cache = Some(open(&words).await);
-                say(&json!({"event": "ready"}));
-            }
-            (Some("get"), Some(cache)) => {
-                tokio::spawn(get(cache.clone(), Arc::clone(&loads), id, words["key"].as_str().unwrap_or_default().to_owned()));
-            }
-            _ => {
-                if let Some(answer) = loads.lock().expect("not poisoned").remove(&id) {
-                    let _ = answer.send(words);
-                }
-            }
-        }
+    let settings = Settings { ttl, lease, wait, early, ..Settings::default() };
+    if words["cluster"] == true {
+        let client = redis::cluster::ClusterClient::new(vec![url]).expect("a URL");
+        serve(Cache::new(client.get_async_connection().await.expect("Redis answers"), settings), lines).await;
+    } else {
+        let client = redis::Client::open(url).expect("a URL");
+        serve(Cache::new(client.get_connection_manager().await.expect("Redis answers"), settings), lines).await;
     }
 }
