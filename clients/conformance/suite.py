@@ -332,21 +332,24 @@ def main() -> int:
     words.add_argument("--server")
     words.add_argument("--cluster", action="store_true")
     words.add_argument("--driver", action="store_true")
-    words.add_argument("--only")
+    words.add_argument("--only", help="scenarios whose name has this in it")
+    words.add_argument("--quiet", action="store_true", help="print what failed")
     words.add_argument("command", nargs="+")
     asked = words.parse_args()
     server = Cluster(asked.server) if asked.cluster else Server(asked.server)
-    failures = 0
+    failures = tried = 0
     world = None
     try:
         world = World(server, asked.command, asked.driver)
         for scenario in SCENARIOS:
             if asked.only and asked.only not in scenario.__name__:
                 continue
+            tried += 1
             world.redis("FLUSHALL")
             try:
                 scenario(world)
-                print("ok    ", scenario.__name__)
+                if not asked.quiet:
+                    print("ok    ", scenario.__name__)
             except (AssertionError, OSError) as error:
                 failures += 1
                 print("FAILED", scenario.__name__, "-", error)
@@ -356,7 +359,7 @@ def main() -> int:
         if world:
             world.client.close()
         server.close()
-    print(f"{failures} failed" if failures else f"all {len(SCENARIOS)} hold")
+    print(" ".join(asked.command), "-", f"{failures} failed" if failures else f"all {tried} hold")
     return 1 if failures else 0
 
 

@@ -40,6 +40,8 @@ class Store extends Protocol {
 
   remember(key, lease, early) {
     const miss = { key, at: performance.now(), lease, early, store: this, over: false };
+    const earlier = context.getStore()?.get(key);
+    if (earlier?.store === this) this.forget(earlier);
     context.getStore()?.set(key, miss);
     this.all.add(miss);
     const same = this.outstanding.get(key);

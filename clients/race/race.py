@@ -3,6 +3,7 @@
     race.py race KIND ... [--seconds 60] [--reads 500000] [--kill]    stale reads and stale keys, for each kind
     race.py cold KIND ...                                             one cold key wanted by 500 readers in five processes at once
     race.py hot KIND ... [--seconds 20]                               one key that expires every second, under 200 readers
+    race.py tracking                                                  a client that Redis tracks hears the listener's delete
     race.py bench                                                     hits and misses beside the plain clients, in one run
 
 Kinds: see READERS. A read is stale if it began more than a grace after a later version was committed: 2 s, or 10 s while a kill
@@ -220,6 +221,8 @@ def race(stage: Stage, kind: str, asked) -> dict:
     try:
         while (took := time.monotonic() - begun) < asked.seconds or (count_reads(folder) < asked.reads and took < asked.at_most):
             time.sleep(0.5)
+            if asked.until_stale and judge(folder, {number: sorted(of_key) for number, of_key in writers.commits.items()}, [])[1]:
+                break
             assert all(reader.poll() is None for reader in readers), f"a reader of {kind} ended"
     finally:
         over.set()
@@ -277,6 +280,22 @@ def hot(stage: Stage, kind: str, asked) -> dict:
     return {"kind": kind, "seconds": asked.seconds, **{name: round(value, 2) for name, value in figures.items()}}
 
 
+def tracking(stage: Stage, _kind: str, asked) -> None:
+    """CLIENT TRACKING: what an in-process cache rests on."""
+    listening, reading = stage.redis.connect(), stage.redis.connect()
+    number = listening("CLIENT", "ID")
+    listening("SUBSCRIBE", "__redis__:invalidate")
+    reading("CLIENT", "TRACKING", "ON", "REDIRECT", number)
+    with psycopg.connect(stage.postgres.url, autocommit=True) as database:
+        reading("SET", "item:7", "old")
+        reading("GET", "item:7")
+        # Also found if the listener is not ready yet.
+        database.execute("update items set version = version + 1, updated_at = clock_timestamp() where id = 7")
+    message = listening.read()
+    print(json.dumps({"kind": "tracking", "invalidated": [key.decode() for key in message[2]]}), flush=True)
+    assert message[2] == [b"item:7"]
+
+
 def bench(stage: Stage, _kind: str, asked) -> None:
     for command, kinds in ((PYTHON, "plain,client,plain-aio,client-aio"), (NODE, "plain-ioredis,ioredis,plain-node-redis,node-redis"), (RUST, "plain,client")):
         print(Path(command[-1]).name, flush=True)
@@ -285,7 +304,8 @@ def bench(stage: Stage, _kind: str, asked) -> None:
 
 def main() -> int:
     words = argparse.ArgumentParser(usage=__doc__)
-    words.add_argument("mode", choices=("race", "cold", "hot", "bench"))
+    words.add_argument("mode", choices=("race", "cold", "hot", "tracking", "bench"))
+    words.add_argument("--until-stale", action="store_true", help="ends when a stale key is found, and fails if there is none")
     words.add_argument("kinds", nargs="*", default=["python"])
     words.add_argument("--seconds", type=float, default=20)
     words.add_argument("--reads", type=int, default=0)
@@ -298,11 +318,14 @@ def main() -> int:
     failed = False
     try:
         stage.listen()
-        for kind in asked.kinds if asked.mode != "bench" else [""]:
+        for kind in asked.kinds if asked.mode not in ("bench", "tracking") else [""]:
             figures = globals()[asked.mode](stage, kind, asked)
             if not figures:
                 continue
             print(json.dumps(figures), flush=True)
+            if asked.until_stale:
+                failed |= not figures["stale_keys"] and not figures["stale_reads"]
+                continue
             promised = READERS[kind][3]
             failed |= promised and bool(figures.get("stale_reads") or figures.get("stale_keys") or figures.get("loads", 0) > max(1, asked.seconds * 1.2 if asked.mode == "hot" else 1))
     finally:

@@ -34,10 +34,10 @@ async function opened(kind) {
   const redis = kind.includes("node-redis") ? createClient({ url: REDIS_URL }) : new Redis(REDIS_URL);
   redis.on("error", () => {});
   if (redis.connect && kind.includes("node-redis")) await redis.connect();
-  const options = { ttl: TTL, lease: LEASE_SECONDS };
+  const options = { ttl: TTL, lease: LEASE_SECONDS, wait: 4, timeout: 4 };
   if (kind.startsWith("plain")) return new Plain(redis);
   if (kind.startsWith("keyv")) {
-    const keyv = createKeyv(redis, { ...options, wait: 1 });
+    const keyv = createKeyv(redis, options);
     return {
       async getOrSet(key, load) {
         let value = await keyv.get(key);
@@ -51,7 +51,7 @@ async function opened(kind) {
     };
   }
   if (kind.startsWith("cache-manager")) {
-    const keyv = createKeyv(redis, { ...options, wait: 1 });
+    const keyv = createKeyv(redis, options);
     const manager = createCache({ stores: [keyv] });
     return { getOrSet: (key, load) => manager.wrap(key, load, TTL * 1000), counters: keyv.counters };
   }

@@ -64,9 +64,9 @@ def opened(kind: str, early: float = 1):
     if kind in ("plain", "plain-aio"):
         return (AsyncPlain if is_async else Plain)(client, TTL), is_async
     if kind == "client":
-        return unstale.Cache(client, TTL, LEASE_SECONDS, early=early), False
+        return unstale.Cache(client, TTL, LEASE_SECONDS, early=early, wait=4), False
     if kind == "client-aio":
-        return unstale.aio.Cache(client, TTL, LEASE_SECONDS, early=early), True
+        return unstale.aio.Cache(client, TTL, LEASE_SECONDS, early=early, wait=4), True
     if kind.startswith("django"):
         import conform_django
 

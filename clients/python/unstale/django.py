@@ -122,7 +122,9 @@ class LeasedClient(RedisCacheClient):
     def _remember(self, key: str, lease: bytes | None, early: bool = False) -> None:
         now = time.monotonic()
         miss = Miss((self._servers[0], key), now, lease, early)
-        kept = {name: miss for name, miss in _misses.get().items() if now - miss.at < REMEMBERED_SECONDS}
+        kept = {name: old for name, old in _misses.get().items() if now - old.at < REMEMBERED_SECONDS}
+        if miss.name in kept:
+            _outstanding.take(kept[miss.name])
         _misses.set({**kept, miss.name: miss})
         _outstanding.add(miss)
 

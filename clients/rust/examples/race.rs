@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, process};
 
-use redis::aio::ConnectionManager;
 use redis::AsyncTypedCommands as _;
+use redis::aio::ConnectionManager;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use unstale_cache::{Cache, Settings};
@@ -40,7 +40,7 @@ impl Reads {
         let ttl = Duration::from_secs_f64(number("RACE_TTL", 3600.0));
         match kind {
             "plain" => Self::Plain(connection, ttl),
-            _ => Self::Client(Cache::new(connection, Settings { ttl, ..Settings::default() })),
+            _ => Self::Client(Cache::new(connection, Settings { ttl, wait: Duration::from_secs(4), ..Settings::default() })),
         }
     }
 

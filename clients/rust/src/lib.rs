@@ -199,7 +199,11 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Cache<C> {
     }
 
     async fn load_and_fill<T, E>(
-        &self, key: &str, lease: &Lease, ttl: Option<Duration>, load: impl AsyncFnOnce() -> Result<T, E>,
+        &self,
+        key: &str,
+        lease: &Lease,
+        ttl: Option<Duration>,
+        load: impl AsyncFnOnce() -> Result<T, E>,
     ) -> Result<T, E>
     where
         T: Serialize,
