@@ -133,7 +133,8 @@ export class Protocol {
     if (!this.early || Math.random() * SAMPLE >= 1) return [(await this.ask(["GET", key]))[0], null];
     const [reply, leftMs] = await this.ask(["GET", key], ["PTTL", key]);
     // XFetch (Vattani et al. 2015), for a reader of which one hit in SAMPLE draws.
-    const ahead = this.loadMs * this.early * (Math.log(SAMPLE) - Math.log(1 - Math.random()));
+    const drawn = this.loadMs * this.early * (Math.log(SAMPLE) - Math.log(1 - Math.random()));
+    const ahead = Math.min(drawn, this.ttl * 100); // a tenth of it: a load as slow as the ttl is long would never end
     if (reply === null || isLease(reply) || leftMs < 0 || leftMs > ahead) return [reply, null];
     const lease = this.newLease();
     const [taken] = await this.ask(this.script(TAKE_EARLY, key, lease)).catch(() => this.failed());

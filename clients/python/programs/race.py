@@ -89,8 +89,11 @@ class Log:
     def __init__(self):
         self.file = open(f"{os.environ['RACE_LOG']}.{os.getpid()}", "w", buffering=1 << 11)
 
+        self.lock = threading.Lock()  # text files are not for several threads
+
     def __call__(self, begun, number, version):
-        self.file.write(f"{begun} {number} {version}\n")
+        with self.lock:
+            self.file.write(f"{begun} {number} {version}\n")
 
 
 def race_threads(cache) -> None:

@@ -166,6 +166,7 @@ class Protocol:
         reply = as_bytes(reply)
         # XFetch (Vattani et al. 2015), for a reader of which one hit in SAMPLE draws.
         ahead = self._load_seconds * self._early * (math.log(SAMPLE) - math.log(1 - random.random()))
+        ahead = min(ahead, self._ttl / 10)  # a load as slow as the ttl is long would never end
         if reply is None or is_lease(reply) or not 0 <= left_ms <= ahead * 1000:
             return reply, None
         lease = self.new_lease()

@@ -148,7 +148,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Cache<C> {
     /// A lease to fill under, or a value, or neither after waiting for too long.
     async fn find(&self, key: &str) -> redis::RedisResult<Found> {
         let Shared { link, settings, counting, .. } = &*self.0;
-        let (mut reply, early) = link.look(key, settings.early).await?;
+        let (mut reply, early) = link.look(key, settings.early, settings.ttl).await?;
         if let Some(lease) = early {
             one_more(&counting.early);
             return Ok(Found::Lease(lease));

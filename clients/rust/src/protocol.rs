@@ -140,7 +140,7 @@ impl<C: ConnectionLike + Clone> Link<C> {
     }
 
     /// The value or lease, and the lease of a load that should begin before the value expires.
-    pub(crate) async fn look(&self, key: &str, early: f64) -> RedisResult<(Option<Vec<u8>>, Option<Lease>)> {
+    pub(crate) async fn look(&self, key: &str, early: f64, ttl: Duration) -> RedisResult<(Option<Vec<u8>>, Option<Lease>)> {
         if early == 0.0 || rand::random::<f64>() * SAMPLE >= 1.0 {
             return Ok((self.get(key).await?, None));
         }
@@ -150,6 +150,8 @@ impl<C: ConnectionLike + Clone> Link<C> {
         // XFetch (Vattani et al. 2015), for a reader of which one hit in SAMPLE draws.
         let draw = SAMPLE.ln() - (1.0 - rand::random::<f64>()).ln();
         let ahead = Duration::from_micros(self.load_micros.load(Ordering::Relaxed)).mul_f64(early * draw);
+        // A load as slow as the ttl is long would never end.
+        let ahead = ahead.min(ttl / 10);
         let soon = u64::try_from(left_ms).is_ok_and(|left| Duration::from_millis(left) <= ahead);
         if !soon || reply.as_ref().is_none_or(|there| is_lease(there)) {
             return Ok((reply, None));

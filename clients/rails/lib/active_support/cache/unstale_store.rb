@@ -119,6 +119,7 @@ module ActiveSupport
           payload, left_ms = redis.with { |c| c.pipelined { |p| p.get(key); p.pttl(key) } }
           # XFetch (Vattani et al. 2015), for a reader of which one hit in SAMPLE draws.
           ahead = @load_seconds * @early * (Math.log(SAMPLE) - Math.log(1 - rand))
+          ahead = [ahead, @options[:expires_in].to_f / 10].min if @options[:expires_in] # a load as slow as that would never end
           return payload if payload.nil? || lease?(payload) || left_ms.negative? || left_ms > ahead * 1000
           lease = new_lease
           [payload, redis.with { |c| c.eval(TAKE_EARLY, keys: [key], argv: [lease]) } && lease]
