@@ -266,7 +266,7 @@ def a_value_that_is_being_loaded_anew_is_served(w: World) -> None:
 
 
 def an_early_load_is_fenced_too(w: World) -> None:
-    client = Client(w.command, w.server, ttl=3, early=6)
+    client = Client(w.command, w.server, early=6)
     try:
         slow = client.get("k").loads()
         time.sleep(0.3)  # so that it is known how long a load takes
@@ -290,7 +290,8 @@ def an_early_load_is_fenced_too(w: World) -> None:
 
 
 def loading_early(w: World, client: Client, value: object) -> Get:
-    """Reads until one of many readers is sent to the database although a value is there."""
+    """Reads until one of many readers is sent to the database although a value is there, which expires soon."""
+    w.redis("PEXPIRE", "k", 1500)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         early = None
