@@ -15,6 +15,7 @@ mod hostile;
 mod log;
 mod monitoring;
 mod pooler;
+mod readers_model;
 mod reload;
 mod rim;
 mod schema;
