@@ -12,8 +12,8 @@ mod error;
 mod file;
 mod limits;
 pub mod reading;
-mod secret;
 mod section;
+mod source;
 mod text;
 
 use std::collections::BTreeMap;
@@ -25,15 +25,14 @@ use secrecy::SecretString;
 
 use environment::Environment;
 use reading::Unreadable;
-use secret::SecretFile;
 use section::File;
 
 pub use error::{Error, Problem};
 pub use file::{Key, keys};
-pub use secret::{Secret, SecretError};
 pub use section::{
     Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Tls, Watch,
 };
+pub use source::{SecretFile, Source};
 
 /// Read if no file is named, and if it is there.
 pub const DEFAULT_FILE: &str = "/etc/unstale/unstale.toml";
@@ -154,26 +153,26 @@ impl Config {
         self.redis.url.as_ref().ok_or(Error::NoRedisUrl)
     }
 
-    /// Where PostgreSQL is, for whoever connects again and again.
+    /// The same, to be read anew for each connection.
     ///
     /// # Errors
     ///
     /// [`Error::NoDatabaseUrl`] if nobody said.
-    pub fn database_secret(&self) -> Result<Secret, Error> {
-        Ok(self.secret("database.url", self.database_url()?))
+    pub fn database_source(&self) -> Result<Source, Error> {
+        Ok(self.source("database.url", self.database_url()?))
     }
 
-    /// Where Redis is, for whoever connects again and again.
+    /// The same, to be read anew for each connection.
     ///
     /// # Errors
     ///
     /// [`Error::NoRedisUrl`] if nobody said.
-    pub fn redis_secret(&self) -> Result<Secret, Error> {
-        Ok(self.secret("redis.url", self.redis_url()?))
+    pub fn redis_source(&self) -> Result<Source, Error> {
+        Ok(self.source("redis.url", self.redis_url()?))
     }
 
-    fn secret(&self, key: &'static str, known: &SecretString) -> Secret {
-        Secret::new(key, known.clone(), self.secret_files.get(key).cloned())
+    fn source(&self, key: &'static str, known: &SecretString) -> Source {
+        Source::new(key, known.clone(), self.secret_files.get(key).cloned())
     }
 
     /// The key that each heartbeat of this instance deletes.
@@ -191,6 +190,11 @@ impl Config {
         let mut secret_files = BTreeMap::new();
         if let Some((path, text)) = read_file(named.as_deref(), fallback)? {
             figment = figment.merge(file::Source::parse(&path, &text, &mut problems)?);
+        }
+        if let Some(file) = set(environment::AUTHORITIES)
+            && let Err(fault @ (Unreadable::Kind(_) | Unreadable::Size(_))) = reading::bytes(Path::new(file), reading::PEM_BYTES)
+        {
+            problems.push(Problem::new(environment::AUTHORITIES, format!("{file} {fault}")));
         }
         if let Some(directory) = set(environment::CREDENTIALS) {
             let directory = Path::new(directory);

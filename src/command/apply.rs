@@ -26,7 +26,7 @@ enum Step {
 /// Before anything is changed if the list is empty, a table is missing or a watch would be refused; later if a lock is not
 /// to be had. What was done until then stays, and another run does the rest.
 pub async fn run(config: &Config, args: &Apply) -> anyhow::Result<()> {
-    let mut connection = Postgres::new(config.database_secret()?)?.connect().await?;
+    let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
     pg::check_server(&mut connection).await?;
     pg::migrate::check(&mut connection).await?;
     if config.watches.is_empty() {

@@ -31,8 +31,8 @@ const AWAY_SECONDS: f64 = 60.0;
 /// # Errors
 /// If a URL is missing, the schema is newer than this program, or something is not as it must be.
 pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_secret()?)?;
-    let sink = Sink::new(config.redis_secret()?, &config.redis.tls, config.redis.timeout)?;
+    let postgres = Postgres::new(config.database_source()?)?;
+    let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
     let exposures = [postgres.exposure(), sink.exposure(), config.http.listen.and_then(exposure::of_port)];
     let exposed = |exposure: Exposure| Finding::warning(exposure.about, exposure.finding, exposure.remedy);
     let mut findings: Vec<Finding> = exposures.into_iter().flatten().map(exposed).collect();

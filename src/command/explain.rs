@@ -14,7 +14,7 @@ use crate::visible;
 /// # Errors
 /// If the table is not watched, or a column is named that no template has.
 pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
-    let mut connection = Postgres::new(config.database_secret()?)?.connect().await?;
+    let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
     pg::migrate::check(&mut connection).await?;
     let table = super::full_name(&mut connection, &args.table).await?;
     let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table && !watched.ended);

@@ -8,7 +8,7 @@ use crate::pg::{Postgres, migrate};
 /// # Errors
 /// Without `DATABASE_URL`, if the schema is newer than this program or belongs to somebody else, or what the server says.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let mut connection = Postgres::new(config.database_secret()?)?.connect().await?;
+    let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
     let migrated = migrate::migrate(&mut connection).await?;
     for name in &migrated.applied {
         super::print(format!("applied {name}\n").as_bytes())?;

@@ -60,8 +60,8 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
 /// What the listener is made of, by this configuration.
 fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Parts> {
     Ok(Parts {
-        postgres: Postgres::new(config.database_secret()?)?,
-        sink: Sink::marking(config.redis_secret()?, &config.redis.tls, config.redis.timeout, marks)?,
+        postgres: Postgres::new(config.database_source()?)?,
+        sink: Sink::marking(config.redis_source()?, &config.redis.tls, config.redis.timeout, marks)?,
         name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
         settings: settings(config),

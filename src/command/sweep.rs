@@ -37,8 +37,8 @@ const PROGRESS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs
 /// # Errors
 /// If a table is not watched, a server fails, or a signal ends it. What was deleted until then is deleted.
 pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_secret()?)?;
-    let sink = Sink::new(config.redis_secret()?, &config.redis.tls, config.redis.timeout)?;
+    let postgres = Postgres::new(config.database_source()?)?;
+    let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
     let shutdown = shutdown::on_signals()?;
     let mut connection = postgres.connect().await?;
     pg::check_server(&mut connection).await?;

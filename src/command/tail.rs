@@ -25,7 +25,7 @@ const SHOWN: usize = 8;
 /// # Errors
 /// If a table is not watched, or the connection to PostgreSQL ends.
 pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_secret()?)?;
+    let postgres = Postgres::new(config.database_source()?)?;
     let shutdown = shutdown::on_signals()?;
     let mut tail = tail::Tail::open(&postgres, config.heartbeat.timeout).await?;
     let mut rules = rules(tail.watches().await?)?;

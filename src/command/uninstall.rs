@@ -19,8 +19,8 @@ use crate::visible;
 /// # Errors
 /// If a listener is running, a lock is not to be had, or a server fails. What was done until then stays; another call does the rest.
 pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
-    let postgres = Postgres::new(config.database_secret()?)?;
-    let sink = Sink::new(config.redis_secret()?, &config.redis.tls, config.redis.timeout)?;
+    let postgres = Postgres::new(config.database_source()?)?;
+    let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
     let mut connection = postgres.connect().await?;
     if !pg::migrate::is_there(&mut connection).await? {
         return super::print(b"there is no schema unstale in this database\n");

@@ -17,12 +17,15 @@ use figment::{Metadata, Profile, Provider};
 use super::error::Problem;
 use super::file::{Key, keys};
 use super::reading::{self, Unreadable};
-use super::secret::SecretFile;
+use super::source::SecretFile;
 
 /// Names a file, not a key.
 pub(super) const CONFIG_FILE: &str = "UNSTALE_CONFIG";
 /// Where systemd puts what `LoadCredential=` names; files, one a credential.
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Where the authorities are that the system trusts; the libraries of TLS read it, and would wait for a pipe.
+pub(super) const AUTHORITIES: &str = "SSL_CERT_FILE";
 
 /// Whether a variable is one of ours; values of all others may be anything, even not UTF-8.
 pub(super) fn is_ours(variable: &str) -> bool {
@@ -82,7 +85,7 @@ impl Environment {
     pub(super) fn name_files(&self, files: &mut BTreeMap<String, SecretFile>) {
         for (path, Found { place, file, .. }) in &self.found {
             match file {
-                Some(file) => drop(files.insert(path.clone(), SecretFile { place: place.clone(), file: file.clone() })),
+                Some(file) => drop(files.insert(path.clone(), SecretFile { place: place.clone(), path: file.clone() })),
                 None => drop(files.remove(path)),
             }
         }

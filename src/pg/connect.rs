@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 
 use super::Error;
 use super::url::{Host, Mode, Url, Wants, password_in};
-use crate::config::{Secret, SecretError};
+use crate::config::{Problem, Source};
 use crate::exposure::{Exposure, ToPostgres};
 
 /// What holds in each of our sessions, whatever the database's and the role's settings say.
@@ -68,7 +68,7 @@ const SOCKET_DIRECTORIES: [&str; 3] = ["/var/run/postgresql", "/private/tmp", "/
 /// Where the database is. What leads there holds a password, so it has no `Debug`.
 #[derive(Clone)]
 pub struct Postgres {
-    source: Secret,
+    source: Source,
     place: String,
     /// Which of several hosts to try first: the last that was a primary, or the next one after a failure.
     first: Arc<AtomicUsize>,
@@ -87,9 +87,9 @@ impl Postgres {
     ///
     /// # Errors
     /// [`Error::Url`].
-    pub fn new(source: impl Into<Secret>) -> Result<Self, Error> {
+    pub fn new(source: impl Into<Source>) -> Result<Self, Error> {
         let source = source.into();
-        let url = parse(source.known())?;
+        let url = parse(&source.known())?;
         let hosts: Vec<String> = url.hosts.iter().map(at).collect();
         let options = options(&url, &url.hosts[0], PgSslMode::Disable)?;
         let place = format!("{}/{}", hosts.join(","), options.get_database().unwrap_or(options.get_username()));
@@ -105,7 +105,7 @@ impl Postgres {
     /// Could somebody in between read the password?
     #[must_use]
     pub fn exposure(&self) -> Option<Exposure> {
-        let url = parse(self.source.known()).ok()?;
+        let url = parse(&self.source.known()).ok()?;
         let sslmode = match url.tls.mode {
             Mode::Disable => "disable",
             Mode::Allow => "allow",
@@ -134,7 +134,7 @@ impl Postgres {
     /// # Errors
     /// As [`Postgres::connect`].
     pub async fn route(&self) -> Result<(PgConnection, Route), Error> {
-        let (text, problem) = self.source.now().await;
+        let (text, problem) = self.source.read().await;
         let url = parse(&text)?;
         let count = url.hosts.len();
         let first = self.first.load(Ordering::Relaxed);
@@ -196,7 +196,7 @@ fn parse(text: &SecretString) -> Result<Url, Error> {
 }
 
 /// A password that cannot be read anew may be why the old one is refused.
-fn with_problem(error: Error, problem: Option<SecretError>) -> Error {
+fn with_problem(error: Error, problem: Option<Problem>) -> Error {
     match problem {
         Some(problem) => Error::Unsuitable(format!("{}; {problem}", error.in_full())),
         None => error,

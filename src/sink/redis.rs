@@ -24,7 +24,7 @@ use super::marks::{self, Marks};
 use super::tls;
 use super::url::{Place, Url};
 use crate::batch::Work;
-use crate::config::{Secret, Tls};
+use crate::config::{Source, Tls};
 use crate::exposure::{self, Exposure};
 use crate::glob::Globs;
 use crate::mark::{Answer, Found, RedisMark};
@@ -43,7 +43,7 @@ const GONE: i64 = -2;
 
 /// See the module.
 pub struct Sink {
-    secret: Secret,
+    secret: Source,
     tls: Tls, // of a URL with TLS
     timeout: Duration,
     marks: Option<Arc<Marks>>,
@@ -82,7 +82,7 @@ impl Sink {
     ///
     /// # Errors
     /// [`Error::Url`], [`Error::Several`], [`Error::File`].
-    pub fn new(secret: impl Into<Secret>, tls: &Tls, timeout: Duration) -> Result<Arc<Self>, Error> {
+    pub fn new(secret: impl Into<Source>, tls: &Tls, timeout: Duration) -> Result<Arc<Self>, Error> {
         Self::of(secret.into(), tls, timeout, None)
     }
 
@@ -90,11 +90,11 @@ impl Sink {
     ///
     /// # Errors
     /// Likewise.
-    pub fn marking(secret: impl Into<Secret>, tls: &Tls, timeout: Duration, marks: Arc<Marks>) -> Result<Arc<Self>, Error> {
+    pub fn marking(secret: impl Into<Source>, tls: &Tls, timeout: Duration, marks: Arc<Marks>) -> Result<Arc<Self>, Error> {
         Self::of(secret.into(), tls, timeout, Some(marks))
     }
 
-    fn of(secret: Secret, tls: &Tls, timeout: Duration, marks: Option<Arc<Marks>>) -> Result<Arc<Self>, Error> {
+    fn of(secret: Source, tls: &Tls, timeout: Duration, marks: Option<Arc<Marks>>) -> Result<Arc<Self>, Error> {
         let sink = Self { secret, tls: tls.clone(), timeout, marks, connection: Mutex::new(None), untold: SyncMutex::new(None) };
         sink.config(&sink.url()?)?;
         Ok(Arc::new(sink))
@@ -381,7 +381,7 @@ impl Sink {
             ..ConnectionConfig::default()
         };
         // Read anew for each connection: a password that was rotated in its file needs no restart.
-        let url = Url::parse(self.secret.now().await.0.expose_secret()).map_err(Error::Url)?;
+        let url = Url::parse(self.secret.read().await.0.expose_secret()).map_err(Error::Url)?;
         let client = Client::new(self.config(&url)?, Some(performance), Some(connection), None);
         let task = client.connect();
         let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
