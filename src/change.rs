@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn a_value_that_is_too_long_is_not_said() {
-        let Ok(Announcement::Change(Change { what: What::Rows(rows), .. })) = parse(r#"{"watch":1,"rev":1,"new":{"id":"1","email":true}}"#) else {
+        let Ok(Announcement::Change(Change { what: What::Rows(rows), .. })) = parse(r#"{"watch":1,"rev":1,"new":{"id":"1","email":true}}"#)
+        else {
             panic!("not a change");
         };
         let row = rows.iter().next().expect("one row");

@@ -362,8 +362,7 @@ async fn two_instances_with_a_redis_each_do_not_disturb_each_other() {
     until("it is gone from the other Redis, too", async || !other_cache.has("user:1").expect("it answers")).await;
 
     // While one is away, the other does not prune what the first has still to read.
-    until("both have a checkpoint", async || world.number("select count(*) from unstale.instance where log is not null").await == 2)
-        .await;
+    until("both have a checkpoint", async || world.number("select count(*) from unstale.instance where log is not null").await == 2).await;
     other.kill9();
     world.fill(["user:2", "user:3"]);
     for key in ["user:2", "user:3", "user:4"] {

@@ -54,7 +54,7 @@ create or replace function unstale.owner_lacks() returns setof text
 as $$
     select 'usage on schema unstale' where not has_schema_privilege(unstale.owner()::oid, 'unstale', 'usage')
     union all
-    select format('%s on unstale.%I', wanted, c.relname)
+    select format('%s on %s%s', wanted, case c.relkind when 'S' then 'sequence ' end, c.oid::regclass)
       from pg_class c
      cross join unnest(case when c.relkind = 'S' then array['usage'] when c.relname like 'change\_log%' then array['select', 'insert', 'truncate']
                             else array['select', 'insert', 'update', 'delete'] end) wanted

@@ -11,8 +11,26 @@ use crate::finding::{Finding, Severity};
 /// The functions that the role of a listener calls, beside the pages of the sweep, as in migrations/repeatable/privileges.sql; a test
 /// holds the two equal.
 pub const LISTENER_FUNCTIONS: &[&str] = &[
-    "version", "listen", "beat", "list_watches", "register", "touch", "save", "stored", "forgotten", "seen", "open_gap", "close_gap",
-    "read_log", "log_since", "sweep_tables", "notice_ddl", "rotate_log", "findings", "microseconds", "from_microseconds",
+    "version",
+    "listen",
+    "beat",
+    "list_watches",
+    "register",
+    "touch",
+    "save",
+    "stored",
+    "forgotten",
+    "seen",
+    "open_gap",
+    "close_gap",
+    "read_log",
+    "log_since",
+    "sweep_tables",
+    "notice_ddl",
+    "rotate_log",
+    "findings",
+    "microseconds",
+    "from_microseconds",
 ];
 
 /// All that is not as it should be.

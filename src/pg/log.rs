@@ -5,8 +5,8 @@
 //! row is read once, however long its transaction was open, and a transaction that stays open makes no reading longer.
 //! Xids that are still to come are of a dump from another cluster: they are left alone.
 
-use sqlx::postgres::PgConnection;
 use sqlx::Row;
+use sqlx::postgres::PgConnection;
 
 use super::Error;
 use crate::watermark::Snapshot;

@@ -142,11 +142,7 @@ async fn run(
 
 /// A pool of one, fresh for each session: a listener that is dropped on a dead socket keeps its place in the pool.
 /// It tries for as long as `patience` and then only says that it timed out; the real cause comes from a connection without it.
-pub(super) async fn listen(
-    postgres: &Postgres,
-    control: &mut PgConnection,
-    patience: Duration,
-) -> Result<PgListener, Error> {
+pub(super) async fn listen(postgres: &Postgres, control: &mut PgConnection, patience: Duration) -> Result<PgListener, Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(patience)
@@ -223,11 +219,11 @@ impl Control {
     /// deleted everything.
     async fn appear(&mut self) -> Result<(), Error> {
         sqlx::query("select unstale.register($1, $2 * interval '1 second')")
-        .bind(&self.name.instance)
-        .bind(self.name.forget_after.as_secs_f64())
-        .execute(&mut self.connection)
-        .await
-        .map_err(Error::of("noting that this instance is here"))?;
+            .bind(&self.name.instance)
+            .bind(self.name.forget_after.as_secs_f64())
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::of("noting that this instance is here"))?;
         Ok(())
     }
 
@@ -243,13 +239,11 @@ impl Control {
     }
 
     async fn stored(&mut self) -> Result<Option<Stored>, Error> {
-        let row = sqlx::query(
-            "select log, watermark, replay_log, replay_watermark, redis, timeline, forgotten from unstale.stored($1)",
-        )
-        .bind(&self.name.instance)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(Error::of("reading the checkpoint"))?;
+        let row = sqlx::query("select log, watermark, replay_log, replay_watermark, redis, timeline, forgotten from unstale.stored($1)")
+            .bind(&self.name.instance)
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(Error::of("reading the checkpoint"))?;
         let Some(row) = row else { return Ok(None) };
         let checkpoint = |at: usize| match row.get(at) {
             None => Ok(None),
@@ -260,10 +254,7 @@ impl Control {
     }
 
     async fn forgotten(&mut self) -> Result<Vec<String>, Error> {
-        let rows = sqlx::query("select unstale.forgotten($1)")
-        .bind(&self.name.instance)
-        .fetch_all(&mut self.connection)
-        .await;
+        let rows = sqlx::query("select unstale.forgotten($1)").bind(&self.name.instance).fetch_all(&mut self.connection).await;
         Ok(rows.map_err(Error::of("looking for forgotten instances"))?.iter().map(|row| row.get(0)).collect())
     }
 
@@ -344,31 +335,27 @@ impl Control {
 
     async fn open_gap(&mut self, cause: Cause, ago: Duration) -> Result<(), Error> {
         // What an earlier session, or process, did not catch up with is still the same gap.
-        let row = sqlx::query(
-            "select unstale.open_gap($1, $2, $3 * interval '1 second')",
-        )
-        .bind(&self.name.instance)
-        .bind(cause.label())
-        .bind(ago.as_secs_f64())
-        .fetch_one(&mut self.connection)
-        .await
-        .map_err(Error::of("noting a gap"))?;
+        let row = sqlx::query("select unstale.open_gap($1, $2, $3 * interval '1 second')")
+            .bind(&self.name.instance)
+            .bind(cause.label())
+            .bind(ago.as_secs_f64())
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(Error::of("noting a gap"))?;
         self.gap = Some(row.get(0));
         Ok(())
     }
 
     async fn close_gap(&mut self, summary: GapSummary) -> Result<(), Error> {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        sqlx::query(
-            "select unstale.close_gap($1, $2, $3, $4)",
-        )
-        .bind(self.gap.take())
-        .bind(count(summary.swept))
-        .bind(count(summary.logged))
-        .bind(count(summary.keys))
-        .execute(&mut self.connection)
-        .await
-        .map_err(Error::of("noting the end of a gap"))?;
+        sqlx::query("select unstale.close_gap($1, $2, $3, $4)")
+            .bind(self.gap.take())
+            .bind(count(summary.swept))
+            .bind(count(summary.logged))
+            .bind(count(summary.keys))
+            .execute(&mut self.connection)
+            .await
+            .map_err(Error::of("noting the end of a gap"))?;
         Ok(())
     }
 }

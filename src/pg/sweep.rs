@@ -31,7 +31,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 const CHUNK_ROWS: std::ops::RangeInclusive<usize> = 16..=500;
 
 /// What the session is again before each table, whatever the code of the last one's owner has set.
-const SETTINGS: &str = "reset all; set search_path = pg_catalog, pg_temp; set statement_timeout = 60000; set work_mem = '32MB'; set jit = off";
+const SETTINGS: &str =
+    "reset all; set search_path = pg_catalog, pg_temp; set statement_timeout = 60000; set work_mem = '32MB'; set jit = off";
 
 /// How far a stamp without a zone may be from the time that a person means.
 const HALF_A_DAY: i64 = 14 * 3_600_000_000;
@@ -174,11 +175,12 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T,
 }
 
 async fn tables(connection: &mut PgConnection, only: Option<&[i32]>) -> Result<Vec<Table>, Error> {
-    let rows = sqlx::query("select watch, table_name, column_name, since, unsweepable, needs_index, is_local from unstale.sweep_tables($1)")
-        .bind(only)
-        .fetch_all(connection)
-        .await
-        .map_err(Error::of("reading what is to be swept"))?;
+    let rows =
+        sqlx::query("select watch, table_name, column_name, since, unsweepable, needs_index, is_local from unstale.sweep_tables($1)")
+            .bind(only)
+            .fetch_all(connection)
+            .await
+            .map_err(Error::of("reading what is to be swept"))?;
     let table = |row: &sqlx::postgres::PgRow| Table {
         watch: row.get(0),
         name: row.get(1),

@@ -39,8 +39,8 @@ pub(super) struct Log {
     is_on_its_way: bool, // a page was asked for, or waits for the watches
     is_continued: bool,  // the next page is not the first of a reading
     wanted: bool,
-    delay: Duration,                      // doubles while nothing is found
-    next: Option<Instant>,                // when it is read by itself; none before the first reading
+    delay: Duration,       // doubles while nothing is found
+    next: Option<Instant>, // when it is read by itself; none before the first reading
     busy_until: Option<Instant>,
     waiting: Option<(Vec<String>, bool)>, // the rest of a page, which speaks of a watch that is not known yet
 }
