@@ -31,7 +31,7 @@ Exit codes:
 Examples:
   unstale demo                                   see it work; needs no servers of yours
   unstale migrate                                once, and after every upgrade
-  unstale apply --dry-run                        what the [[watch]] list would change
+  unstale apply --dry-run --sql                  what the [[watch]] list would change, with the SQL
   UNSTALE_HTTP__LISTEN=127.0.0.1:9464 unstale run
   unstale check                                  before the roll-out, and at three in the morning
   unstale sweep --since 2h                       after an import with triggers off
@@ -68,6 +68,9 @@ pub enum Command {
     /// Prints what it does: watches that are added, changed or removed. A watch that is as listed is not touched and
     /// no lock is taken for it. A running listener notices by itself. Not needed where an application's own migrations
     /// call unstale.watch. Needs DATABASE_URL.
+    #[command(
+        after_help = "Examples:\n  unstale apply --dry-run\n  unstale apply --dry-run --sql > review.sql\n\nThe SQL is for people to read: apply or unstale.watch() runs it, and keeps the books."
+    )]
     Apply(Apply),
     /// Listen for changes and delete their cache keys, until SIGTERM
     ///
@@ -131,6 +134,12 @@ pub struct Apply {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// With --dry-run: also print the functions and triggers that each watch would create, as SQL
+    ///
+    /// The plan then stands in SQL comments. A new watch is shown under the number that is next; it gets a later one if another watch is
+    /// made first. No lock is taken.
+    #[arg(long, requires = "dry_run")]
+    pub sql: bool,
 }
 
 /// `unstale check`.

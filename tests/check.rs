@@ -34,7 +34,7 @@ const FAULTS: &[Fault] = &[
     (
         "insert into unstale.instance (name, timeline, forget_after, saved_at) values ('old', '', '7 days', now() - interval '1 hour')",
         "instance 'old'",
-        "the log is kept for it until",
+        "the log is kept for it for 7 days",
     ),
     (
         "insert into unstale.instance (name, timeline, forget_after, saved_at) values ('older', '', '1 minute', now() - interval '1 hour')",
@@ -42,19 +42,71 @@ const FAULTS: &[Fault] = &[
         "its next start deletes all keys",
     ),
     (
+        "create table copy (like users); create trigger unstale_1_delete after delete on copy for each row execute function unstale.delete_1()",
+        "public.copy",
+        "unstale_1_delete was made for another table (public.users)",
+    ),
+    (
+        "create table orders (id int primary key); select unstale.watch('orders', array['order:{id}']);
+         create table orders_new (like orders); alter table orders rename to orders_old; alter table orders_new rename to orders",
+        "public.orders",
+        "is called public.orders_old now, and this one is another table",
+    ),
+    ("update unstale.watch set code = 5 where id = 1", "public.users", "those of an older release"),
+    ("alter function unstale.page_1 security invoker", "public.users", "page_1 does not run as the table's owner"),
+    ("create publication everything for all tables", "publication everything", "it is for all tables"),
+    ("grant create on schema unstale to public", "schema unstale", "public may create here"),
+    ("alter function unstale.cut owner to pg_monitor", "schema unstale", "function unstale.cut(text) belongs to pg_monitor"),
+    ("alter table unstale.gap owner to pg_monitor", "schema unstale", "unstale.gap belongs to pg_monitor"),
+    ("alter view unstale.watches owner to pg_monitor", "schema unstale", "view unstale.watches belongs to pg_monitor"),
+    ("alter type unstale.finding owner to pg_monitor", "schema unstale", "type unstale.finding belongs to pg_monitor"),
+    ("grant execute on function unstale.tell to public", "schema unstale", "everybody may call unstale.tell("),
+    ("grant select on unstale.change_log_1 to public", "schema unstale", "public may read or write unstale.change_log_1"),
+    ("grant update on unstale.instance to pg_monitor", "schema unstale", "pg_monitor may read or write unstale.instance"),
+    ("grant usage on sequence unstale.channel_id to public", "schema unstale", "public may read or write unstale.channel_id"),
+    (
         "select unstale.unwatch('child'); drop table child; alter table users drop column email cascade", // the last: it unwatches users
         "public.users",
         "dropped with CASCADE",
     ),
 ];
 
-/// What a role that may do all that the listener must, and nothing else, may not do any more. `ROLE` is its name.
-const REVOKED: &[Fault] = &[
+/// Faults of a listener's role, which has no right beyond those that it needs. `ROLE` is its name.
+const OF_A_LISTENER: &[Fault] = &[
     ("revoke usage on schema unstale from ROLE", "role ROLE", "usage on schema unstale"),
-    ("revoke update on unstale.instance from ROLE", "role ROLE", "update on unstale.instance"),
-    ("revoke execute on function unstale.rotate_log from ROLE", "role ROLE", "unstale.rotate_log(bigint)"),
-    ("revoke select on users from ROLE", "role ROLE", "select on public.users"),
-    ("alter table users enable row level security", "public.users", "row-level security hides rows"),
+    ("revoke execute on function unstale.rotate_log from ROLE", "role ROLE", "execute on function unstale.rotate_log"),
+    ("revoke execute on function unstale.page_1 from ROLE", "role ROLE", "execute on function unstale.page_1"),
+    ("grant select on users to ROLE", "role ROLE", "may read public.users, which it has no need of"),
+    (
+        r#"create schema "Odd one"; create table "Odd one".t (id int); select unstale.watch('"Odd one".t', array['odd:{id}']);
+           grant select on "Odd one".t to ROLE; alter default privileges in schema "Odd one" grant select on tables to ROLE"#,
+        "role ROLE",
+        r#"may read "Odd one".t"#,
+    ),
+];
+
+/// Faults of tables that belong to another role than the schema, `ROLE`, which is no superuser.
+const OF_AN_OWNER: &[Fault] = &[
+    ("alter table users owner to ROLE", "public.users", "page_1 does not run as the table's owner"),
+    ("alter table users owner to postgres", "schema unstale", "function unstale.page_1"),
+    ("alter table events_1 owner to ROLE", "public.events", "a partition belongs to another role"),
+    (
+        "alter table users owner to ROLE; select unstale.watch('users', array['user:{id}', 'by:{email}']);
+         alter table users force row level security",
+        "public.users",
+        "hides rows from the sweep",
+    ),
+];
+
+/// What the owner of the schema, a role like any other, may revoke from itself.
+const REVOKED_FROM_THE_OWNER: &[Fault] = &[
+    (
+        "revoke insert on unstale.change_log_2 from ROLE",
+        "schema unstale",
+        "writes fail: the triggers run as ROLE, which lacks insert on unstale.change_log_2",
+    ),
+    ("revoke usage on sequence unstale.change_log_id from ROLE", "schema unstale", "which lacks usage on sequence unstale.change_log_id"),
+    ("revoke execute on function unstale.tell from ROLE", "schema unstale", "lacks execute on function unstale.tell("),
 ];
 
 async fn tables() -> World {
@@ -100,6 +152,7 @@ async fn are_named_and_mended(world: &World, database_url: &str, faults: &[Fault
     let mut before = check(database_url, &world.redis_url());
     for (plant, about, says) in faults {
         let (plant, about) = (plant.replace("ROLE", role), about.replace("ROLE", role));
+        let says = &says.replace("ROLE", role);
         assert_eq!(remedies(&before, &about, says), [""; 0], "before {plant}");
         world.execute(&plant).await;
         let found = check(database_url, &world.redis_url());
@@ -122,7 +175,7 @@ async fn each_fault_in_the_database_is_named_and_mended_by_its_remedy() {
 }
 
 #[tokio::test]
-async fn each_privilege_that_the_listener_lacks_is_named_and_mended_by_its_remedy() {
+async fn each_privilege_that_the_listener_lacks_or_has_no_need_of_is_named_and_mended_by_its_remedy() {
     let world = tables().await;
     let role = format!("listener_of_{}", world.database());
     world.execute(&format!("create role {role} login")).await;
@@ -135,27 +188,46 @@ async fn each_privilege_that_the_listener_lacks_is_named_and_mended_by_its_remed
             }
         }
     }
-    are_named_and_mended(&world, &url, REVOKED, &role).await;
+    are_named_and_mended(&world, &url, OF_A_LISTENER, &role).await;
     world.execute(&format!("drop owned by {role}; drop role {role}")).await;
 }
 
 #[tokio::test]
-async fn a_trigger_whose_owner_lost_a_privilege_is_named_and_mended_by_its_remedy() {
+async fn each_fault_of_a_table_with_another_owner_is_named_and_mended_by_its_remedy() {
     let world = tables().await;
     let role = format!("owner_of_{}", world.database());
+    world.execute(&format!("create role {role}")).await;
+    are_named_and_mended(&world, &world.database_url(), OF_AN_OWNER, &role).await;
+    world.execute(&format!("drop table users cascade; drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn each_privilege_that_the_owner_lost_is_named_and_mended_by_its_remedy() {
+    let world = World::bare().await;
+    let role = format!("schema_of_{}", world.database());
+    world.execute(&format!("create role {role} login; create schema app authorization {role}")).await;
+    world.execute(&format!("grant create on database {} to {role}", world.database())).await;
+    let url = world.database_url().replace("postgres@", &format!("{role}@"));
+    let migrated = command("migrate", &[("DATABASE_URL", &url)]);
+    assert!(migrated.status.success(), "{migrated:?}");
     world
         .execute(&format!(
-            "create role {role}; grant usage on schema unstale to {role}; grant usage on sequence unstale.change_log_id to {role};
-             grant execute on all functions in schema unstale to {role}; grant insert on all tables in schema unstale to {role};
-             alter function unstale.update_1 owner to {role}"
+            "set role {role}; create table app.users (id int primary key, updated_at timestamptz);
+             select unstale.watch('app.users', array['user:{{id}}']); reset role"
         ))
         .await;
-    let faults = [
-        ("revoke insert on unstale.change_log_2 from ROLE", "public.users", "writes fail: the triggers run as"),
-        ("revoke execute on function unstale.ring from ROLE", "public.users", "execute on function unstale.ring()"),
-    ];
-    are_named_and_mended(&world, &world.database_url(), &faults, &role).await;
-    world.execute(&format!("alter function unstale.update_1 owner to postgres; drop owned by {role}; drop role {role}")).await;
+    are_named_and_mended(&world, &world.database_url(), REVOKED_FROM_THE_OWNER, &role).await;
+    world.execute(&format!("drop schema app, unstale cascade; drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn the_program_and_the_schema_know_the_same_functions_of_a_listener() {
+    let world = World::new().await;
+    let sql = "select array(select distinct p.proname::text from unstale.listener_functions() f join pg_proc p on p.oid = f order by 1)";
+    let in_sql: Vec<String> = sqlx::query_scalar(sql).fetch_one(&world.sql).await.expect("a list");
+    let mut in_rust = unstale::pg::check::LISTENER_FUNCTIONS.to_vec();
+    in_rust.sort_unstable();
+    assert_eq!(in_sql, in_rust);
 }
 
 #[tokio::test]

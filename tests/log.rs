@@ -32,7 +32,7 @@ async fn pages_of_the_log_follow_each_other_also_where_xids_get_one_more_digit()
 /// The only instance has done everything until now.
 const DONE: &str = "insert into unstale.instance (name, log, replay_log, timeline, forget_after)
     values ('one', pg_current_snapshot(), pg_current_snapshot(), '', '1 day')
-    on conflict (instance) do update set replay_log = pg_current_snapshot()";
+    on conflict (name) do update set replay_log = pg_current_snapshot()";
 
 /// All pages of a reading.
 async fn reading(reader: &mut Reader, world: &World) -> Vec<String> {
@@ -74,12 +74,12 @@ async fn each_change_is_read_once_in_whatever_order_transactions_end() {
 async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
     let world = World::new().await;
     let rows = "select count(*) from unstale.change_log";
-    let write = |n: u32| format!("do 'begin for n in 1..{n} loop perform unstale.log(1, n::text, true); end loop; end'");
+    let write = |n: u32| format!("do 'begin for n in 1..{n} loop perform unstale.tell(1, n::text, false, true); end loop; end'");
     world.execute(&write(500)).await;
     world.execute("select unstale.rotate_log(0)").await; // the next part is written now
     assert_eq!(world.number(rows).await, 500, "nobody has done it");
     let mut open = world.sql.begin().await.expect("begins");
-    sqlx::query("select unstale.log(1, 'open', true)").execute(&mut *open).await.expect("written");
+    sqlx::query("select unstale.tell(1, 'open', false, true)").execute(&mut *open).await.expect("written");
     world.execute(DONE).await;
     world.execute(&write(100)).await;
     world.execute("select unstale.rotate_log(0)").await;
@@ -94,7 +94,7 @@ async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
     world.execute("select unstale.rotate_log(0)").await;
     assert_eq!(world.number(rows).await, 0);
     assert_eq!(
-        world.number("select count(distinct oid) from pg_proc where proname = 'log' and pronamespace = 'unstale'::regnamespace").await,
+        world.number("select count(distinct oid) from pg_proc where proname = 'part' and pronamespace = 'unstale'::regnamespace").await,
         1
     );
 }

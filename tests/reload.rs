@@ -69,10 +69,10 @@ async fn a_new_password_is_taken_for_the_next_connection() {
     let line = daemon.says("the configuration was read again").await;
     assert!(line.contains(r#""changed":"database.url""#) && !line.contains("new"), "{line}");
     world
-        .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like 'LISTEN%'")
+        .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like '%unstale.listen()%' and pid <> pg_backend_pid()")
         .await;
     until("it is there under its new name", async || {
-        let sql = format!("select count(*) from pg_stat_activity where usename = '{role}_2' and query like 'LISTEN%'");
+        let sql = format!("select count(*) from pg_stat_activity where usename = '{role}_2' and query like '%unstale.listen()%'");
         let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&world.sql).await.expect("a count");
         count == 1
     })

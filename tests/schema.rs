@@ -1,6 +1,6 @@
 //! The schema, and the commands that put it and the watches into a database.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -9,9 +9,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use unstale::rule::Template;
 
 use crate::support::daemon;
+use crate::support::migrations::{files, psql};
 use crate::support::world::World;
 
-const MIGRATIONS: [&str; 5] = ["0001_tables", "0002_templates", "0003_triggers", "0004_watch", "0005_check"];
+/// The numbered files, as the ledger has them.
+const NUMBERED: [&str; 2] = ["0001_tables", "0006_private"];
 
 fn unstale(world: &World, arguments: &str) -> Output {
     daemon::command(arguments, &[("DATABASE_URL", &world.database_url())])
@@ -39,7 +41,9 @@ async fn rows(world: &World, sql: &str) -> Vec<String> {
 async fn migrating_twice_is_harmless() {
     let world = World::bare().await;
     let first = says(&world, "migrate");
-    assert!(MIGRATIONS.iter().all(|name| first.contains(&format!("applied {name}\n"))), "{first}");
+    let applied: Vec<&str> = first.lines().filter_map(|line| line.strip_prefix("applied ")).collect();
+    let expected: Vec<String> = files().iter().map(|file| file["migrations/".len()..].trim_end_matches(".sql").to_owned()).collect();
+    assert_eq!(applied, expected);
     assert!(says(&world, "migrate").contains("nothing to do"));
 }
 
@@ -54,23 +58,34 @@ async fn twenty_at_once_migrate_once() {
     assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
     let applied = outputs.iter().filter(|output| String::from_utf8_lossy(&output.stdout).contains("applied 0001"));
     assert_eq!(applied.count(), 1);
-    assert_eq!(rows(&world, "select count(*)::text from unstale.migrations where success").await, [MIGRATIONS.len().to_string()]);
+    assert_eq!(rows(&world, LEDGER).await, NUMBERED);
+}
+
+/// The ledger, with each number as a file's name has it.
+const LEDGER: &str = "select to_char(version, 'FM0000') || '_' || description from unstale.migrations where success order by version";
+
+#[tokio::test]
+async fn a_repeatable_file_that_differs_is_applied_again_with_all_others_and_no_numbered_one() {
+    let world = World::new().await;
+    world.execute("update unstale.repeatable set digest = '' where name = 'watch'; drop function unstale.unwatch, unstale.cut").await;
+    world.execute("insert into unstale.repeatable values ('of another release', '')").await;
+    assert_eq!(says(&world, "migrate"), "applied repeatable/watch\n");
+    let functions =
+        "select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname in ('unwatch', 'cut') order by 1";
+    assert_eq!(rows(&world, functions).await, ["cut", "unwatch"]);
+    assert_eq!(rows(&world, "select name from unstale.repeatable where name like '% %'").await, [""; 0]);
+    assert!(says(&world, "migrate").contains("nothing to do"));
 }
 
 #[tokio::test]
 async fn a_schema_made_by_hand_is_adopted() {
     let world = World::bare().await;
-    for name in MIGRATIONS {
-        let file = format!("{}/migrations/{name}.sql", env!("CARGO_MANIFEST_DIR"));
-        let psql = Command::new(world.postgres().programs().join("psql"))
-            .args(["-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-d", &world.postgres().socket_url(world.database()), "-f", &file])
-            .output()
-            .expect("psql is beside the server");
-        assert!(psql.status.success(), "{psql:?}");
-    }
+    assert_eq!(psql(&world, &files(), "select unstale.regenerate()"), "0\n");
     world.execute("create table t (id int); select unstale.watch('t', array['t:{id}'])").await;
+    let said = says(&world, "migrate");
+    assert!(said.contains("applied repeatable/watch") && !said.contains("applied 0"), "{said}");
     assert!(says(&world, "migrate").contains("nothing to do"));
-    assert_eq!(rows(&world, "select count(*)::text from unstale.migrations where success").await, [MIGRATIONS.len().to_string()]);
+    assert_eq!(rows(&world, LEDGER).await, NUMBERED);
     assert_eq!(rows(&world, "select table_name from unstale.watches").await, ["public.t"]);
 }
 
@@ -87,12 +102,7 @@ async fn the_applications_own_migrations_are_left_alone() {
 #[tokio::test]
 async fn a_newer_schema_is_refused_by_every_command_that_needs_it() {
     let world = World::new().await;
-    world
-        .execute(
-            "insert into unstale.migrations (version, description, success, checksum, execution_time)
-             values (9999, 'of tomorrow', true, '', 0)",
-        )
-        .await;
+    world.execute("create or replace function unstale.version() returns integer language sql immutable return 9999").await;
     for command in ["migrate", "apply", "explain public.t id=1"] {
         let (code, complaint) = fails(&world, command);
         assert_eq!(code, Some(3), "{command}: {complaint}");
@@ -108,7 +118,7 @@ async fn without_the_schema_the_remedy_is_named() {
     assert!(complaint.contains("unstale migrate"), "{complaint}");
 }
 
-/// The templates that migrations/0002_templates.sql takes are those that src/rule.rs takes, with the same columns.
+/// The templates that migrations/repeatable/templates.sql takes are those that src/rule.rs takes, with the same columns.
 #[tokio::test]
 async fn sql_and_rust_read_the_same_templates() {
     let world = World::new().await;
@@ -219,6 +229,52 @@ async fn apply_makes_the_watches_equal_the_list() {
     assert!(done.contains("max_ttl  any -> 1h\n"), "{done}");
     assert_eq!(rows(&world, listed).await, ["public.users {\"user:{id}\",\"by:{email}\"}"]);
     assert!(says(&world, &apply).contains("1 unchanged"));
+}
+
+/// What it prints, pasted, makes functions and triggers equal to those that `unstale apply` makes.
+#[tokio::test]
+async fn apply_prints_the_sql_of_each_watch_and_changes_nothing_and_waits_for_nobody() {
+    let world = World::new().await;
+    world
+        .execute(
+            "create table users (id int, email text, updated_at timestamptz); create table posts (id int); create table \"Odd one\" (id int);
+             create table parts (id int, at timestamp) partition by range (id);
+             create table parts_1 partition of parts for values from (0) to (9);
+             select unstale.watch('users', array['user:{id}']), unstale.watch('posts', array['post:{id}'])",
+        )
+        .await;
+    let file = configuration(
+        "[[watch]]\ntable = \"users\"\nkeys = [\"user:{id}\", \"by:{email}\"]\ndelivery = \"statement\"\n
+         [[watch]]\ntable = '\"Odd one\"'\nkeys = [\"odd:{id}\"]\n[[watch]]\ntable = \"parts\"\nkeys = [\"part:{id}\"]\nupdated_at = \"at\"\n",
+    );
+    let apply = format!("apply --config {}", file.path().display());
+    let made = "select pg_get_functiondef(p.oid) from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname ~ '_[0-9]+$'
+                union all select tgenabled || pg_get_triggerdef(oid) from pg_trigger where tgname like 'unstale%' order by 1";
+    let before = rows(&world, made).await;
+
+    let mut busy = world.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("lock table users, posts, \"Odd one\", parts in row exclusive mode").execute(&mut *busy).await.expect("they are free");
+    let printed = says(&world, &format!("{apply} --dry-run --sql"));
+    busy.rollback().await.expect("they are free again");
+    assert_eq!(rows(&world, made).await, before);
+    assert_eq!(rows(&world, "select table_name from unstale.watches order by 1").await, ["public.posts", "public.users"]);
+    for part in [
+        "-- ~ public.users will be watched differently\n--       + key by:{email}\n",
+        "select unstale.unwatch('public.posts');\n",
+        "-- 2 to add, 1 to change, 1 to remove, 0 unchanged\n",
+    ] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+
+    let mut pasted = world.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql(AssertSqlSafe(printed)).execute(&mut *pasted).await.expect("it is SQL");
+    let pasted: Vec<String> = sqlx::query_scalar(made).fetch_all(&mut *pasted).await.expect("rows"); // and rolled back
+    assert_ne!(pasted, before);
+    says(&world, &apply);
+    assert_eq!(rows(&world, made).await, pasted);
+    assert!(says(&world, &format!("{apply} --dry-run --sql")).starts_with("-- 0 to add, 0 to change, 0 to remove, 3 unchanged\n"));
+    let (code, complaint) = fails(&world, "apply --sql");
+    assert!(code == Some(2) && complaint.contains("--dry-run"), "{complaint}");
 }
 
 #[tokio::test]

@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::daemon::Daemon;
 use crate::support::link::Link;
+use crate::support::migrations::files;
 use crate::support::servers::own_postgres;
 use crate::support::wait::{until, until_within};
 use crate::support::world::World;
+use crate::tidy::read;
 
 /// A world, a link before its PostgreSQL, and a daemon behind that link, ready, with everything cached.
 async fn linked() -> (World, Link, Daemon) {
@@ -155,9 +157,7 @@ async fn a_role_without_connections_left_is_told_so() {
     world.users(10).await;
     let role = format!("narrow_{}", world.database());
     // One is enough for the heartbeats, and not for the listening.
-    world.execute(&format!("create role {role} login superuser; alter role {role} connection limit 1")).await;
-    world.execute(&format!("alter role {role} nosuperuser; grant all on schema unstale, public to {role}; grant all on all tables in schema unstale, public to {role}")).await;
-    world.execute(&format!("grant execute on all functions in schema unstale to {role}")).await;
+    world.execute(&format!("create role {role} login connection limit 1; select unstale.grant_listener('{role}')")).await;
     let url = world.database_url().replace("postgres@", &format!("{role}@"));
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
     until("the reason names the limit", async || daemon.not_ready().await.contains("too many connections")).await;
@@ -262,10 +262,8 @@ async fn a_database_in_sql_ascii_is_refused_with_a_sentence() {
 
     // As if somebody had put the schema in by hand.
     let pool = sqlx::PgPool::connect(&url).await.expect("it is up");
-    for migration in ["0001_tables", "0002_templates", "0003_triggers", "0004_watch", "0005_check"] {
-        let file = format!("{}/migrations/{migration}.sql", env!("CARGO_MANIFEST_DIR"));
-        let sql = std::fs::read_to_string(file).expect("the migration");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.expect("it applies");
+    for file in files() {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(read(&file))).execute(&pool).await.expect("it applies");
     }
     pool.close().await;
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();

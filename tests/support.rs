@@ -7,6 +7,7 @@ pub(crate) mod certificates;
 pub(crate) mod daemon;
 pub(crate) mod link;
 pub(crate) mod machine;
+pub(crate) mod migrations;
 pub(crate) mod pgbouncer;
 pub(crate) mod servers;
 pub(crate) mod stage;

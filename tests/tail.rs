@@ -82,7 +82,7 @@ async fn it_ends_with_a_sentence_where_it_would_miss_something_or_show_nothing()
 
     let mut cut = tail(&world, "tail").await;
     world
-        .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like 'LISTEN%'")
+        .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like '%unstale.listen()%' and pid <> pg_backend_pid()")
         .await;
     assert_eq!(cut.ends().code(), Some(1));
     cut.says("what was committed from now on is not shown; start it again").await;

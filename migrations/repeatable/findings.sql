@@ -108,7 +108,11 @@ as $$
       join pg_class new on new.oid = to_regclass(w.table_name) and new.oid <> c.oid and new.relkind in ('r', 'p')
      where w.ended is null and not exists (select from unstale.watch other where other.relation = new.oid and other.ended is null)
     union all
-    select 'warning', w.relation::text, unstale.unsweepable(w) || ': after a gap all its keys are deleted', unstale.watch_call(w, w.relation)
+    select 'warning', w.relation::text, unstale.unsweepable(w) || ': after a gap all its keys are deleted',
+           coalesce((select string_agg(format('alter table %s owner to %s;', t.relid, c.relowner::regrole), ' ')
+                       from pg_partition_tree(w.relation) t join pg_class child on child.oid = t.relid
+                      where child.relowner <> c.relowner and unstale.page_is_right(w)),
+                    unstale.watch_call(w, w.relation))
       from unstale.watch w join pg_class c on c.oid = w.relation
      where w.ended is null and w.sweep_attnum is not null and unstale.unsweepable(w) is not null
 $$;
@@ -144,7 +148,13 @@ create or replace function unstale.publication_findings() returns setof unstale.
 as $$
     select 'warning', format('publication %I', p.pubname),
            'it is for all tables, and so for those of unstale: a subscriber without the schema unstale stops, and one with it is sent this database''s bookkeeping',
-           format('-- let it list the application''s tables: drop publication %I; create publication %1$I for table ...;', p.pubname)
+           format('begin; drop publication %I; create publication %1$I%s with (publish = %L, publish_via_partition_root = %s); commit;', p.pubname,
+                  (select ' for table ' || string_agg(c.oid::regclass::text, ', ' order by c.oid)
+                     from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                    where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p' and c.oid >= 16384
+                      and n.nspname not in ('unstale', 'pg_catalog', 'information_schema')),
+                  concat_ws(', ', case when p.pubinsert then 'insert' end, case when p.pubupdate then 'update' end,
+                            case when p.pubdelete then 'delete' end, case when p.pubtruncate then 'truncate' end), p.pubviaroot)
       from pg_publication p
      where p.puballtables
 $$;
@@ -183,8 +193,12 @@ as $$
       from unstale.may_create() m
     union all
     select 'error', 'schema unstale', format('%s belongs to %s, and runs as that role', m.object, m.owner),
-           format('alter %s owner to %s;', replace(m.object, 'view', 'table'), m.rightful)
+           m.remedy
       from unstale.misowned() m
+    union all
+    select 'error', 'schema unstale', format('writes fail: the triggers run as %s, which lacks %s', unstale.owner(), lacks),
+           format('grant %s to %s;', lacks, unstale.owner())
+      from unstale.owner_lacks() lacks
     union all
     select 'error', 'schema unstale', format('everybody may call %s', p.oid::regprocedure), format('revoke all on function %s from public;', p.oid::regprocedure)
       from pg_proc p
@@ -195,20 +209,20 @@ as $$
      cross join lateral (select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee, a.privilege_type
                            from aclexplode(c.relacl) a where a.grantee <> c.relowner) a
      where c.relnamespace = 'unstale'::regnamespace
-       and (c.relkind = 'S' or c.relname in ('watch', 'instance', 'gap') and a.privilege_type <> 'SELECT' or c.relname like 'change\_log%')
+       and (c.relkind = 'S' or a.privilege_type <> 'SELECT' or c.relname like 'change\_log%')
      group by c.oid, grantee
     union all
     -- It had to, until it swept as the tables' owners.
     select 'warning', format('role %s', l), format('it listens, and may read %s, which it has no need of', min(w.relation::text)
                   || case when count(*) > 1 then format(' and %s other watched tables', count(*) - 1) else '' end),
-           format('revoke select on all tables in schema %s from %s; alter default privileges in schema %1$s revoke select on tables from %2$s;', n.nspname::regnamespace, l)
+           format('revoke select on all tables in schema %s from %s; alter default privileges in schema %1$s revoke select on tables from %2$s;', n.oid::regnamespace, l)
       from unstale.listeners() l
      cross join unstale.watch w
       join pg_class c on c.oid = w.relation
       join pg_namespace n on n.oid = c.relnamespace
      where w.ended is null and has_table_privilege(l::oid, c.oid, 'select')
        and not (select r.rolsuper or pg_has_role(r.oid, c.relowner, 'usage') or pg_has_role(r.oid, 'pg_read_all_data', 'usage') from pg_roles r where r.oid = l::oid)
-     group by l, n.nspname
+     group by l, n.oid
 $$;
 
 create or replace function unstale.findings(old interval default interval '10 minutes') returns setof unstale.finding

@@ -23,24 +23,47 @@ as $$
      where n.nspname = 'unstale' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
 $$;
 
--- What of the schema belongs to another role than it should, with its rightful owner.
-create or replace function unstale.misowned() returns table (object text, owner regrole, rightful regrole)
+-- What of the schema belongs to another role than it should, with its rightful owner and the SQL that gives it back. A page of the
+-- sweep needs more than another owner: unstale.watch() makes it anew.
+create or replace function unstale.misowned() returns table (object text, owner regrole, remedy text)
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('%s %s', case c.relkind when 'S' then 'sequence' when 'v' then 'view' else 'table' end, c.oid::regclass), c.relowner::regrole, unstale.owner()
+    select format('%s %s', case c.relkind when 'S' then 'sequence' when 'v' then 'view' when 'c' then 'type' else 'table' end, c.oid::regclass), c.relowner::regrole,
+           format('alter %s %s owner to %s;', case c.relkind when 'S' then 'sequence' when 'v' then 'view' when 'c' then 'type' else 'table' end, c.oid::regclass, unstale.owner())
       from pg_class c
-     where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and c.relowner <> unstale.owner()
+     where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f', 'c') and c.relowner <> unstale.owner()
+       and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and c.relkind = 'S' and d.deptype in ('a', 'i')) -- goes with its table
     union all
-    select format('function %s', p.oid::regprocedure), p.proowner::regrole, coalesce(t.relowner::regrole, unstale.owner())
+    select format('function %s', p.oid::regprocedure), p.proowner::regrole,
+           case when w.id is null then format('alter function %s owner to %s;', p.oid::regprocedure, unstale.owner()) else unstale.watch_call(w, w.relation) end
       from pg_proc p
-      left join unstale.watch w on w.ended is null and p.proname = format('page_%s', w.id)::name
-      left join pg_class t on t.oid = w.relation
+      left join (unstale.watch w join pg_class t on t.oid = w.relation) on w.ended is null and p.proname = format('page_%s', w.id)::name
      where p.pronamespace = 'unstale'::regnamespace and p.proowner <> coalesce(t.relowner, unstale.owner())
     union all
-    select format('type %s', t.oid::regtype), t.typowner::regrole, unstale.owner()
+    select format('type %s', t.oid::regtype), t.typowner::regrole, format('alter type %s owner to %s;', t.oid::regtype, unstale.owner())
       from pg_type t
      where t.typnamespace = 'unstale'::regnamespace and t.typrelid = 0 and t.typcategory <> 'A' and t.typowner <> unstale.owner()
+$$;
+
+-- What the owner of the schema has lost, as the triggers, which run as that role, would notice it: PostgreSQL lets an owner revoke
+-- rights from itself.
+create or replace function unstale.owner_lacks() returns setof text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select 'usage on schema unstale' where not has_schema_privilege(unstale.owner()::oid, 'unstale', 'usage')
+    union all
+    select format('%s on %s%s', wanted, case c.relkind when 'S' then 'sequence ' end, c.oid::regclass)
+      from pg_class c
+     cross join unnest(case when c.relkind = 'S' then array['usage'] when c.relname like 'change\_log%' then array['select', 'insert', 'truncate']
+                            else array['select', 'insert', 'update', 'delete'] end) wanted
+     where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'S')
+       and not case when c.relkind = 'S' then has_sequence_privilege(unstale.owner()::oid, c.oid, wanted) else has_table_privilege(unstale.owner()::oid, c.oid, wanted) end
+    union all
+    select format('execute on function %s', p.oid::regprocedure)
+      from pg_proc p
+     where p.pronamespace = 'unstale'::regnamespace and p.proowner = unstale.owner() and not has_function_privilege(unstale.owner()::oid, p.oid, 'execute')
 $$;
 
 -- Refuses a caller whose functions would not belong to the schema's owner, and a schema in which others may create.
@@ -144,7 +167,8 @@ begin
 end
 $$;
 
--- What a role of the release before had instead of EXECUTE: rights on our tables. It may listen, and they are taken back.
+-- A listener's role of the release before had rights on our tables instead of EXECUTE on functions. It may listen, and all else is
+-- taken back.
 create or replace function unstale.convert_listeners() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -152,6 +176,7 @@ as $$
 declare
     role regrole;
     t regclass;
+    f regprocedure;
 begin
     for role in
         select distinct a.grantee::regrole from pg_class c cross join lateral aclexplode(c.relacl) a
@@ -160,6 +185,10 @@ begin
         perform unstale.grant_listener(role);
         for t in select c.oid from pg_class c where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'v') loop
             execute format('revoke all on %s from %s', t, role);
+        end loop;
+        for f in select p.oid from pg_proc p
+                  where p.pronamespace = 'unstale'::regnamespace and p.oid::regprocedure not in (select unstale.listener_functions()) loop
+            execute format('revoke all on function %s from %s', f, role);
         end loop;
     end loop;
 end

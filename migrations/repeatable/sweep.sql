@@ -46,6 +46,17 @@ as $$
        and d.refclassid = 'pg_class'::regclass and d.refobjid = w.relation and d.refobjsubid > 0
 $$;
 
+-- Does the page run as the table's owner, and does what it was made to do? unstale.watch() makes one that does.
+create or replace function unstale.page_is_right(w unstale.watch) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select w.sweep_attnum is null
+        or exists (select from pg_proc p join pg_class c on c.oid = w.relation
+                    where p.pronamespace = 'unstale'::regnamespace and p.proname = format('page_%s', w.id)
+                      and p.proowner = c.relowner and p.prosecdef and 'row_security=off' = any (p.proconfig))
+$$;
+
 -- Why a table is not swept, and all of its keys are deleted instead; null: it is. A page must run as the table's owner, and all
 -- that it reads must be that owner's.
 create or replace function unstale.unsweepable(w unstale.watch) returns text
@@ -54,7 +65,7 @@ create or replace function unstale.unsweepable(w unstale.watch) returns text
 as $$
     select case when unstale.sweep_column(w) is null or p.oid is null
                 then 'the column that it was swept by is gone; call unstale.watch() again'
-                when p.proowner <> c.relowner or not p.prosecdef or 'row_security=off' <> all (p.proconfig)
+                when not unstale.page_is_right(w)
                 then format('function unstale.page_%s does not run as the table''s owner; call unstale.watch() again', w.id)
                 when c.relforcerowsecurity and not (o.rolsuper or o.rolbypassrls)
                 then 'row-level security is forced upon its owner, and hides rows from the sweep; call unstale.watch() again'

@@ -377,12 +377,12 @@ as $$
        and not exists (select from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', kind, w.id))
 $$;
 
--- Are all triggers of the watch there, everywhere, firing when they should, and all functions?
+-- Are all triggers of the watch there, everywhere, firing when they should, and all functions, owned as they should be?
 create or replace function unstale.installed(w unstale.watch) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w))
+    select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w)) and unstale.page_is_right(w)
 $$;
 
 -- Triggers on the table that call our functions and are not the watch's: those that another delivery had, and those of a watch of
@@ -398,35 +398,43 @@ as $$
      where t.tgname not in (select d.name from unstale.trigger_names(w) d)
 $$;
 
--- Creates what is missing, and everything if `replace_all`; drops what another delivery had. The caller holds the locks.
+-- The statements that create what is missing, and everything if `replace_all`, and drop what another delivery had.
+create or replace function unstale.trigger_statements(w unstale.watch, replace_all boolean) returns setof text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with wanted as (
+        select d.*, r.relation, t.tgenabled, r.relation <> w.relation and d.condition like '%for each row%' as is_clone, -- of the parent's
+               replace_all or not exists (select from pg_trigger own where own.tgname = d.name
+                                             and own.tgrelid = case when d.condition like '%for each row%' then w.relation else r.relation end) as is_made
+          from unstale.trigger_definitions(w) d
+         cross join unstale.tree(w.relation) r(relation)
+          left join pg_trigger t on t.tgrelid = r.relation and t.tgname = d.name
+    )
+    select s.statement from (
+        select 1 as step, wanted.name, wanted.relation,
+               format('create or replace trigger %I %s on %s %s execute function %s', wanted.name, event, wanted.relation, condition, function) as statement
+          from wanted where is_made and not is_clone
+        union all
+        -- ALWAYS: also under session_replication_role = replica, and for changes that logical replication applies. A new trigger is 'O'.
+        select 2, wanted.name, wanted.relation,
+               format('alter table only %s enable %s trigger %I', wanted.relation, case enabled when 'A' then 'always' when 'R' then 'replica' else '' end, wanted.name)
+          from wanted where enabled <> case when is_made then 'O' else tgenabled end
+        union all
+        select 3, surplus.name, surplus.relation, format('drop trigger %I on %s', surplus.name, surplus.relation) from unstale.surplus(w) surplus
+    ) s order by s.step, s.name, s.relation::text
+$$;
+
+-- Executes them. The caller holds the locks.
 create or replace function unstale.install(w unstale.watch, replace_all boolean) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    definition record;
-    surplus record;
-    r regclass;
+    statement text;
 begin
-    for definition in select * from unstale.trigger_definitions(w) loop
-        for r in select * from unstale.tree(w.relation) loop
-            continue when r <> w.relation and definition.condition like '%for each row%'; -- cloned from the parent
-            if replace_all or not exists (select from pg_trigger t where t.tgrelid = r and t.tgname = definition.name) then
-                execute format('create or replace trigger %I %s on %s %s execute function %s',
-                               definition.name, definition.event, r, definition.condition, definition.function);
-            end if;
-        end loop;
-        -- ALWAYS: also under session_replication_role = replica, and for what logical replication applies.
-        for r in select * from unstale.tree(w.relation) loop
-            if exists (select from pg_trigger t where t.tgrelid = r and t.tgname = definition.name and t.tgenabled <> definition.enabled) then
-                execute format('alter table only %s enable %s trigger %I', r,
-                               case definition.enabled when 'A' then 'always' when 'R' then 'replica' else '' end, definition.name);
-            end if;
-        end loop;
-    end loop;
-    for surplus in select * from unstale.surplus(w)
-    loop
-        execute format('drop trigger %I on %s', surplus.name, surplus.relation);
+    foreach statement in array array(select unstale.trigger_statements(w, replace_all)) loop
+        execute statement;
     end loop;
 end
 $$;

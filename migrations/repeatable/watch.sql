@@ -6,6 +6,9 @@
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
 
+-- Of release 0.1.0: two of one name could not be told apart by a call that leaves the last arguments out.
+drop function if exists unstale.watch(regclass, text[], text, text, text[], interval);
+
 create or replace function unstale.watch(
     relation     regclass,
     keys         text[],

@@ -35,6 +35,9 @@ pub async fn run(config: &Config, args: &Apply) -> anyhow::Result<()> {
     let wanted = resolve(&mut connection, &config.watches).await?;
     let known = watches::load(&mut connection).await?.into_iter().filter(|watched| !watched.ended).collect();
     let (plan, unchanged) = plan(wanted, known);
+    if args.sql {
+        return super::print(in_sql(&mut connection, &plan, unchanged).await?.as_bytes());
+    }
     let mut text: String = plan.iter().map(in_words).collect();
     let _ = writeln!(text, "{}", summary(&plan, unchanged));
     super::print(text.as_bytes())?;
@@ -120,6 +123,27 @@ fn in_words(step: &Step) -> String {
             text
         }
     }
+}
+
+/// The plan as SQL: each step in words, as a comment, and below it the statements of its functions and triggers.
+async fn in_sql(connection: &mut PgConnection, plan: &[Step], unchanged: usize) -> anyhow::Result<String> {
+    let (mut text, mut added) = (String::new(), 0);
+    for step in plan {
+        added += i32::from(matches!(step, Step::Add { .. }));
+        for line in in_words(step).lines() {
+            let _ = writeln!(text, "-- {line}");
+        }
+        let statements = match step {
+            Step::Add { table, spec } | Step::Change { table, spec, .. } => watches::preview(connection, table, spec, added).await?,
+            Step::Remove(watched) => vec![watches::unwatch_sql(watched)],
+        };
+        for statement in statements {
+            let _ = writeln!(text, "{statement}");
+        }
+        text.push('\n');
+    }
+    let _ = writeln!(text, "-- {}\n-- dry run: nothing was changed", summary(plan, unchanged));
+    Ok(text)
 }
 
 fn summary(plan: &[Step], unchanged: usize) -> String {

@@ -8,8 +8,9 @@ use sqlx::postgres::{PgConnection, PgRow};
 use super::{Error, Route, identity, session, sweep};
 use crate::finding::{Finding, Severity};
 
-/// What the role of a listener calls, as in migrations/repeatable/privileges.sql; a test holds the two equal.
-const LISTENER_FUNCTIONS: &[&str] = &[
+/// The functions that the role of a listener calls, beside the pages of the sweep, as in migrations/repeatable/privileges.sql; a test
+/// holds the two equal.
+pub const LISTENER_FUNCTIONS: &[&str] = &[
     "version",
     "listen",
     "beat",
@@ -69,7 +70,7 @@ pub async fn privileges(connection: &mut PgConnection) -> Result<Vec<Finding>, E
                  union all
                  select format('execute on function unstale.%I', p.proname)
                    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                  where n.nspname = 'unstale' and p.proname = any ($1) and not has_function_privilege(p.oid, 'execute')) l(needed)
+                  where n.nspname = 'unstale' and (p.proname = any ($1) or p.proname ~ '^page_[0-9]+$') and not has_function_privilege(p.oid, 'execute')) l(needed)
          having count(*) > 0",
     )
     .bind(LISTENER_FUNCTIONS)

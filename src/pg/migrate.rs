@@ -29,6 +29,7 @@ const REPEATABLE: &[(&str, &str)] = &[
     ("instances", include_str!("../../migrations/repeatable/instances.sql")),
     ("legacy", include_str!("../../migrations/repeatable/legacy.sql")),
     ("locks", include_str!("../../migrations/repeatable/locks.sql")),
+    ("preview", include_str!("../../migrations/repeatable/preview.sql")),
     ("privileges", include_str!("../../migrations/repeatable/privileges.sql")),
     ("rotation", include_str!("../../migrations/repeatable/rotation.sql")),
     ("sweep", include_str!("../../migrations/repeatable/sweep.sql")),

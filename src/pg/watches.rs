@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::query::Query;
 
 use super::Error;
 
@@ -103,6 +104,16 @@ pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> R
     Ok(())
 }
 
+/// The SQL that `unstale.watch()` would run, statement by statement; for the `nth` new watch of several. Changes nothing and takes no lock.
+///
+/// # Errors
+/// [`Error::Statement`] with the sentence of the refusal.
+pub async fn preview(connection: &mut PgConnection, table: &str, spec: &Spec, nth: i32) -> Result<Vec<String>, Error> {
+    let sql = "select unstale.preview($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7, $8)";
+    let rows = bind(sql, table, spec).bind(nth).fetch_all(connection).await.map_err(Error::of("unstale.preview()"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// `unstale.watch()`; returns what it says: added, changed or unchanged.
 ///
 /// # Errors
@@ -120,6 +131,11 @@ pub async fn watch(connection: &mut PgConnection, table: &str, spec: &Spec) -> R
 }
 
 async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static str, table: &str, spec: &Spec) -> Result<PgRow, Error> {
+    bind(sql, table, spec).fetch_one(connection).await.map_err(Error::of(what))
+}
+
+/// $1 to $7: the arguments of `unstale.watch()`.
+fn bind<'a>(sql: &'static str, table: &'a str, spec: &'a Spec) -> Query<'a, sqlx::Postgres, PgArguments> {
     sqlx::query(sql)
         .bind(table)
         .bind(&spec.keys)
@@ -128,9 +144,6 @@ async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static s
         .bind(&spec.only_columns)
         .bind(spec.max_ttl.map(|ttl| ttl.as_secs_f64()))
         .bind(spec.any_prefix)
-        .fetch_one(connection)
-        .await
-        .map_err(Error::of(what))
 }
 
 /// Announces what no trigger tells: dropped tables, partitions that come and go.
@@ -140,6 +153,15 @@ async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static s
 pub async fn notice_ddl(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::query("select unstale.notice_ddl()").execute(connection).await.map_err(Error::of("looking for dropped tables"))?;
     Ok(())
+}
+
+/// The SQL that ends a watch, for people.
+#[must_use]
+pub fn unwatch_sql(watched: &Watched) -> String {
+    match watched.table.strip_suffix(" (dropped)") {
+        Some(_) => "select unstale.notice_ddl(); -- the table was dropped".to_owned(),
+        None => format!("select unstale.unwatch('{}');", watched.table.replace('\'', "''")),
+    }
 }
 
 /// `unstale.unwatch()`, also of a table that was dropped.

@@ -1,0 +1,145 @@
+-- Key templates, and how a column's value is written into a key.
+--
+-- Used while a watch is made, never by a writer: what runs in a writer's transaction is generated from this
+-- (0003_triggers.sql). src/rule.rs reads the same templates; a test holds the two equal.
+-- Safe while an older listener runs: nothing existed before.
+
+-- The columns of a template, in order, once each. `{column}` stands for a value, `{{` and `}}` for a brace.
+-- Raises a sentence for a template that cannot be used.
+create function unstale.template_columns(template text) returns text[]
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_columns text[] := '{}';
+    has_literal boolean := false;
+    rest text := template;
+    column_name text;
+begin
+    while rest <> '' loop
+        if starts_with(rest, '{{') or starts_with(rest, '}}') then
+            has_literal := true;
+            rest := substr(rest, 3);
+        elsif starts_with(rest, '}') then
+            raise exception 'key template %: a } closes nothing', quote_literal(template)
+                using errcode = 'invalid_parameter_value', hint = 'Write }} for a literal brace.';
+        elsif starts_with(rest, '{') then
+            column_name := substring(rest from '^[{]([^{}]*)[}]');
+            if column_name is null or column_name = '' then
+                raise exception 'key template %: a { opens no column', quote_literal(template)
+                    using errcode = 'invalid_parameter_value', hint = 'Write {column}, or {{ for a literal brace.';
+            end if;
+            if not column_name = any (found_columns) then
+                found_columns := found_columns || column_name;
+            end if;
+            rest := substr(rest, length(column_name) + 3);
+        else
+            has_literal := true;
+            rest := substring(rest from '^[^{}]+(.*)$');
+        end if;
+    end loop;
+    if not has_literal then
+        raise exception 'key template % has no literal part, so that it would match every key in Redis', quote_literal(template)
+            using errcode = 'invalid_parameter_value', hint = 'Put a prefix before the column, as in ''user:{id}''.';
+    end if;
+    return found_columns;
+end
+$$;
+
+-- The SQL expression that renders column `attnum` of the composite `variable` as a JSON string or null, whatever
+-- the writer's settings are (TimeZone, DateStyle, bytea_output, extra_float_digits ...).
+-- Raises a sentence for a type whose text would depend on them.
+create function unstale.json_expression(relation regclass, attnum smallint, variable text) returns text
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    attribute record;
+    base record;
+    value text;
+begin
+    select a.attname, a.atttypid, format_type(a.atttypid, a.atttypmod) as shown
+      into strict attribute
+      from pg_attribute a where a.attrelid = json_expression.relation and a.attnum = json_expression.attnum;
+
+    with recursive unwrapped(oid) as (
+        select attribute.atttypid
+        union all
+        select t.typbasetype from unwrapped u join pg_type t on t.oid = u.oid where t.typtype = 'd'
+    )
+    select t.oid, t.typname, t.typtype, t.typelem, t.typcategory, t.typoutput, n.nspname, o.provolatile into strict base
+      from unwrapped u
+      join pg_type t on t.oid = u.oid
+      join pg_namespace n on n.oid = t.typnamespace
+      join pg_proc o on o.oid = t.typoutput
+     where t.typtype <> 'd';
+
+    -- A domain's value is read as its base type, named by its catalogue name (`character` would mean character(1)).
+    value := format('(%s).%I', variable, attribute.attname);
+    if base.oid <> attribute.atttypid then
+        value := format('%s::%I.%I', value, base.nspname, base.typname);
+    end if;
+
+    return case
+        -- Their text holds nothing that JSON would escape.
+        when base.oid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype, 'uuid'::regtype, 'bool'::regtype)
+            then format('coalesce(''"'' || %s::text || ''"'', ''null'')', value)
+        when base.oid = 'bytea'::regtype
+            then format('coalesce(''"'' || encode(%s, ''hex'') || ''"'', ''null'')', value)
+        -- to_json writes dates as ISO 8601 under every DateStyle, and through the type's own output otherwise.
+        when base.oid = 'timestamptz'::regtype
+            then format('coalesce(''"'' || (to_json(timezone(''UTC'', %1$s)) #>> ''{}'') || case when isfinite(%1$s) then ''Z"'' else ''"'' end, ''null'')', value)
+        when base.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype, '"char"'::regtype, 'date'::regtype, 'timestamp'::regtype,
+                          'time'::regtype, 'timetz'::regtype, 'inet'::regtype, 'cidr'::regtype, 'macaddr'::regtype, 'macaddr8'::regtype,
+                          'bit'::regtype, 'varbit'::regtype, 'pg_lsn'::regtype)
+            then format('coalesce(to_json(%s)::text, ''null'')', value)
+        when base.typcategory = 'A' and base.typelem in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype,
+                                                           'uuid'::regtype, 'text'::regtype, 'varchar'::regtype, 'name'::regtype)
+            then format('coalesce(to_json(%s::text)::text, ''null'')', value)
+        -- An enum, or a type of an extension or of the user, such as citext, that is by its own word independent of
+        -- settings: through its output function, because a cast to text or json may be anybody's.
+        when base.typtype = 'e' or base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and base.provolatile = 'i'
+            then format('coalesce(to_json(textin(%s(%s)))::text, ''null'')', base.typoutput, value)
+        else unstale.refuse(
+            format('column %I of %s has type %s, whose text is not the same under all settings', attribute.attname, relation, attribute.shown),
+            format('Use another column in the key, or add a generated column: alter table %s add column %I text generated always as (...) stored.',
+                   relation, attribute.attname || '_key'))
+    end;
+end
+$$;
+
+-- Raises; returns text only so that an expression can call it.
+create function unstale.refuse(message text, remedy text) returns text
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception '%', message using errcode = 'invalid_parameter_value', hint = remedy;
+end
+$$;
+
+-- The number of a column, or a sentence that lists the columns there are.
+create function unstale.column_number(relation regclass, column_name text, used_by text) returns smallint
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    attribute record;
+begin
+    select a.attnum, to_jsonb(a) ->> 'attgenerated' as generated into attribute
+      from pg_attribute a
+     where a.attrelid = relation and a.attname = column_name and a.attnum > 0 and not a.attisdropped;
+    if not found then
+        perform unstale.refuse(
+            format('%s: table %s has no column %s', used_by, relation, quote_literal(column_name)),
+            format('Its columns are %s.', (
+                select string_agg(a.attname, ', ' order by a.attnum) from pg_attribute a
+                 where a.attrelid = relation and a.attnum > 0 and not a.attisdropped)));
+    elsif attribute.generated = 'v' then
+        perform unstale.refuse(
+            format('%s: column %I of %s is a virtual generated column, which a trigger cannot read', used_by, column_name, relation),
+            'Make it a stored generated column, or use the columns that it is made of.');
+    end if;
+    return attribute.attnum;
+end
+$$;
