@@ -10,6 +10,7 @@
 mod environment;
 mod error;
 mod file;
+mod filter;
 mod limits;
 pub mod reading;
 mod section;
@@ -29,6 +30,7 @@ use section::File;
 
 pub use error::{Error, Problem};
 pub use file::{Key, keys};
+pub(crate) use filter::targets;
 pub use section::{
     Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Tls, Watch,
 };

@@ -17,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, field::RecordFields, fmt};
 
 use self::journal::{Entry, Journal};
-use crate::config::{Log, LogFormat};
+use crate::config::{self, Log, LogFormat};
 use crate::visible;
 
 /// What these libraries warn of they also return to us, and it is told once, in our words; fred, moreover, at each connection of
@@ -40,44 +40,8 @@ impl Filter {
 
 fn filter(log: &Log) -> anyhow::Result<Targets> {
     let quiet = Targets::new().with_targets(LIBRARIES.map(|library| (library, LevelFilter::OFF)));
-    let asked = targets(&log.filter).map_err(|fault| anyhow::anyhow!("log.filter: {fault}"))?;
+    let asked = config::targets(&log.filter).map_err(|fault| anyhow::anyhow!("log.filter: {fault}"))?;
     Ok(asked.default_level().map_or(quiet.clone(), |level| quiet.with_default(level)).with_targets(&asked))
-}
-
-/// Reads `log.filter`: a level for all, a module, or `module=level`, with commas between them.
-///
-/// Not tracing-subscriber's `EnvFilter`: since <https://github.com/tokio-rs/tracing/pull/3243> it counts characters and cuts bytes, so
-/// that a letter of two bytes ends the process; and it takes regular expressions of any size.
-///
-/// # Errors
-/// What is wrong, in words.
-pub(crate) fn targets(filter: &str) -> Result<Targets, String> {
-    let mut targets = Targets::new();
-    let mut is_empty = true;
-    for directive in filter.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
-        is_empty = false;
-        let (module, level) = match directive.split_once('=') {
-            Some((module, level)) => (Some(module), Some(level)),
-            None if directive.parse::<LevelFilter>().is_ok() => (None, Some(directive)),
-            None => (Some(directive), None),
-        };
-        let level = match level {
-            None => LevelFilter::TRACE,
-            Some("") => return Err(format!("{directive} names no level")),
-            Some(level) => level.parse().map_err(|_| format!("\"{level}\" is no level: off, error, warn, info, debug, trace"))?,
-        };
-        targets = match module {
-            None => targets.with_default(level),
-            Some(module) if is_module(module) => targets.with_target(module, level),
-            Some(module) => return Err(format!("\"{module}\" is no module")),
-        };
-    }
-    Ok(if is_empty { targets.with_default(LevelFilter::ERROR) } else { targets })
-}
-
-/// A path of Rust, as in `unstale::pg`.
-fn is_module(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte))
 }
 
 /// The message and the fields of a line, as they may be shown.
@@ -134,17 +98,6 @@ pub fn init(log: &Log) -> anyhow::Result<Filter> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_filter_is_levels_and_modules_and_nothing_else() {
-        for filter in ["info", "warn,unstale=debug", "off, unstale::pg = trace".replace(" = ", "=").as_str(), "unstale", "INFO,", "", "3"] {
-            assert!(targets(filter).is_ok(), "{filter}");
-        }
-        for filter in ["wärn", "wärn=debug", "a=b=c", "unstale=", "=info", "unstale[{x}]=info", "a=loud", "a[b{c=(((((((((x)]=info", "\0"]
-        {
-            assert!(targets(filter).is_err(), "{filter}");
-        }
-    }
 
     #[test]
     fn the_libraries_are_silent_until_they_are_named() {

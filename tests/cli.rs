@@ -99,7 +99,7 @@ fn a_file_that_is_named_and_missing_exits_with_2_and_the_cause() {
     let output = unstale(&["run", "--config", "/nowhere/unstale.toml"], &[]);
     assert_eq!(output.status.code(), Some(2));
     let error = stderr(&output);
-    assert!(error.starts_with("unstale: cannot read the configuration file /nowhere/unstale.toml: No such file"), "{error}");
+    assert!(error.starts_with("unstale: the configuration file /nowhere/unstale.toml cannot be read (No such file"), "{error}");
 }
 
 #[test]

@@ -10,8 +10,7 @@ use figment::{Figment, Profile};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::error::Problem;
-use super::{Backoff, Config, Heartbeat, Tls, Watch};
-use crate::logs;
+use super::{Backoff, Config, Heartbeat, Tls, Watch, filter};
 
 /// No duration may be longer: all of them are waits, and sums with the clock must not overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -89,9 +88,9 @@ impl Limits<'_> {
             let fault = format!("\"{instance}\" is not 1 to 63 of A-Z a-z 0-9 _ . -, as in eu-west-1");
             self.problem("instance", fault);
         }
-        let filter = &config.log.filter;
-        if let Err(error) = logs::targets(filter) {
-            let fault = format!("\"{filter}\" is not a filter ({error}); write it as in info or warn,unstale=debug");
+        let written = &config.log.filter;
+        if let Err(error) = filter::targets(written) {
+            let fault = format!("\"{written}\" is not a filter ({error}); write it as in info or warn,unstale=debug");
             self.problem("log.filter", fault);
         }
     }
