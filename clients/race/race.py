@@ -6,9 +6,9 @@
     race.py tracking                                                  a client that Redis tracks hears the listener's delete
     race.py bench                                                     hits and misses beside the plain clients, in one run
 
-Kinds: see READERS. A read is stale if it began more than a grace after a later version was committed: 2 s, or 10 s while a kill
-is less than 10 s away, since a delete may come late, but must not be undone. A key is stale if its cached value is not the row's when all
-is quiet. `--kill` kills Redis, the listener and readers with SIGKILL on the way. Exit code 1 if a kind that has leases failed.
+Kinds: see READERS. A read is stale if it gives a version that was overtaken by a commit whose delete was over when the read began. Which
+deletes are over is known from a canary: a row that is changed after the commit, and whose key is seen to go. A key is stale if its cached value is
+not the row's when all is quiet. `--kill` kills Redis, the listener and readers with SIGKILL on the way. Exit code 1 if a kind that has leases failed.
 """
 
 import argparse
@@ -28,14 +28,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "conformance"))
 
-from redis_server import Server, free_port
+from redis_server import Refused, Server, free_port
 
 import psycopg
 
 KEYS, READERS_AT_ONCE, WRITERS = 50, 16, 3
 # The keys that are written change every so often: a stale value of a key that rests is seen for long.
 EPOCH_SECONDS, GROUPS = 4, 5
-GRACE, GRACE_AFTER_KILL = 2.0, 10.0
+# What may go between two deletes of one batch; after a kill catching up deletes in no order.
+MARGIN_SECONDS, AFTER_KILL_SECONDS, MARGIN_AFTER_KILL_SECONDS = 0.25, 10.0, 3.0
 
 PYTHON = [sys.executable, str(HERE.parent / "python/programs/race.py")]
 NODE = ["node", str(HERE.parent / "node/programs/race.js")]
@@ -102,7 +103,7 @@ class Stage:
             database.execute(
                 "create table items (id int primary key, version int not null default 1, updated_at timestamptz not null default now())"
             )
-            database.execute("insert into items (id) select generate_series(0, %s)", (KEYS - 1,))
+            database.execute("insert into items (id) select generate_series(0, %s)", (KEYS,))
             subprocess.run([self.unstale, "migrate"], env=self.environment, check=True, stdout=subprocess.DEVNULL)
             database.execute("select unstale.watch('public.items', keys => array['item:{id}'])")
 
@@ -123,7 +124,10 @@ class Writers:
     def __init__(self, stage: Stage) -> None:
         self.commits: dict[int, list[tuple[int, int]]] = {number: [(1, 0)] for number in range(KEYS)}
         self.stop = threading.Event()
+        # When a key was seen to be gone, and when its row's change began.
+        self.canaries: list[tuple[float, float]] = [(0.0, 0.0)]
         self.threads = [threading.Thread(target=self._write, args=(stage,)) for _ in range(WRITERS)]
+        self.threads.append(threading.Thread(target=self._sing, args=(stage,)))
         for thread in self.threads:
             thread.start()
 
@@ -136,6 +140,22 @@ class Writers:
                 version = database.execute(sql, (number,)).fetchone()[0]
                 self.commits[number].append((version, time.time_ns()))
                 time.sleep(random.choice((0, 0.005, 0.01, 0.05)))
+
+    def _sing(self, stage: Stage) -> None:
+        with psycopg.connect(stage.postgres.url, autocommit=True) as database:
+            while not self.stop.is_set():
+                try:
+                    redis = stage.redis.connect()
+                    redis("SET", f"item:{KEYS}", "canary")
+                    begun = time.time()
+                    database.execute("update items set updated_at = clock_timestamp() where id = %s", (KEYS,))
+                    while redis("EXISTS", f"item:{KEYS}") and not self.stop.is_set():
+                        time.sleep(0.005)
+                    if not self.stop.is_set():
+                        self.canaries.append((time.time(), begun))
+                except (OSError, Refused):
+                    pass  # Redis was killed
+                time.sleep(0.05)
 
     def end(self) -> None:
         self.stop.set()
@@ -181,7 +201,7 @@ def kill_things(stage: Stage, kind: str, readers: list, folder: str, until: thre
         stage.kills.append(time.time())
 
 
-def judge(folder: str, commits: dict, kills: list[float]) -> tuple[int, int, float]:
+def judge(folder: str, commits: dict, canaries: list[tuple[float, float]], kills: list[float]) -> tuple[int, int, float]:
     """Reads, stale reads, and the age of the oldest."""
     times = {number: [at for _, at in of_key] for number, of_key in commits.items()}
     reads = stale = 0
@@ -193,8 +213,10 @@ def judge(folder: str, commits: dict, kills: list[float]) -> tuple[int, int, flo
                 continue  # cut off by a kill
             begun, number, version = int(words[0]), int(words[1]), int(words[2])
             reads += 1
-            near = any(0 <= begun / 1e9 - at < GRACE_AFTER_KILL for at in kills)
-            due = bisect.bisect_right(times[number], begun - int((GRACE_AFTER_KILL if near else GRACE) * 1e9)) - 1
+            near = any(0 <= begun / 1e9 - at < AFTER_KILL_SECONDS for at in kills)
+            before = begun / 1e9 - (MARGIN_AFTER_KILL_SECONDS if near else MARGIN_SECONDS)
+            deleted = canaries[max(0, bisect.bisect_right(canaries, (before, 0.0)) - 1)][1]
+            due = max(0, bisect.bisect_right(times[number], int(deleted * 1e9)) - 1)
             if version < commits[number][due][0]:
                 stale += 1
                 overtaken = next(at for later, at in commits[number] if later > version)
@@ -221,7 +243,7 @@ def race(stage: Stage, kind: str, asked) -> dict:
     try:
         while (took := time.monotonic() - begun) < asked.seconds or (count_reads(folder) < asked.reads and took < asked.at_most):
             time.sleep(0.5)
-            if asked.until_stale and judge(folder, {number: sorted(of_key) for number, of_key in writers.commits.items()}, [])[1]:
+            if asked.until_stale and judge(folder, {number: sorted(of_key) for number, of_key in list(writers.commits.items())}, list(writers.canaries), [])[1]:
                 break
             assert all(reader.poll() is None for reader in readers), f"a reader of {kind} ended"
     finally:
@@ -240,14 +262,14 @@ def race(stage: Stage, kind: str, asked) -> dict:
         raw = raw[47:] if raw and raw.startswith(b"unstale:lease:") else raw
         if raw and f'"version": {commits[-1][0]}'.encode() not in raw.replace(b'":', b'": ').replace(b":  ", b": "):
             # A value of Django's is pickled.
-            if not (raw[:1] == b"\x80" and version_in_pickle(raw) == commits[-1][0]) and not marshalled(raw, commits[-1][0]):
+            if not (raw[:1] == b"\x80" and version_in_pickle(raw) == commits[-1][0]) and marshalled(raw) != commits[-1][0]:
                 stale_keys += 1
-    reads, stale, oldest = judge(folder, writers.commits, list(stage.kills))
+    reads, stale, oldest = judge(folder, writers.commits, writers.canaries, list(stage.kills))
     shutil.rmtree(folder)
     seconds = round(time.monotonic() - begun)
     return {
         "kind": kind, "reads": reads, "stale_reads": stale, "oldest_s": round(oldest, 1), "stale_keys": stale_keys, "of_keys": KEYS,
-        "writes": sum(len(of_key) for of_key in writers.commits.values()) - KEYS, "kills": len(stage.kills), "seconds": seconds,
+        "writes": sum(len(of_key) for of_key in writers.commits.values()) - KEYS, "kills": len(stage.kills), "canaries": len(writers.canaries), "seconds": seconds,
     }
 
 
@@ -257,12 +279,13 @@ def version_in_pickle(raw: bytes) -> int:
     return pickle.loads(raw)["version"]
 
 
-def marshalled(raw: bytes, version: int) -> bool:
-    """A value of Rails', by Ruby itself."""
-    if READERS["rails"][0][0] != "ruby" or not raw.startswith(b"\x04\x08"):
-        return False
-    program = "require 'active_support'; require 'active_support/cache'; print Marshal.load(STDIN.binmode.read).value['version']"
-    return subprocess.run(["ruby", "-e", program], input=raw, capture_output=True, check=True).stdout == str(version).encode()
+def marshalled(raw: bytes) -> int:
+    """The version in a value of Rails', as Ruby marshals it."""
+    if not raw.startswith(b"\x04\x08"):
+        return -1
+    at = raw.index(b"Ti", raw.index(b"version")) + 2
+    size = raw[at]
+    return int.from_bytes(raw[at + 1 : at + 1 + size], "little") if size <= 4 else size - 5
 
 
 def cold(stage: Stage, kind: str, asked) -> dict:
@@ -314,6 +337,7 @@ def main() -> int:
     words.add_argument("--server")
     words.add_argument("--unstale", default=str(HERE.parent.parent / os.environ.get("CARGO_TARGET_DIR", "target") / "debug/unstale"))
     asked = words.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers go, too
     stage = Stage(asked)
     failed = False
     try:
