@@ -5,9 +5,11 @@
 
 pub mod check;
 mod error;
+mod fence;
 mod marks;
 mod redis;
 mod tls;
+mod wire;
 pub mod worker;
 
 pub use error::Error;

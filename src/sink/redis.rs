@@ -2,10 +2,12 @@
 //!
 //! A client that failed is replaced, not repaired. fred 10.1.0 may hang for ever on a connection that it believes in (its
 //! unresponsiveness check is reset by every write; after its task has ended later commands wait for nobody; a full command
-//! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands.
+//! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands. It reads
+//! only what the fence lets pass (fence.rs, wire.rs).
 
+use std::collections::BTreeSet;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -20,8 +22,10 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{self, Error};
+use super::fence::Breach;
 use super::marks::{self, Marks};
 use super::tls;
+use super::wire::{self, End, Verdict};
 use crate::batch::Work;
 use crate::config::Tls;
 use crate::glob::Globs;
@@ -44,6 +48,7 @@ pub struct Sink {
     config: Config,
     tls: Option<Tls>, // `None` for a URL without TLS
     timeout: Duration,
+    scan_count: AtomicU32,
     marks: Option<Arc<Marks>>,
     connection: Mutex<Option<Connection>>,
     untold: SyncMutex<Option<Found>>, // what a connection found, until one of its answers told it
@@ -64,6 +69,7 @@ struct Connection {
     number: u64,
     found: Found,
     state: Arc<State>,
+    verdict: Verdict,
     ended: CancellationToken,
 }
 
@@ -104,7 +110,8 @@ impl Sink {
         if let Some(tls) = &tls {
             tls::client_config(tls)?;
         }
-        Ok(Arc::new(Self { config, tls, timeout, marks, connection: Mutex::new(None), untold: SyncMutex::new(None) }))
+        let scan_count = AtomicU32::new(SCAN_COUNT);
+        Ok(Arc::new(Self { config, tls, timeout, scan_count, marks, connection: Mutex::new(None), untold: SyncMutex::new(None) }))
     }
 
     /// Its marks, for another one that takes its place.
@@ -127,11 +134,20 @@ impl Sink {
             },
             Work::Patterns(patterns) => self.walk(&connection, patterns).await,
         };
-        match &result {
-            Ok(_) => drop(lock(&self.untold).take_if(|untold| *untold == connection.found)),
-            Err(_) => self.replace(&connection).await,
+        match result {
+            Ok(done) => {
+                drop(lock(&self.untold).take_if(|untold| *untold == connection.found));
+                Ok(done)
+            }
+            Err(error) => {
+                self.replace(&connection).await;
+                if let Some(End::Breach(Breach::Bytes | Breach::Parts)) = connection.verdict.get() {
+                    // Perhaps of a thousand very long keys: the next walk asks for fewer at once.
+                    let _ = self.scan_count.fetch_update(Relaxed, Relaxed, |count| Some((count / 10).max(1)));
+                }
+                Err(connection.verdict.get().map_or(error, |end| end.clone().into_error()))
+            }
         }
-        result
     }
 
     /// UNLINK and the mark behind it, in this order on the same connection. Nothing is deleted without keys.
@@ -217,15 +233,29 @@ impl Sink {
         connection.ask(self.timeout, connection.client.info(None)).await
     }
 
-    /// Is it allowed to delete? Deletes nothing that is anybody's.
+    /// Is it allowed to delete what these patterns match? Deletes nothing but keys that are called as the patterns are.
     ///
     /// # Errors
     /// [`Error`], as a deletion would have it.
-    pub async fn rehearse(&self) -> Result<(), Error> {
+    pub async fn rehearse(&self, patterns: &BTreeSet<String>) -> Result<(), Error> {
         let connection = self.connection().await?;
         let step = connection.client.scan_page::<(String, Vec<Key>), _, _>("0", "unstale:check:*", Some(1), None);
         connection.ask(self.timeout, step).await?;
-        connection.ask(self.timeout, connection.client.unlink::<u64, _>("unstale:check:")).await?;
+        for key in patterns.iter().map(String::as_str).filter(|pattern| pattern.contains('*')).chain(["unstale:check:"]) {
+            self.delete(&connection, vec![key.into()]).await?;
+        }
+        Ok(())
+    }
+
+    /// May it read and write a mark? Leaves nothing there.
+    ///
+    /// # Errors
+    /// [`Error`], as a mark would have it.
+    pub async fn can_mark(&self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        connection.ask(self.timeout, connection.client.get::<Option<String>, _>("unstale:check:")).await?;
+        let soon = Some(fred::types::Expiration::PX(1));
+        connection.ask(self.timeout, connection.client.set::<Option<String>, _, _>("unstale:check:", "", soon, None, true)).await?;
         Ok(())
     }
 
@@ -297,7 +327,7 @@ impl Sink {
         let mut cursor = "0".to_owned();
         let mut turtle = cursor.clone(); // Brent's: a cursor that comes again is met
         for step in 1..=MAX_STEPS {
-            let page = connection.client.scan_page(cursor, sent.as_str(), Some(SCAN_COUNT), None);
+            let page = connection.client.scan_page(cursor, sent.as_str(), Some(self.scan_count.load(Relaxed)), None);
             let (next, mut keys): (String, Vec<Key>) = connection.ask(self.timeout, page).await?;
             keys.retain(|key| globs.matches(key.as_bytes()));
             while !keys.is_empty() {
@@ -355,23 +385,22 @@ impl Sink {
             tcp: fred::types::config::TcpConfig { nodelay: Some(true), ..Default::default() },
             ..ConnectionConfig::default()
         };
-        let mut config = self.config.clone();
-        if let Some(tls) = &self.tls {
-            config.tls = Some(tls::client_config(tls)?.into());
-        }
+        let ended = CancellationToken::new();
+        let end = ended.clone().drop_guard();
+        let (path, verdict) = wire::open(&self.config.server, self.tls.as_ref(), self.timeout, ended.clone()).await?;
+        let config = Config { server: ServerConfig::Unix { path }, ..self.config.clone() };
         let client = Client::new(config, Some(performance), Some(connection), None);
         let task = client.connect();
         let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
+        let failed = |error| verdict.get().map_or(error, |end| end.clone().into_error());
         match connected {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(connect_error(&error, self.timeout)),
+            Ok(Err(error)) => return Err(failed(connect_error(&error, self.timeout))),
             Err(_) => {
                 task.abort();
-                return Err(no_answer(self.timeout));
+                return Err(failed(no_answer(self.timeout)));
             }
         }
-        let ended = CancellationToken::new();
-        let end = ended.clone().drop_guard();
         tokio::spawn(async move {
             let _ = task.await;
             drop(end);
@@ -382,7 +411,7 @@ impl Sink {
             may_mark: AtomicBool::new(true),
             unlinks: AtomicBool::new(true),
         };
-        let mut connection = Connection { client, number: 0, found: Found::Nothing, state: Arc::new(state), ended };
+        let mut connection = Connection { client, number: 0, found: Found::Nothing, state: Arc::new(state), verdict, ended };
         if let Some(marks) = &self.marks {
             connection.number = marks.next_connection();
             let read = self.read_mark(&connection, marks).await?;
@@ -462,16 +491,11 @@ fn no_answer(timeout: Duration) -> Error {
 
 fn connect_error(error: &fred::error::Error, timeout: Duration) -> Error {
     let details = error.details();
-    // fred shows the system's errors as `Os { code: 111, kind: ..., message: "Connection refused" }`.
-    let plain = details.split_once("message: \"").and_then(|(_, rest)| rest.split_once('"')).map_or(details, |(words, _)| words);
     match error.kind() {
         fred::error::ErrorKind::Timeout => no_answer(timeout), // whichever clock was first
         fred::error::ErrorKind::Auth => Error::Refused(details.to_owned()),
         _ if error::code(details).is_some() => Error::Refused(details.to_owned()), // LOADING, MISCONF: to our PING
-        _ => Error::Connect(match tls::remedy(details) {
-            Some(remedy) => format!("{remedy} ({details})"),
-            None => format!("{plain}; is REDIS_URL right?"),
-        }),
+        _ => Error::Connect(format!("{}; is REDIS_URL right?", error::shown(details))),
     }
 }
 
