@@ -5,10 +5,12 @@
 
 pub mod check;
 mod error;
+mod fence;
 mod marks;
 mod redis;
 mod tls;
 mod url;
+mod wire;
 pub mod worker;
 
 pub use error::Error;

@@ -135,7 +135,7 @@ pub struct Server {
 pub struct Stored {
     /// How far it had come.
     pub proven: Proven,
-    /// The run id of the Redis that acknowledged it.
+    /// The mark of the last delete that Redis acknowledged (`mark.rs`).
     pub redis: Option<String>,
     /// [`Server::history`] of the PostgreSQL that it is about.
     pub history: String,
@@ -148,7 +148,7 @@ pub struct Stored {
 pub struct Progress {
     /// How far it has come.
     pub proven: Proven,
-    /// The run id of the Redis that acknowledged it.
+    /// The mark of the last delete that Redis acknowledged (`mark.rs`).
     pub redis: Option<String>,
 }
 

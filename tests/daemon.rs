@@ -128,7 +128,7 @@ async fn a_long_key_among_200_000_logged_changes_of_a_transaction_costs_little_m
     world.fill(["neighbour"]);
     // Without a stamp, all of it goes to the log, and there is one announcement of the transaction's log.
     world.execute(&format!("begin; insert into docs values ('{long}', ''); update docs set body = 'new'; commit;")).await;
-    until_within("all keys are gone", Duration::from_secs(100), async || world.cache.size().expect("it answers") <= 1).await;
+    until_within("all keys are gone", Duration::from_secs(100), async || world.cached() <= 1).await;
     daemon.settles().await;
     assert_eq!(world.left(["neighbour"]), ["neighbour"]);
     let peak = daemon.peak_rss_bytes();
@@ -470,7 +470,7 @@ async fn an_update_of_200_000_rows_deletes_each_key_and_no_other_in_little_memor
     world.fill(keys("user"));
     world.fill(keys("neighbour"));
     world.execute("update users set name = 'bob', updated_at = clock_timestamp()").await;
-    until_within("all keys are gone", Duration::from_secs(100), async || world.cache.size().expect("it answers") == u64::from(ROWS)).await;
+    until_within("all keys are gone", Duration::from_secs(100), async || world.cached() == u64::from(ROWS)).await;
     daemon.settles().await;
     assert_eq!(world.count(keys("neighbour")), u64::from(ROWS));
     let peak = daemon.peak_rss_bytes();

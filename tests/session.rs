@@ -310,7 +310,7 @@ async fn a_burst_of_100_000_notifications_is_taken_without_losing_one_or_the_ses
             ))
             .await;
     }
-    until_within("all keys are gone", Duration::from_secs(100), async || world.cache.size().expect("it answers") <= 1).await;
+    until_within("all keys are gone", Duration::from_secs(100), async || world.cached() <= 1).await;
     daemon.settles().await;
     assert_eq!(world.left(["neighbour"]), ["neighbour"]);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]

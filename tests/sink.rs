@@ -5,6 +5,7 @@ use std::time::Duration;
 use unstale::scratch::{Redis, redis};
 
 use crate::support::daemon::{Daemon, Settings};
+use crate::support::liar::{Liar, honest};
 use crate::support::link::Link;
 use crate::support::servers::own_lasting_redis;
 use crate::support::wait::{until, until_within};
@@ -236,7 +237,7 @@ async fn while_redis_is_away_postgres_is_drained_in_little_memory_and_a_sweep_fi
     );
     link.reset().await;
     link.heal().await;
-    until_within("all keys are gone", Duration::from_secs(120), async || world.cache.size().expect("it answers") <= 1).await;
+    until_within("all keys are gone", Duration::from_secs(120), async || world.cached() <= 1).await;
     daemon.ready().await;
     assert_eq!(world.left(["neighbour"]), ["neighbour"]);
     let peak = daemon.peak_rss_bytes();
@@ -287,6 +288,127 @@ async fn a_user_without_unlink_is_refused_with_the_remedy_and_what_the_remedy_na
     assert_eq!(world.left(["other:1"]), ["other:1"]);
     let of_libraries: Vec<String> = daemon.lines().into_iter().filter(|line| line.contains("fred::")).collect();
     assert!(of_libraries.is_empty(), "said twice: {of_libraries:?}");
+}
+
+/// How often a command was called since the last start.
+fn calls(world: &mut World, command: &str) -> u32 {
+    let redis::Reply::Value(Some(stats)) = world.cache.ask(&["info", "commandstats"]).expect("it answers") else { panic!("no INFO") };
+    let stats = String::from_utf8(stats).expect("a text");
+    let line = stats.split(&format!("cmdstat_{command}:calls=")).nth(1);
+    line.and_then(|rest| rest.split(',').next()).map_or(0, |calls| calls.parse().expect("a number"))
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_as_it_was_is_told_exactly_what_it_has_lost() {
+    let mut world = World::new().await;
+    world.users(20).await;
+    let settings = world.daemon().impatient().in_one_session().with("UNSTALE_HEARTBEAT__INTERVAL", "1s");
+    let mut daemon = settings.start();
+    daemon.ready().await;
+    world.execute("update users set name = 'before', updated_at = clock_timestamp() where id <= 10").await;
+    daemon.settles().await;
+    // Cached again after its change: whoever replays the window deletes it.
+    world.fill((1..=20).map(|n| format!("user:{n}")));
+    world.cache.ask(&["save"]).expect("it answers");
+    for id in 11..=13 {
+        world.execute(&format!("update users set name = 'after', updated_at = clock_timestamp() where id = {id}")).await;
+        world.gone([format!("user:{id}")]).await;
+    }
+    daemon.settles().await;
+    world.redis.kill9();
+    world.redis.start_again().expect("it starts");
+    world.cache = world.redis.client().expect("it is up");
+    assert_eq!(world.left(["user:1", "user:11", "user:12", "user:13", "user:14"]), ["user:1", "user:11", "user:12", "user:13", "user:14"]);
+    daemon.says("has lost its last deletes").await;
+    world.gone((11..=13).map(|n| format!("user:{n}"))).await;
+    daemon.ready().await;
+    daemon.settles().await;
+    assert_eq!(world.count((1..=20).map(|n| format!("user:{n}"))), 17, "more was deleted than had been lost");
+    assert_eq!(calls(&mut world, "scan"), 0);
+}
+
+#[tokio::test]
+async fn a_mark_that_is_gone_or_of_somebody_else_replays_the_window() {
+    let mut world = World::new().await;
+    world.users(20).await;
+    let mut daemon = world.daemon().impatient().in_one_session().start();
+    daemon.ready().await;
+    for damage in [vec!["del", World::MARK], vec!["set", World::MARK, "0123456789abcdef:1:99999"], vec!["flushall"]] {
+        world.execute("update users set name = name || 'x', updated_at = clock_timestamp() where id = 1").await;
+        daemon.settles().await;
+        let gaps = daemon.gaps();
+        world.fill(["user:1"]);
+        world.cache.ask(&damage).expect("it answers");
+        daemon.opens_gap(gaps).await;
+        world.gone(["user:1"]).await;
+        daemon.ready().await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_writes_is_named_for_it_and_ready_waits_for_all_that_was_received() {
+    let (mut world, _link, mut daemon) = linked().await;
+    let config = |world: &mut World, name: &str, value: &str| drop(world.cache.ask(&["config", "set", name, value]).expect("it answers"));
+    for (name, on, off, expected) in [("min-replicas-to-write", "1", "0", "too few replicas are in step: NOREPLICAS")] {
+        config(&mut world, name, on);
+        world.change_users().await;
+        not_ready_because(&daemon, expected).await;
+        config(&mut world, name, off);
+        daemon.ready().await;
+        assert!(world.left(World::STALE).is_empty(), "it was ready before all was deleted");
+    }
+    world.users_are_fresh(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_user_that_may_only_delete_scan_ping_and_touch_its_own_keys_is_enough() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let rule = ["acl", "setuser", "modest", "on", ">secret", "~user:*", "~email:*", "~unstale:*", "+del", "+scan", "+ping", "+get", "+set"];
+    world.cache.ask(&rule).expect("it answers");
+    let url = format!("redis://modest:secret@127.0.0.1:{}", world.redis.port().expect("by TCP"));
+    let mut daemon = daemon_at(&world, &url);
+    daemon.ready().await;
+    world.fill_users();
+    world.change_users().await;
+    world.users_are_fresh(&daemon).await;
+    assert_eq!(world.left([World::MARK]), [World::MARK]);
+    world.execute("truncate users").await;
+    world.gone(["user:7", "email:7@old"]).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_means_harm_is_named_and_the_listener_lives() {
+    let world = World::new().await;
+    world.users(10).await;
+    let liar = Liar::new(honest).await;
+    let mut daemon = daemon_at(&world, &liar.url());
+    daemon.ready().await;
+    type Harm = fn(&str) -> Vec<u8>;
+    let harms: [(&str, Harm); 6] = [
+        ("nested more than", |_| "*1\r\n".repeat(1_000_000).into()),
+        ("more than 16 MB", |_| "$2000000000\r\n".into()),
+        ("more than 200000 parts", |_| "*2000000000\r\n".into()),
+        ("an error has more than", |_| format!("-ERR \u{1b}[2J{}\r\n", "x".repeat(100_000)).into()),
+        ("not in Redis' protocol", |_| "HTTP/1.1 400 Bad Request\r\n\r\n".into()),
+        ("Redis refuses: ERR  [2J", |command| if command.starts_with("UNLINK") { b"-ERR \x1b[2J\r\n".to_vec() } else { honest(command) }),
+    ];
+    for (expected, harm) in harms {
+        liar.answers(harm);
+        world.execute("update users set name = name || 'x' where id = 1").await;
+        let reason = not_ready_because(&daemon, expected).await;
+        assert!(reason.len() < 500 && !reason.contains('\u{1b}'), "{reason}");
+        liar.answers(honest);
+        daemon.ready().await;
+    }
+    // A SCAN that never ends, in circles.
+    liar.answers(|command| if command.starts_with("SCAN") { b"*2\r\n$1\r\n7\r\n*0\r\n".to_vec() } else { honest(command) });
+    world.execute("truncate users").await;
+    not_ready_because(&daemon, "goes round in circles").await;
+    liar.answers(honest);
+    daemon.ready().await;
+    let peak = daemon.peak_rss_bytes();
+    assert!(peak < 2 * MEMORY_BYTES, "{} MB", peak >> 20);
 }
 
 #[tokio::test]

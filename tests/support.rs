@@ -5,6 +5,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod daemon;
+pub(crate) mod liar;
 pub(crate) mod link;
 pub(crate) mod machine;
 pub(crate) mod migrations;

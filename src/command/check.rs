@@ -2,6 +2,7 @@
 
 mod keys;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, SystemTime};
@@ -17,11 +18,15 @@ use crate::exposure::{self, Exposure};
 use crate::finding::{Finding, Severity};
 use crate::pg::session::Name;
 use crate::pg::{self, Postgres};
+use crate::rule::{Rule, Target};
 use crate::sink::{self, Sink};
 use crate::visible;
 
 /// Clocks this far apart make times in logs and in the database hard to compare; nothing else depends on ours.
 const CLOCKS: Duration = Duration::from_secs(5);
+
+/// What a user of Redis must be allowed to do.
+const COMMANDS: &str = "+unlink +scan +ping +get +set";
 
 /// A listener that has not stored anything for so long is not there.
 const AWAY_SECONDS: f64 = 60.0;
@@ -36,7 +41,7 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     let exposures = [postgres.exposure(), sink.exposure(), config.http.listen.and_then(exposure::of_port)];
     let exposed = |exposure: Exposure| Finding::warning(exposure.about, exposure.finding, exposure.remedy);
     let mut findings: Vec<Finding> = exposures.into_iter().flatten().map(exposed).collect();
-    let connection = match in_postgres(config, &postgres, &mut findings).await {
+    let mut connection = match in_postgres(config, &postgres, &mut findings).await {
         Ok(connection) => connection,
         Err(error) if matches!(error.downcast_ref(), Some(pg::Error::SchemaNewer { .. })) => return Err(error),
         // What was found before it is not lost.
@@ -46,7 +51,7 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
             None
         }
     };
-    if in_redis(&sink, &mut findings).await
+    if in_redis(&sink, connection.as_mut(), &mut findings).await
         && let Some(mut connection) = connection
     {
         findings.push(whole_way(config, &sink, &mut connection).await?);
@@ -132,7 +137,8 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
 }
 
 /// Everything about Redis; can it be worked with?
-async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
+async fn in_redis(sink: &Sink, connection: Option<&mut PgConnection>, findings: &mut Vec<Finding>) -> bool {
+    let targets = targets(connection).await;
     let info = match sink.info().await {
         Ok(info) => info,
         Err(error @ sink::Error::Refused(_)) => {
@@ -147,12 +153,47 @@ async fn in_redis(sink: &Sink, findings: &mut Vec<Finding>) -> bool {
     if !info.is_empty() {
         findings.extend(sink::check::findings(&info));
     }
-    if let Err(error) = sink.rehearse().await {
-        let remedy = grant(sink, "+unlink +scan +select +ping '~*'");
+    match sink.can_mark().await {
+        Ok(()) => {}
+        Err(error @ sink::Error::Refused(_)) => findings.push(Finding::warning(
+            "Redis",
+            format!("after each reconnect all of the last replay.window is deleted again, as nothing tells what was kept: {error}"),
+            grant(sink, "+get +set '~unstale:*'"),
+        )),
+        Err(_) => {} // the rehearsal will tell
+    }
+    let rules = key_rules(&targets);
+    if let Err(error) = sink.rehearse(&targets).await {
+        // To a user who may touch every key no rule can be added.
+        let rules = if error.is_of_key() { format!(" {rules}") } else { String::new() };
+        let remedy = grant(sink, &format!("{COMMANDS}{rules}"));
         findings.push(Finding::error("Redis", format!("it cannot delete: {error}"), remedy));
         return false;
     }
+    findings.push(Finding::ok("Redis", format!("it can delete; a user of its own needs no more than: {COMMANDS} {rules}")));
     true
+}
+
+/// All keys of the watches.
+async fn targets(connection: Option<&mut PgConnection>) -> BTreeSet<String> {
+    let watches = match connection {
+        Some(connection) => pg::watches::load(connection).await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let rules = watches.into_iter().filter_map(|watched| Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys).ok());
+    let text = |target| match target {
+        Target::Key(text) | Target::Pattern(text) => text,
+    };
+    rules.flat_map(|rule| rule.everything().map(text).collect::<Vec<_>>()).collect()
+}
+
+/// The keys that a user of Redis must be allowed to touch, as ACL rules. Where one cannot be quoted for a shell, all of them.
+fn key_rules(targets: &BTreeSet<String>) -> String {
+    let is_plain = |text: &String| text.chars().all(|c| c.is_ascii_graphic() && c != '\'');
+    if targets.is_empty() || !targets.iter().all(is_plain) {
+        return "'~*'".into();
+    }
+    targets.iter().map(|text| format!("'~{text}' ")).collect::<String>() + "'~unstale:*'"
 }
 
 /// A key of this check alone: put into this Redis, and its name said in this database, to this instance. Only a listener that hears

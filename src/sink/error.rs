@@ -47,6 +47,18 @@ pub enum Error {
     Refused(String),
 }
 
+impl Error {
+    /// May the user not touch a key?
+    #[must_use]
+    pub fn is_of_key(&self) -> bool {
+        matches!(self, Self::Refused(words) if is_of_key(words))
+    }
+}
+
+fn is_of_key(words: &str) -> bool {
+    code(words) == Some("NOPERM") && words.contains(" key") && !words.contains("permissions to run")
+}
+
 /// The codes with which Redis refuses, what they mean, and what to do.
 const REFUSALS: &[(&str, &str, &str)] = &[
     ("MISCONF", "refuses writes because its last snapshot failed", "give its disk room, or set stop-writes-on-bgsave-error to no"),
@@ -67,8 +79,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
 fn refusal(words: &str) -> String {
     let said = shown(words);
     if code(words) == Some("NOPERM") {
-        let of_key = words.contains(" key") && !words.contains("permissions to run");
-        let (what, remedy) = if of_key {
+        let (what, remedy) = if is_of_key(words) {
             ("does not let this user touch a key", "`unstale check` prints the rule that lets it, with the keys of all watches")
         } else {
             ("does not let this user run a command", "let the user run UNLINK, SCAN, PING, GET and SET; `unstale check` prints the rule")

@@ -2,10 +2,12 @@
 //!
 //! A client that failed is replaced, not repaired. fred 10.1.0 may hang for ever on a connection that it believes in (its
 //! unresponsiveness check is reset by every write; after its task has ended later commands wait for nobody; a full command
-//! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands.
+//! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands. It reads
+//! only what the fence lets pass (fence.rs, wire.rs).
 
+use std::collections::BTreeSet;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -20,9 +22,11 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{self, Error};
+use super::fence::Breach;
 use super::marks::{self, Marks};
 use super::tls;
 use super::url::{Place, Url};
+use super::wire::{self, End, Verdict};
 use crate::batch::Work;
 use crate::config::{Source, Tls};
 use crate::exposure::{self, Exposure};
@@ -46,6 +50,7 @@ pub struct Sink {
     secret: Source,
     tls: Tls, // of a URL with TLS
     timeout: Duration,
+    scan_count: AtomicU32,
     marks: Option<Arc<Marks>>,
     connection: Mutex<Option<Connection>>,
     untold: SyncMutex<Option<Found>>, // what a connection found, until one of its answers told it
@@ -66,6 +71,7 @@ struct Connection {
     number: u64,
     found: Found,
     state: Arc<State>,
+    verdict: Verdict,
     ended: CancellationToken,
 }
 
@@ -95,8 +101,14 @@ impl Sink {
     }
 
     fn of(secret: Source, tls: &Tls, timeout: Duration, marks: Option<Arc<Marks>>) -> Result<Arc<Self>, Error> {
-        let sink = Self { secret, tls: tls.clone(), timeout, marks, connection: Mutex::new(None), untold: SyncMutex::new(None) };
-        sink.config(&sink.url()?)?;
+        let scan_count = AtomicU32::new(SCAN_COUNT);
+        let (connection, untold) = (Mutex::new(None), SyncMutex::new(None));
+        let sink = Self { secret, tls: tls.clone(), timeout, scan_count, marks, connection, untold };
+        let url = sink.url()?;
+        sink.config(&url)?;
+        if url.tls {
+            tls::client_config(tls)?; // its files are there
+        }
         Ok(Arc::new(sink))
     }
 
@@ -108,7 +120,6 @@ impl Sink {
 
     fn config(&self, url: &Url) -> Result<Config, Error> {
         let url = url.clone();
-        let tls = if url.tls { Some(tls::client_config(&self.tls)?.into()) } else { None };
         let server = match url.place {
             Place::Server((host, port)) => ServerConfig::new_centralized(host, port),
             Place::Socket(path) => ServerConfig::new_unix_socket(path),
@@ -119,7 +130,7 @@ impl Sink {
             return Err(Error::Several);
         }
         let database = url.database.filter(|&database| database > 0); // SELECT 0 changes nothing, and may be forbidden
-        Ok(Config { server, username: url.user, password: url.password, database, tls, ..Config::default() })
+        Ok(Config { server, username: url.user, password: url.password, database, ..Config::default() })
     }
 
     /// As it was when the configuration was read.
@@ -141,11 +152,20 @@ impl Sink {
             },
             Work::Patterns(patterns) => self.walk(&connection, patterns).await,
         };
-        match &result {
-            Ok(_) => drop(lock(&self.untold).take_if(|untold| *untold == connection.found)),
-            Err(_) => self.replace(&connection).await,
+        match result {
+            Ok(done) => {
+                drop(lock(&self.untold).take_if(|untold| *untold == connection.found));
+                Ok(done)
+            }
+            Err(error) => {
+                self.replace(&connection).await;
+                if let Some(End::Breach(Breach::Bytes | Breach::Parts)) = connection.verdict.get() {
+                    // Perhaps of a thousand very long keys: the next walk asks for fewer at once.
+                    let _ = self.scan_count.fetch_update(Relaxed, Relaxed, |count| Some((count / 10).max(1)));
+                }
+                Err(connection.verdict.get().map_or(error, |end| end.clone().into_error()))
+            }
         }
-        result
     }
 
     /// UNLINK and the mark behind it, in this order on the same connection. Nothing is deleted without keys.
@@ -231,15 +251,29 @@ impl Sink {
         connection.ask(self.timeout, connection.client.info(None)).await
     }
 
-    /// Is it allowed to delete? Deletes nothing that is anybody's.
+    /// Is it allowed to delete what these patterns match? Deletes nothing but keys that are called as the patterns are.
     ///
     /// # Errors
     /// [`Error`], as a deletion would have it.
-    pub async fn rehearse(&self) -> Result<(), Error> {
+    pub async fn rehearse(&self, patterns: &BTreeSet<String>) -> Result<(), Error> {
         let connection = self.connection().await?;
         let step = connection.client.scan_page::<(String, Vec<Key>), _, _>("0", "unstale:check:*", Some(1), None);
         connection.ask(self.timeout, step).await?;
-        connection.ask(self.timeout, connection.client.unlink::<u64, _>("unstale:check:")).await?;
+        for key in patterns.iter().map(String::as_str).filter(|pattern| pattern.contains('*')).chain(["unstale:check:"]) {
+            self.delete(&connection, vec![key.into()]).await?;
+        }
+        Ok(())
+    }
+
+    /// May it read and write a mark? Leaves nothing there.
+    ///
+    /// # Errors
+    /// [`Error`], as a mark would have it.
+    pub async fn can_mark(&self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        connection.ask(self.timeout, connection.client.get::<Option<String>, _>("unstale:check:")).await?;
+        let soon = Some(fred::types::Expiration::PX(1));
+        connection.ask(self.timeout, connection.client.set::<Option<String>, _, _>("unstale:check:", "", soon, None, true)).await?;
         Ok(())
     }
 
@@ -322,7 +356,7 @@ impl Sink {
         let mut cursor = "0".to_owned();
         let mut turtle = cursor.clone(); // Brent's: a cursor that comes again is met
         for step in 1..=MAX_STEPS {
-            let page = connection.client.scan_page(cursor, sent.as_str(), Some(SCAN_COUNT), None);
+            let page = connection.client.scan_page(cursor, sent.as_str(), Some(self.scan_count.load(Relaxed)), None);
             let (next, mut keys): (String, Vec<Key>) = connection.ask(self.timeout, page).await?;
             keys.retain(|key| globs.matches(key.as_bytes()));
             while !keys.is_empty() {
@@ -380,21 +414,25 @@ impl Sink {
             tcp: fred::types::config::TcpConfig { nodelay: Some(true), ..Default::default() },
             ..ConnectionConfig::default()
         };
-        // Read anew for each connection: a password that was rotated in its file needs no restart.
-        let url = Url::parse(self.secret.read().await.0.expose_secret()).map_err(Error::Url)?;
-        let client = Client::new(self.config(&url)?, Some(performance), Some(connection), None);
-        let task = client.connect();
-        let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
-        match connected {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(connect_error(&error, self.timeout)),
-            Err(_) => {
-                task.abort();
-                return Err(no_answer(self.timeout));
-            }
-        }
         let ended = CancellationToken::new();
         let end = ended.clone().drop_guard();
+        // Read anew for each connection: a password that was rotated in its file needs no restart.
+        let url = Url::parse(self.secret.read().await.0.expose_secret()).map_err(Error::Url)?;
+        let config = self.config(&url)?;
+        let (path, verdict) = wire::open(&config.server, url.tls.then_some(&self.tls), self.timeout, ended.clone()).await?;
+        let config = Config { server: ServerConfig::Unix { path }, ..config };
+        let client = Client::new(config, Some(performance), Some(connection), None);
+        let task = client.connect();
+        let connected = tokio::time::timeout(self.timeout, client.wait_for_connect()).await;
+        let failed = |error| verdict.get().map_or(error, |end| end.clone().into_error());
+        match connected {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(connect_error(&error, self.timeout))),
+            Err(_) => {
+                task.abort();
+                return Err(failed(no_answer(self.timeout)));
+            }
+        }
         tokio::spawn(async move {
             let _ = task.await;
             drop(end);
@@ -405,7 +443,7 @@ impl Sink {
             may_mark: AtomicBool::new(true),
             unlinks: AtomicBool::new(true),
         };
-        let mut connection = Connection { client, number: 0, found: Found::Nothing, state: Arc::new(state), ended };
+        let mut connection = Connection { client, number: 0, found: Found::Nothing, state: Arc::new(state), verdict, ended };
         if let Some(marks) = &self.marks {
             connection.number = marks.next_connection();
             let read = self.read_mark(&connection, marks).await?;
@@ -479,16 +517,11 @@ fn no_answer(timeout: Duration) -> Error {
 
 fn connect_error(error: &fred::error::Error, timeout: Duration) -> Error {
     let details = error.details();
-    // fred shows the system's errors as `Os { code: 111, kind: ..., message: "Connection refused" }`.
-    let plain = details.split_once("message: \"").and_then(|(_, rest)| rest.split_once('"')).map_or(details, |(words, _)| words);
     match error.kind() {
         fred::error::ErrorKind::Timeout => no_answer(timeout), // whichever clock was first
         fred::error::ErrorKind::Auth => Error::Refused(details.to_owned()),
         _ if error::code(details).is_some() => Error::Refused(details.to_owned()), // LOADING, MISCONF: to our PING
-        _ => Error::Connect(match tls::remedy(details) {
-            Some(remedy) => format!("{remedy} ({details})"),
-            None => format!("{plain}; is REDIS_URL right?"),
-        }),
+        _ => Error::Connect(format!("{}; is REDIS_URL right?", error::shown(details))),
     }
 }
 

@@ -54,6 +54,15 @@ impl World {
         self.cache.count_of(keys.into_iter().map(Into::into)).expect("Redis answers")
     }
 
+    /// How many keys are there, but for the mark that the listener `test` leaves.
+    pub(crate) fn cached(&mut self) -> u64 {
+        let (all, mark) = (self.cache.size().expect("Redis answers"), self.count([Self::MARK]));
+        all - mark
+    }
+
+    /// Where the listener `test` marks how far it has come.
+    pub(crate) const MARK: &str = "unstale:mark:test";
+
     /// Which of the keys are there.
     pub(crate) fn left<'a>(&mut self, keys: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         keys.into_iter().filter(|key| self.cache.has(key).expect("Redis answers")).collect()
