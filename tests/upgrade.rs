@@ -88,11 +88,11 @@ async fn drop_role(world: &World, role: &str) {
 /// Everything that a role has been granted, and all code, in the schema unstale: names, texts, owners, rights, triggers.
 async fn code(world: &World) -> Vec<String> {
     let sql = "
-        select pg_get_functiondef(p.oid) || p.proowner::regrole || coalesce(p.proargnames::text, '') || coalesce((
+        select pg_get_functiondef(p.oid) || p.proowner::regrole::text || coalesce(p.proargnames::text, '') || coalesce((
                    select string_agg(format('%s %s', a.grantee::regrole, a.privilege_type), ', ' order by a.grantee::regrole::text, a.privilege_type)
                      from aclexplode(p.proacl) a), 'DEFAULT')
           from pg_proc p where p.pronamespace = 'unstale'::regnamespace
-        union all select t.tgrelid::regclass || ' ' || t.tgenabled || pg_get_triggerdef(t.oid) from pg_trigger t where not t.tgisinternal
+        union all select format('%s %s %s', t.tgrelid::regclass, t.tgenabled, pg_get_triggerdef(t.oid)) from pg_trigger t where not t.tgisinternal
         union all
         select format('%s %s %s %s %s', c.oid::regclass, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull)
           from pg_class c join pg_attribute a on a.attrelid = c.oid

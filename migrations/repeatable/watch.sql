@@ -300,7 +300,8 @@ begin
 
     select string_agg(i.inhrelid::regclass::text, ', ') into children
       from pg_inherits i join pg_class c on c.oid = i.inhrelid
-     where i.inhparent = refuse_relation.relation and not c.relispartition;
+     where i.inhparent = refuse_relation.relation and not c.relispartition
+       and not exists (select from unstale.watch w where w.relation = i.inhrelid and w.ended is null);
     if children is not null then
         perform unstale.refuse(format('%s has inheritance children (%s), whose rows its triggers do not see', relation, children),
                                'Watch the children, or use declarative partitioning.');
