@@ -22,6 +22,7 @@ create or replace function unstale.watch(
     set search_path = pg_catalog, pg_temp
     set quote_all_identifiers = off -- the digests must not depend on the caller's settings
     set standard_conforming_strings = on
+    set jit = off -- to compile the catalogue's queries takes seconds, to run them milliseconds
 as $$
 #variable_conflict use_column
 declare
@@ -320,6 +321,7 @@ create or replace function unstale.unwatch(relation regclass) returns boolean --
     set search_path = pg_catalog, pg_temp
     set quote_all_identifiers = off
     set standard_conforming_strings = on
+    set jit = off -- to compile the catalogue's queries takes seconds, to run them milliseconds
 as $$
 #variable_conflict use_column
 declare
