@@ -249,7 +249,7 @@ async fn apply_prints_the_sql_of_each_watch_and_changes_nothing_and_waits_for_no
     );
     let apply = format!("apply --config {}", file.path().display());
     let made = "select pg_get_functiondef(p.oid) from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname ~ '_[0-9]+$'
-                union all select tgenabled || pg_get_triggerdef(oid) from pg_trigger where tgname like 'unstale%' order by 1";
+                union all select format('%s %s', tgenabled, pg_get_triggerdef(oid)) from pg_trigger where tgname like 'unstale%' order by 1";
     let before = rows(&world, made).await;
 
     let mut busy = world.sql.begin().await.expect("a transaction");
@@ -266,9 +266,10 @@ async fn apply_prints_the_sql_of_each_watch_and_changes_nothing_and_waits_for_no
         assert!(printed.contains(part), "{part}: {printed}");
     }
 
-    let mut pasted = world.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql(AssertSqlSafe(printed)).execute(&mut *pasted).await.expect("it is SQL");
-    let pasted: Vec<String> = sqlx::query_scalar(made).fetch_all(&mut *pasted).await.expect("rows"); // and rolled back
+    let mut transaction = world.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql(AssertSqlSafe(printed)).execute(&mut *transaction).await.expect("it is SQL");
+    let pasted: Vec<String> = sqlx::query_scalar(made).fetch_all(&mut *transaction).await.expect("rows");
+    transaction.rollback().await.expect("it is ours");
     assert_ne!(pasted, before);
     says(&world, &apply);
     assert_eq!(rows(&world, made).await, pasted);

@@ -154,7 +154,7 @@ as $$
                     where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p' and c.oid >= 16384
                       and n.nspname not in ('unstale', 'pg_catalog', 'information_schema')),
                   concat_ws(', ', case when p.pubinsert then 'insert' end, case when p.pubupdate then 'update' end,
-                            case when p.pubdelete then 'delete' end, case when p.pubtruncate then 'truncate' end), p.pubviaroot)
+                            case when p.pubdelete then 'delete' end, case when p.pubtruncate then 'truncate' end), p.pubviaroot::text)
       from pg_publication p
      where p.puballtables
 $$;

@@ -51,10 +51,12 @@ create or replace function unstale.list_watches()
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select w.id, w.rev, coalesce(v.table_name, w.table_name), w.ended is not null, w.sweep_attnum is not null, array(select k from unnest(w.keys) k where k is not null), w.delivery,
+    select w.id, w.rev,
+           case when w.ended is not null then w.table_name when c.oid is null then w.table_name || ' (dropped)' else format('%I.%I', n.nspname, c.relname) end,
+           w.ended is not null, w.sweep_attnum is not null, array(select k from unnest(w.keys) k where k is not null), w.delivery,
            w.updated_at, case when w.only_columns is not null then array(select c from unnest(w.only_columns) c where c is not null) end,
            case when w.max_ttl between interval '1 microsecond' and interval '100 years' then (extract(epoch from w.max_ttl) * 1000000)::bigint end
-      from unstale.watch w left join unstale.watches v on v.id = w.id
+      from unstale.watch w left join pg_class c on c.oid = w.relation left join pg_namespace n on n.oid = c.relnamespace
      order by 3, 1
 $$;
 

@@ -21,6 +21,7 @@ create or replace function unstale.preview(
     set search_path = pg_catalog, pg_temp
     set quote_all_identifiers = off
     set standard_conforming_strings = on
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -357,6 +357,7 @@ $$;
 create or replace function unstale.wrong_triggers(w unstale.watch) returns table (relation regclass, name text, fires "char")
     language sql stable
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off -- few of many triggers: whatever the planner thinks of a tree's size
 as $$
     select r.relation, d.name, t.tgenabled
       from unstale.tree(w.relation) r(relation)
@@ -390,6 +391,7 @@ $$;
 create or replace function unstale.surplus(w unstale.watch) returns table (name name, relation regclass)
     language sql stable
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
 as $$
     select t.tgname, t.tgrelid::regclass
       from unstale.tree(w.relation) tree(relation)
@@ -402,6 +404,7 @@ $$;
 create or replace function unstale.trigger_statements(w unstale.watch, replace_all boolean) returns setof text
     language sql stable
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
 as $$
     with wanted as (
         select d.*, r.relation, t.tgenabled, r.relation <> w.relation and d.condition like '%for each row%' as is_clone, -- of the parent's

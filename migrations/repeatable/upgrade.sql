@@ -34,6 +34,7 @@ create or replace function unstale.regenerate(only_watch integer default null) r
     set search_path = pg_catalog, pg_temp
     set quote_all_identifiers = off
     set standard_conforming_strings = on
+    set jit = off
 as $$
 declare
     known unstale.watch;
@@ -65,10 +66,11 @@ create or replace function unstale.regenerate_one(known unstale.watch) returns v
 as $$
 declare
     made unstale.watch := unstale.digests(known, known);
-    triggers_differ constant boolean := made.triggers <> known.triggers or exists (select from unstale.surplus(known));
+    has_surplus constant boolean := exists (select from unstale.surplus(known));
+    triggers_differ constant boolean := made.triggers <> known.triggers or has_surplus;
 begin
     if triggers_differ then
-        perform unstale.lock(known.relation, case when exists (select from unstale.surplus(known)) then 'access exclusive' else 'share row exclusive' end,
+        perform unstale.lock(known.relation, case when has_surplus then 'access exclusive' else 'share row exclusive' end,
                              '100ms', '100ms');
     end if;
     perform unstale.create_functions(made);

@@ -22,6 +22,7 @@ create or replace function unstale.watch(
     set search_path = pg_catalog, pg_temp
     set quote_all_identifiers = off -- the digests must not depend on the caller's settings
     set standard_conforming_strings = on
+    set jit = off -- to compile the catalogue's queries takes seconds, to run them milliseconds
 as $$
 #variable_conflict use_column
 declare
@@ -301,7 +302,8 @@ begin
 
     select string_agg(i.inhrelid::regclass::text, ', ') into children
       from pg_inherits i join pg_class c on c.oid = i.inhrelid
-     where i.inhparent = refuse_relation.relation and not c.relispartition;
+     where i.inhparent = refuse_relation.relation and not c.relispartition
+       and not exists (select from unstale.watch w where w.relation = i.inhrelid and w.ended is null);
     if children is not null then
         perform unstale.refuse(format('%s has inheritance children (%s), whose rows its triggers do not see', relation, children),
                                'Watch the children, or use declarative partitioning.');
@@ -320,6 +322,7 @@ create or replace function unstale.unwatch(relation regclass) returns boolean --
     set search_path = pg_catalog, pg_temp
     set quote_all_identifiers = off
     set standard_conforming_strings = on
+    set jit = off -- to compile the catalogue's queries takes seconds, to run them milliseconds
 as $$
 #variable_conflict use_column
 declare

@@ -1,0 +1,109 @@
+create or replace function unstale.row_1(t public.events) returns text language sql begin atomic select '{' || '"id":' || coalesce('"' || (t).id::text || '"', 'null') || '}'; end;
+
+create or replace function unstale.same_1(old_row public.events, new_row public.events) returns boolean language sql begin atomic select not ((old_row).id is distinct from (new_row).id); end;
+
+create or replace function unstale.table_1() returns regclass language sql stable begin atomic select 'public.events'::regclass; end;
+
+create or replace function unstale.fresh_1(t public.events) returns boolean language sql begin atomic select coalesce(timezone('UTC', (t).at) >= clock_timestamp() - unstale.margin(), false); end;
+
+create or replace function unstale.page_1(from_stamp timestamptz, after_stamp timestamptz, page_rows bigint)
+    returns table (image text, stamp timestamptz)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    set row_security = off
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+begin atomic
+    select unstale.row_1(t.*), timezone('UTC', (t).at) from public.events t
+     where t.at >= timezone('UTC', from_stamp) and t.at > timezone('UTC', after_stamp)
+     order by t.at fetch first (page_rows) rows with ties;
+end;
+
+create or replace function unstale.insert_1() returns trigger
+    language plpgsql security definer
+as $body$
+declare
+    done pg_catalog.bool;
+begin
+    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a copy of the table that it was made for
+    end if;
+    done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new)), unstale.fresh_1(new), true);
+    return null;
+end
+$body$;
+
+create or replace function unstale.update_1() returns trigger
+    language plpgsql security definer
+as $body$
+declare
+    same pg_catalog.bool;
+    done pg_catalog.bool;
+begin
+    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a copy of the table that it was made for
+    end if;
+    same := unstale.same_1(old, new);
+    done := unstale.tell(1, unstale.two_rows('{"watch":1,"rev":1,"new":', unstale.row_1(new), case when same then null else unstale.row_1(old) end), same and unstale.fresh_1(new), true);
+    return null;
+end
+$body$;
+
+create or replace function unstale.delete_1() returns trigger
+    language plpgsql security definer
+as $body$
+declare
+    done pg_catalog.bool;
+begin
+    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a copy of the table that it was made for
+    end if;
+    done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(old)), false, true);
+    return null;
+end
+$body$;
+
+create or replace function unstale.truncate_1() returns trigger
+    language plpgsql security definer
+as $body$
+declare
+    done pg_catalog.bool;
+begin
+    if pg_catalog.to_regproc('unstale.uses_1') is null then
+        return null; -- a column was dropped with CASCADE
+    end if;
+    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a copy of the table that it was made for
+    end if;
+    done := unstale.tell(1, '{"watch":1,"rev":1,"all":true}', false, true);
+    return null;
+end
+$body$;
+
+create or replace function unstale.uses_1() returns boolean language sql begin atomic select unstale.row_1(null) is null or unstale.fresh_1(null); end;
+
+create or replace trigger unstale_1_delete after delete on public.events for each row when (true or unstale.uses_1()) execute function unstale.delete_1();
+
+create or replace trigger unstale_1_insert after insert on public.events for each row when (true or unstale.uses_1()) execute function unstale.insert_1();
+
+create or replace trigger unstale_1_truncate after truncate on public.events for each statement execute function unstale.truncate_1();
+
+create or replace trigger unstale_1_truncate after truncate on public.events_1 for each statement execute function unstale.truncate_1();
+
+create or replace trigger unstale_1_update after update on public.events for each row when (true or unstale.uses_1()) execute function unstale.update_1();
+
+alter table only public.events enable always trigger unstale_1_delete;
+
+alter table only public.events_1 enable always trigger unstale_1_delete;
+
+alter table only public.events enable always trigger unstale_1_insert;
+
+alter table only public.events_1 enable always trigger unstale_1_insert;
+
+alter table only public.events enable always trigger unstale_1_truncate;
+
+alter table only public.events_1 enable always trigger unstale_1_truncate;
+
+alter table only public.events enable always trigger unstale_1_update;
+
+alter table only public.events_1 enable always trigger unstale_1_update;
