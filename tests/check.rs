@@ -364,7 +364,7 @@ fn errors(database_url: &str, redis_url: &str) -> Vec<String> {
 #[tokio::test]
 async fn what_a_listener_would_stumble_over_at_its_start_is_found_by_doing_it() {
     let world = tables().await;
-    let before = world.number("select count(*) from unstale.checkpoint").await;
+    let before = world.number("select count(*) from unstale.instance").await;
     world
         .execute(
             "create function full_disk() returns trigger language plpgsql as $$ begin
@@ -376,7 +376,7 @@ async fn what_a_listener_would_stumble_over_at_its_start_is_found_by_doing_it() 
     assert_eq!(remedies(&found, "start", "No space left on device"), ["# make room on the server's disk"], "{found:#?}");
     world.execute("drop trigger full_disk on unstale.gap").await;
     assert_eq!(remedies(&check(&world.database_url(), &world.redis_url()), "start", ""), [""; 0]);
-    assert_eq!(world.number("select count(*) from unstale.checkpoint").await, before, "nothing of it stays");
+    assert_eq!(world.number("select count(*) from unstale.instance").await, before, "nothing of it stays");
     assert_eq!(world.number("select count(*) from unstale.gap").await, 0, "nothing of it stays");
 }
 
@@ -384,13 +384,7 @@ async fn what_a_listener_would_stumble_over_at_its_start_is_found_by_doing_it() 
 async fn limits_of_connections_are_named_before_anything_runs_into_them() {
     let world = tables().await;
     let role = format!("narrow_{}", world.database());
-    world
-        .execute(&format!(
-            "create role {role} login; grant usage on schema unstale, public to {role};
-             grant select, insert, update on all tables in schema unstale to {role}; grant select on all tables in schema public to {role};
-             grant execute on all functions in schema unstale to {role}"
-        ))
-        .await;
+    world.execute(&format!("create role {role} login; select unstale.grant_listener('{role}')")).await;
     let url = world.database_url().replace("postgres@", &format!("{role}@"));
     world.execute(&format!("alter role {role} connection limit 4")).await;
     are_named_and_mended(&world, &url, &[("alter role ROLE connection limit 2", "role ROLE", "its connection limit is 2")], &role).await;

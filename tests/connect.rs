@@ -60,7 +60,7 @@ async fn every_form_of_a_url_that_libpq_takes_leads_there() {
 #[tokio::test]
 async fn a_password_may_stand_in_a_passfile_that_nobody_else_can_read() {
     let mut world = World::on(own_postgres()).await;
-    world.execute("create role guarded superuser login password 'p:w'").await;
+    world.execute("drop schema unstale cascade; create role guarded superuser login password 'p:w'").await;
     let data = world.postgres().directory().join("data/pg_hba.conf");
     let hba = std::fs::read_to_string(&data).expect("pg_hba.conf");
     std::fs::write(&data, format!("host all guarded 127.0.0.1/32 scram-sha-256\n{hba}")).expect("it is ours");
@@ -211,13 +211,7 @@ async fn a_host_that_does_not_even_refuse_keeps_nobody_from_the_next() {
 /// A role that may do all that a listener must, as its URL.
 async fn listener_role(world: &World) -> (String, String) {
     let role = format!("listener_of_{}", world.database());
-    world
-        .execute(&format!(
-            "create role {role} login; grant usage on schema unstale, public to {role};
-             grant select, insert, update on all tables in schema unstale to {role}; grant select on all tables in schema public to {role};
-             grant execute on all functions in schema unstale to {role}"
-        ))
-        .await;
+    world.execute(&format!("create role {role} login; select unstale.grant_listener('{role}')")).await;
     let url = world.database_url().replace("postgres@", &format!("{role}@"));
     (role, url)
 }
@@ -272,7 +266,7 @@ async fn a_disk_that_is_full_or_a_read_only_moment_keeps_nobody_from_deleting() 
     world.users(10).await;
     let mut daemon = world.daemon().in_one_session().start();
     daemon.ready().await;
-    let checkpoint = "select coalesce(max(pg_snapshot_xmax(log)::text::bigint), 0) from unstale.checkpoint where instance = 'test'";
+    let checkpoint = "select coalesce(max(pg_snapshot_xmax(log)::text::bigint), 0) from unstale.instance where name = 'test'";
     until("there is a checkpoint", async || world.number(checkpoint).await > 0).await;
     let full = |table: &str| {
         format!("create trigger full_disk before insert or update on unstale.{table} for each statement execute function full_disk()")
@@ -282,7 +276,7 @@ async fn a_disk_that_is_full_or_a_read_only_moment_keeps_nobody_from_deleting() 
             "create function full_disk() returns trigger language plpgsql as $$ begin
                  raise exception using errcode = '53100', message = 'could not extend file: No space left on device'; end $$;
              {}; {}",
-            full("checkpoint"),
+            full("instance"),
             full("gap")
         ))
         .await;
@@ -302,7 +296,7 @@ async fn a_disk_that_is_full_or_a_read_only_moment_keeps_nobody_from_deleting() 
     daemon.ready().await;
     until("all stale keys are gone", async || world.left(World::STALE).is_empty()).await;
 
-    world.execute("drop trigger full_disk on unstale.checkpoint; drop trigger full_disk on unstale.gap").await;
+    world.execute("drop trigger full_disk on unstale.instance; drop trigger full_disk on unstale.gap").await;
     until("the checkpoint moves again", async || world.number(checkpoint).await > before).await;
 }
 

@@ -96,7 +96,7 @@ mod tests {
             let heading = format!(".SS \"unstale {}", command.get_name());
             assert!(page.contains(&heading), "{heading} is not in {page}");
         }
-        assert!(page.contains("unstale apply [--dry-run]\""), "{page}");
+        assert!(page.contains("unstale apply [--dry-run] [--sql]\""), "{page}");
         assert!(page.contains("unstale explain <TABLE> [COLUMN=VALUE]...\""), "{page}");
         assert!(page.contains(".SH \"EXIT CODES\"") && page.contains(".SH ENVIRONMENT"), "{page}");
     }

@@ -14,6 +14,7 @@ pub const LISTENER_FUNCTIONS: &[&str] = &[
     "version",
     "listen",
     "beat",
+    "probe",
     "list_watches",
     "register",
     "touch",
