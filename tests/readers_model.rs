@@ -73,6 +73,9 @@ enum Flaw {
     CompareValue,
 }
 
+/// Takes what one step changes.
+type Steps<'a> = &'a mut dyn FnMut(&dyn Fn(&mut World));
+
 impl World {
     fn new() -> Self {
         Self { key: Held::Absent, row: 0, deletes: 0, hasty: 0, readers: [Reader::Idle; READERS], reads: [0; READERS] }
@@ -121,7 +124,7 @@ impl World {
         next
     }
 
-    fn steps_of(&self, i: usize, flaw: Flaw, to: &mut dyn FnMut(&dyn Fn(&mut Self))) {
+    fn steps_of(&self, i: usize, flaw: Flaw, to: Steps<'_>) {
         let token = if flaw == Flaw::OneToken { SHARED } else { u8::try_from(i).expect("few") * READS + self.reads[i] };
         let ends = |world: &mut Self| {
             world.readers[i] = Reader::Idle;
@@ -160,7 +163,7 @@ impl World {
     }
 
     /// A miss, or an early load. A reader that finds a value or another's lease leaves the key as it is, which is no step.
-    fn takes(&self, i: usize, token: Token, flaw: Flaw, to: &mut dyn FnMut(&dyn Fn(&mut Self))) {
+    fn takes(&self, i: usize, token: Token, flaw: Flaw, to: Steps<'_>) {
         let taken = match self.key {
             Held::Absent => Held::Lease(token),
             Held::Value(version) if flaw == Flaw::CompareValue => {

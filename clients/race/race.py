@@ -321,6 +321,9 @@ def tracking(stage: Stage, _kind: str, asked) -> None:
 
 def bench(stage: Stage, _kind: str, asked) -> None:
     for command, kinds in ((PYTHON, "plain,client,plain-aio,client-aio"), (NODE, "plain-ioredis,ioredis,plain-node-redis,node-redis"), (RUST, "plain,client")):
+        if not Path(command[-1]).exists():
+            continue  # not built
+        stage.redis.connect()("FLUSHALL")
         print(Path(command[-1]).name, flush=True)
         subprocess.run([*command, kinds, "bench"], env=stage.environment, check=True)
 

@@ -58,7 +58,9 @@ def opened(kind: str, early: float = 1):
     """The cache of a kind, and whether it is of asyncio."""
     is_async = kind.endswith("aio")
     if is_async:
-        client = redis.asyncio.Redis.from_url(REDIS, socket_timeout=2)
+        # The usual pool refuses the 101st connection, which sends that read to the database.
+        pool = redis.asyncio.BlockingConnectionPool.from_url(REDIS, max_connections=20, timeout=None, socket_timeout=2)
+        client = redis.asyncio.Redis(connection_pool=pool)
     else:
         client = redis.Redis.from_url(REDIS, socket_timeout=2)
     if kind in ("plain", "plain-aio"):
