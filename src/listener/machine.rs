@@ -126,6 +126,7 @@ pub struct Machine {
     gap: Option<Gap>,
     server: Option<Server>, // the PostgreSQL of the last session
     link: Link,
+    replayed: Option<Instant>, // when what Redis had undone was last begun to be repeated
     reading: Reading,
     lost_because: String,
     tallies: BTreeMap<i32, Tally>,
@@ -152,6 +153,7 @@ impl Machine {
             gap: Some(Gap::new(Cause::Start, now)),
             server: None,
             link: Link::new(now),
+            replayed: None,
             reading: Reading::default(),
             lost_because: "not connected yet".into(),
             tallies: BTreeMap::new(),
