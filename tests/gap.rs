@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use unstale::scratch::redis::Reply;
+
 use crate::support::servers::{own_lasting_redis, own_postgres};
 use crate::support::wait::{until, until_within};
 use crate::support::world::World;
@@ -15,10 +17,12 @@ async fn what_a_restarted_redis_brings_back_is_deleted_again() {
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
+    let Reply::Value(Some(mark)) = world.cache.ask(&["get", World::MARK]).expect("it answers") else { panic!("no mark") };
     world.execute("update users set name = 'bob', updated_at = clock_timestamp() where id = 1; delete from users where id = 2").await;
     daemon.settles().await;
-    // As if the fail-over had undone the deletes, and never heard of them.
+    // As if the fail-over had undone the deletes, and never heard of them: keys and mark are as they were.
     world.fill(["user:1", "email:1@old", "user:2", "email:2@old", "user:7"]);
+    world.cache.ask(&["set", World::MARK, &String::from_utf8_lossy(&mark)]).expect("it answers");
     world.redis.kill9();
     world.redis.start_again().expect("it starts again");
     world.cache = world.redis.client().expect("it has just started");

@@ -411,6 +411,23 @@ async fn a_redis_that_means_harm_is_named_and_the_listener_lives() {
     assert!(peak < 2 * MEMORY_BYTES, "{} MB", peak >> 20);
 }
 
+/// Or is another one each time.
+#[tokio::test]
+async fn a_redis_that_takes_marks_and_keeps_none_is_named_once_and_not_swept_for_without_end() {
+    let world = World::new().await;
+    world.users(10).await;
+    let forgets =
+        |command: &str| if command.starts_with("GET") || command.starts_with("SET") { b"$-1\r\n".to_vec() } else { honest(command) };
+    let liar = Liar::new(forgets).await;
+    let mut daemon = daemon_at(&world, &liar.url());
+    daemon.says("another Redis answers").await;
+    not_ready_because(&daemon, "catching up after a gap").await;
+    liar.answers(honest);
+    daemon.ready().await;
+    let said = daemon.lines().iter().filter(|line| line.contains("another Redis answers")).count();
+    assert!(said <= 3, "it said so {said} times");
+}
+
 #[tokio::test]
 async fn a_redis_without_memory_still_deletes() {
     let (mut world, _link, mut daemon) = linked().await;

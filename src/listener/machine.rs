@@ -127,6 +127,7 @@ pub struct Machine {
     server: Option<Server>, // the PostgreSQL of the last session
     link: Link,
     sweep_failure: Option<String>, // why the last sweep of this gap ended early
+    replayed: Option<Instant>,     // when what Redis had undone was last begun to be repeated
     reading: Reading,
     lost_because: String,
     tallies: BTreeMap<i32, Tally>,
@@ -154,6 +155,7 @@ impl Machine {
             server: None,
             link: Link::new(now),
             sweep_failure: None,
+            replayed: None,
             reading: Reading::default(),
             lost_because: "not connected yet".into(),
             tallies: BTreeMap::new(),

@@ -45,13 +45,13 @@ impl Liar {
     }
 }
 
-/// What an honest, empty server would answer.
+/// What an honest, empty server would answer to a user that may not mark.
 pub(crate) fn honest(command: &str) -> Vec<u8> {
     let reply = match command.split(' ').next().unwrap_or_default() {
         "PING" => "+PONG\r\n",
         "UNLINK" | "DEL" => ":0\r\n",
         "SCAN" => "*2\r\n$1\r\n0\r\n*0\r\n",
-        "GET" | "SET" => "$-1\r\n",
+        "GET" | "SET" => "-NOPERM this user has no permissions to run the 'get' command\r\n",
         _ => "-ERR unknown command\r\n",
     };
     reply.into()

@@ -15,6 +15,9 @@ use super::{Action, CatchUp, Machine, State};
 /// How often a long sweep says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
+/// A replay that begins sooner after the last one waits for a while.
+const REPLAY_PAUSE: Duration = Duration::from_secs(5);
+
 /// Where catching up begins, from the cheapest to the surest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Resume {
@@ -101,7 +104,9 @@ impl Machine {
             Kept::UpTo(number) => self.link.since(number).map(|targets| targets.len()),
             Kept::Unknown => None,
         };
-        self.say(Observation::RedisChanged { again });
+        if again.is_some() || !self.told.again(now, "another Redis") {
+            self.say(Observation::RedisChanged { again });
+        }
         self.watermark.undone();
         let in_session = matches!(self.state, State::CatchingUp(_) | State::Listening);
         let is_first = self.gap.is_none();
@@ -126,8 +131,20 @@ impl Machine {
         if in_session {
             self.actions.push(Action::StopSweep);
             self.batch.clear(Lane::CatchUp);
-            self.catch_up();
+            self.catch_up_in_time(now);
         }
+    }
+
+    /// A server that tells something else each time, or keeps no mark, is not swept for without end.
+    fn catch_up_in_time(&mut self, now: Instant) {
+        if let State::CatchingUp(CatchUp::AwaitingRetry { .. }) = self.state {
+            return;
+        }
+        if self.replayed.replace(now).is_some_and(|last| now < last + REPLAY_PAUSE) {
+            let until = now + self.backoff.next_delay();
+            return self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until }));
+        }
+        self.catch_up();
     }
 
     /// The gap is more than it seemed.
