@@ -107,7 +107,7 @@ async fn whoever_notifies_without_any_grant_deletes_nothing_and_stops_nothing() 
 /// `count` messages of one transaction, no two alike, because PostgreSQL folds those that are.
 async fn volley(world: &World, head: &str, tail: &str, count: u32) {
     let payload = format!("'{head}' || repeat(' ', n % 400) || '{tail}' || repeat(' ', n / 400)");
-    world.execute(&format!("select count(pg_notify('unstale', {payload})) from generate_series(1, {count}) n")).await;
+    world.execute(&format!("select count(pg_notify(unstale.channel(), {payload})) from generate_series(1, {count}) n")).await;
 }
 
 #[tokio::test]
