@@ -7,7 +7,7 @@
 //! ```json
 //! {"watch":7,"rev":2,"new":{"id":"42","email":"b@c.d"},"old":{"id":"42","email":"a@c.d"}}
 //! {"watch":7,"rev":2,"rows":[{"id":"42","email":"b@c.d"},{"id":"43","email":null}]}
-//! {"watch":7,"rev":2,"new":{"id":"44","email":true}}     an e-mail of more than 2 kB: its keys are deleted by their pattern
+//! {"watch":7,"rev":2,"new":{"id":"44","email":true}}     an e-mail of more than 8 kB: its keys are deleted by their pattern
 //! {"watch":7,"rev":2,"all":true}
 //! {"bell":true}
 //! {"heartbeat":12}
@@ -57,18 +57,24 @@ pub enum What<'a> {
     All,
 }
 
-/// The columns that the watch's templates name, as text; `None` is NULL.
+/// The columns that the watch's templates name, as text.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Row<'a>(pub Few<Column<'a>>);
 
-/// Its name, and its value.
-type Column<'a> = (Cow<'a, str>, Option<Cow<'a, str>>);
+/// Its name and its value: `None`: there is one, too long to be said; `Some(None)`: it is NULL.
+type Column<'a> = (Cow<'a, str>, Option<Option<Cow<'a, str>>>);
 
 impl<'a> Row<'a> {
     /// `None`: the row does not tell, because the value is too long, or the column is a newer one; `Some(None)`: the value is NULL.
     #[must_use]
     pub fn value(&self, column: &str) -> Option<Option<&str>> {
-        self.0.iter().find(|(name, _)| name == column).map(|(_, value)| value.as_deref())
+        self.0.iter().find(|(name, _)| name == column).and_then(|(_, value)| value.as_ref().map(Option::as_deref))
+    }
+
+    /// Is the column among those of the row, whatever it says of its value?
+    #[must_use]
+    pub fn names(&self, column: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == column)
     }
 
     /// Reads the JSON object that `unstale.row_N()` makes.
@@ -222,11 +228,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
                     if columns.iter().any(|(known, _)| *known == name) {
                         return Err(serde::de::Error::custom("a column twice"));
                     }
-                    match value {
-                        Value::Text(text) => columns.push((name, Some(text))),
-                        Value::Null => columns.push((name, None)),
-                        Value::Unsaid => {}
-                    }
+                    columns.push((
+                        name,
+                        match value {
+                            Value::Text(text) => Some(Some(text)),
+                            Value::Null => Some(None),
+                            Value::Unsaid => None,
+                        },
+                    ));
                 }
                 Ok(Row(columns))
             }
@@ -242,7 +251,7 @@ mod tests {
     use super::*;
 
     fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
-        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect())
+        Row(columns.iter().map(|(name, value)| ((*name).into(), Some(value.map(Into::into)))).collect())
     }
 
     #[test]

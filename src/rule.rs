@@ -167,7 +167,7 @@ impl Rule {
             What::All => self.everything().for_each(stale),
             What::Rows(rows) => {
                 let exact =
-                    |row: &Row<'_>| row.0.len() == self.columns.len() && self.columns.iter().all(|column| row.value(column).is_some());
+                    |row: &Row<'_>| row.0.len() == self.columns.len() && self.columns.iter().all(|column| row.names(column));
                 if change.rev == self.rev && !rows.iter().all(exact) {
                     return Err(Malformed::Meaningless);
                 }
@@ -215,11 +215,22 @@ mod tests {
     use super::*;
 
     fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
-        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect())
+        Row(columns.iter().map(|(name, value)| ((*name).into(), Some(value.map(Into::into)))).collect())
     }
 
     fn rendered(template: &str, columns: &[(&str, Option<&str>)]) -> Option<Target> {
         Template::parse(template).expect("a template").render(&row(columns))
+    }
+
+    #[test]
+    fn a_value_that_is_not_said_is_no_reason_to_refuse_the_change() {
+        let rule = Rule::new(1, 1, "t".into(), &["user:{id}".into(), "by:{email}".into()]).expect("a rule");
+        let payload = r#"{"watch":1,"rev":1,"rows":[{"id":"1","email":true},{"id":"2","email":"x"}]}"#;
+        let Ok(crate::change::Announcement::Change(change)) = crate::change::parse(payload) else { panic!("not a change") };
+        let mut targets = Vec::new();
+        rule.stale(&change, |target| targets.push(target)).expect("it is ours");
+        let key = |key: &str| Target::Key(key.into());
+        assert_eq!(targets, [key("user:1"), Target::Pattern("by:*".into()), key("user:2"), key("by:x")]);
     }
 
     #[test]

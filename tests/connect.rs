@@ -363,7 +363,7 @@ async fn a_rotated_url_is_read_for_the_next_connection_by_itself() {
     let end = "select pg_terminate_backend(pid) from pg_stat_activity where usename like";
     world.execute(&format!("{end} '{role}%'")).await;
     daemon.opens_gap(gaps).await;
-    works(&mut world, &mut daemon).await;
+    daemon.ready().await;
     world.execute(&format!("alter role {role}_2 rename to {role}_3; {end} '{role}%'")).await;
     let reason =
         until("the reason names the file", async || Some(daemon.not_ready().await).filter(|reason| reason.contains("DATABASE_URL_FILE")))

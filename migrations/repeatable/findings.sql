@@ -71,7 +71,7 @@ as $$
     union all
     select 'warning', w.relation::regclass::text, 'its functions and triggers are those of an older release', format('select unstale.regenerate(%s);', w.id)
       from unstale.watch w join pg_class c on c.oid = w.relation
-     where w.ended is null and w.code <> unstale.version()
+     where w.ended is null and w.code <> unstale.release()
 $$;
 
 create or replace function unstale.table_findings() returns setof unstale.finding

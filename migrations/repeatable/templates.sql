@@ -92,7 +92,7 @@ begin
         value := format('%s::%I.%I', value, base.nspname, base.typname);
     end if;
 
-    -- A value of more than about 2 kB is said to be there, and no more (`true`): no reader has such a key, and neither a payload, the
+    -- A value of more than 8 kB is said to be there, and no more (`true`): no reader has such a key, and neither a payload, the
     -- log nor the listener is to grow with it. The keys that it is part of are then deleted by their template's pattern.
     return case
         -- Their text holds nothing that JSON would escape.
@@ -100,16 +100,16 @@ begin
             or base.oid = 'numeric'::regtype and attribute.atttypmod >= 0 and base.oid = attribute.atttypid -- of 1,000 digits at most
             then format('coalesce(''"'' || %s::text || ''"'', ''null'')', value)
         when base.oid = 'numeric'::regtype
-            then format('case when octet_length(%1$s::text) > 2048 then ''true'' else coalesce(''"'' || %1$s::text || ''"'', ''null'') end', value)
+            then format('case when octet_length(%1$s::text) > 8192 then ''true'' else coalesce(''"'' || %1$s::text || ''"'', ''null'') end', value)
         when base.oid = 'bytea'::regtype
-            then format('case when octet_length(%1$s) > 1024 then ''true'' else coalesce(''"'' || encode(%1$s, ''hex'') || ''"'', ''null'') end', value)
+            then format('case when octet_length(%1$s) > 4096 then ''true'' else coalesce(''"'' || encode(%1$s, ''hex'') || ''"'', ''null'') end', value)
         -- to_json writes dates as ISO 8601 under every DateStyle, and through the type's own output otherwise.
         when base.oid = 'timestamptz'::regtype
             then format('coalesce(''"'' || (to_json(timezone(''UTC'', %1$s)) #>> ''{}'') || case when isfinite(%1$s) then ''Z"'' else ''"'' end, ''null'')', value)
         when base.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
-            then format('case when octet_length(%1$s) > 2048 then ''true'' else coalesce(to_json(%1$s)::text, ''null'') end', value)
+            then format('case when octet_length(%1$s) > 8192 then ''true'' else coalesce(to_json(%1$s)::text, ''null'') end', value)
         when base.oid in ('bit'::regtype, 'varbit'::regtype)
-            then format('case when bit_length(%1$s) > 2048 then ''true'' else coalesce(to_json(%1$s)::text, ''null'') end', value)
+            then format('case when bit_length(%1$s) > 8192 then ''true'' else coalesce(to_json(%1$s)::text, ''null'') end', value)
         when base.oid in ('name'::regtype, '"char"'::regtype, 'date'::regtype, 'timestamp'::regtype,
                           'time'::regtype, 'timetz'::regtype, 'inet'::regtype, 'cidr'::regtype, 'macaddr'::regtype, 'macaddr8'::regtype,
                           'pg_lsn'::regtype)
@@ -117,12 +117,12 @@ begin
         -- The size in storage first: to write a huge one as text could fail.
         when base.typcategory = 'A' and base.typelem in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype,
                                                            'uuid'::regtype, 'text'::regtype, 'varchar'::regtype, 'name'::regtype)
-            then format('case when pg_column_size(%1$s) > 2048 or octet_length(%1$s::text) > 2048 then ''true'' else coalesce(to_json(%1$s::text)::text, ''null'') end', value)
+            then format('case when pg_column_size(%1$s) > 8192 or octet_length(%1$s::text) > 8192 then ''true'' else coalesce(to_json(%1$s::text)::text, ''null'') end', value)
         -- An enum, or a type of an extension or of the user, such as citext, that is by its own word independent of
         -- settings: through its output function, because a cast to text or json may be anybody's.
         when base.typtype = 'e' then format('coalesce(to_json(textin(%s(%s)))::text, ''null'')', base.typoutput, value)
         when base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and base.provolatile = 'i'
-            then format('case when pg_column_size(%2$s) > 2048 or octet_length(textin(%1$s(%2$s))) > 2048 then ''true'' else coalesce(to_json(textin(%1$s(%2$s)))::text, ''null'') end',
+            then format('case when pg_column_size(%2$s) > 8192 or octet_length(textin(%1$s(%2$s))) > 8192 then ''true'' else coalesce(to_json(textin(%1$s(%2$s)))::text, ''null'') end',
                         base.typoutput, value)
         else unstale.refuse(
             format('column %I of %s has type %s, whose text is not the same under all settings', attribute.attname, relation, attribute.shown),

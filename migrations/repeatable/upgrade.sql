@@ -3,10 +3,23 @@
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
 
--- The version of the schema: of the tables and of the functions. It grows with every release that changes either.
-create or replace function unstale.version() returns integer
+-- The release of these functions, and of the code that they generate. It grows with every release that changes either, or a table.
+create or replace function unstale.release() returns integer
     language sql immutable
     return 6;
+
+-- The version of the schema: that of the functions, or of a table that a newer release has made.
+create or replace function unstale.version() returns integer
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if to_regclass('unstale.migrations') is null then
+        return unstale.release(); -- applied by hand
+    end if;
+    return greatest(unstale.release(), (select max(m.version) from unstale.migrations m where m.success));
+end
+$$;
 
 -- Functions of earlier releases that are no more; what generated code of before may still call is in legacy.sql.
 create or replace function unstale.drop_retired() returns void
@@ -44,7 +57,7 @@ begin
         perform unstale.secure();
     end if;
     for known in select * from unstale.watch w
-                  where w.ended is null and w.code <> unstale.version() and w.id = coalesce(only_watch, w.id)
+                  where w.ended is null and w.code <> unstale.release() and w.id = coalesce(only_watch, w.id)
                     and exists (select from pg_class c where c.oid = w.relation) order by w.id loop
         begin
             perform unstale.regenerate_one(known);

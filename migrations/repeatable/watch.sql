@@ -263,7 +263,7 @@ begin
     wanted.rev := known.rev;
     wanted.since := known.since;
     wanted.layout := known.layout;
-    wanted.code := unstale.version();
+    wanted.code := unstale.release();
     wanted.functions := md5(array_to_string(unstale.function_definitions(wanted), E'\n'));
     wanted.triggers := md5((select string_agg(t::text, E'\n' order by t.name) from unstale.trigger_definitions(wanted) t));
     return wanted;

@@ -81,7 +81,7 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<Migrated, Error> {
     };
     let rows = sqlx::query(
         "select w.id, w.relation::text from unstale.watch w join pg_class c on c.oid = w.relation
-          where w.ended is null and w.code <> unstale.version() order by w.id",
+          where w.ended is null and w.code <> unstale.release() order by w.id",
     );
     let rows = rows.fetch_all(connection).await.map_err(Error::of("looking for watches of an older release"))?;
     Ok(Migrated { applied, outdated: rows.iter().map(|row| Outdated { watch: row.get(0), table: row.get(1) }).collect() })
