@@ -57,9 +57,10 @@ pub enum What<'a> {
     All,
 }
 
-/// The columns that the watch's templates name, as text; `None` is NULL.
+/// The columns that the watch's templates name, as text; `None` is NULL. And how many there are beside them whose values are too long to
+/// be said: only with these is it known whether the row is whole.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Row<'a>(pub Few<Column<'a>>);
+pub struct Row<'a>(pub Few<Column<'a>>, pub usize);
 
 /// Its name, and its value.
 type Column<'a> = (Cow<'a, str>, Option<Cow<'a, str>>);
@@ -216,7 +217,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
-                let mut columns: Few<Column<'de>> = Few::new();
+                let (mut columns, mut unsaid): (Few<Column<'de>>, usize) = (Few::new(), 0);
                 while let Some((Text(name), value)) = map.next_entry::<Text<'de>, Value<'de>>()? {
                     // With two values for a column, one of them would be believed and the other forgotten.
                     if columns.iter().any(|(known, _)| *known == name) {
@@ -225,10 +226,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
                     match value {
                         Value::Text(text) => columns.push((name, Some(text))),
                         Value::Null => columns.push((name, None)),
-                        Value::Unsaid => {}
+                        Value::Unsaid => unsaid += 1,
                     }
                 }
-                Ok(Row(columns))
+                Ok(Row(columns, unsaid))
             }
         }
         deserializer.deserialize_map(Columns)
@@ -242,7 +243,7 @@ mod tests {
     use super::*;
 
     fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
-        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect())
+        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect(), 0)
     }
 
     #[test]

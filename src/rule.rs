@@ -158,7 +158,8 @@ impl Rule {
     /// What a change of this watch makes stale, handed to `stale` one by one, possibly repeated.
     ///
     /// A trigger of another revision may not tell every column (a transaction that began before the watch changed): its
-    /// templates widen to patterns. One of this revision tells exactly the columns of the templates.
+    /// templates widen to patterns. One of this revision tells exactly the columns of the templates, or that a value is too long to be
+    /// said, which widens, too.
     ///
     /// # Errors
     /// [`Malformed`] if it does not; then nothing was handed out.
@@ -166,8 +167,10 @@ impl Rule {
         match &change.what {
             What::All => self.everything().for_each(stale),
             What::Rows(rows) => {
-                let exact =
-                    |row: &Row<'_>| row.0.len() == self.columns.len() && self.columns.iter().all(|column| row.value(column).is_some());
+                let exact = |row: &Row<'_>| {
+                    let told = self.columns.iter().filter(|column| row.value(column).is_some()).count();
+                    row.0.len() == told && told + row.1 == self.columns.len()
+                };
                 if change.rev == self.rev && !rows.iter().all(exact) {
                     return Err(Malformed::Meaningless);
                 }
@@ -184,7 +187,7 @@ impl Rule {
 
     /// Every key of the table: one pattern, or constant key, a template.
     pub fn everything(&self) -> impl Iterator<Item = Target> + '_ {
-        static NOTHING_TOLD: Row<'static> = Row(Few::new());
+        static NOTHING_TOLD: Row<'static> = Row(Few::new(), 0);
         self.row(&NOTHING_TOLD)
     }
 
@@ -215,7 +218,7 @@ mod tests {
     use super::*;
 
     fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
-        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect())
+        Row(columns.iter().map(|(name, value)| ((*name).into(), value.map(Into::into))).collect(), 0)
     }
 
     fn rendered(template: &str, columns: &[(&str, Option<&str>)]) -> Option<Target> {
@@ -271,6 +274,16 @@ mod tests {
         assert!(stale(2, &[("id", Some("4"))]).is_err());
         assert!(stale(2, &[("id", Some("4")), ("email", None), ("more", None)]).is_err());
         assert_eq!(stale(2, &[("id", Some("4")), ("email", None)]).expect("exact"), [Target::Key("u:4".into())]);
+    }
+
+    #[test]
+    fn a_value_that_is_too_long_to_be_said_widens_its_template_alone() {
+        let rule = Rule::new(1, 2, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("a rule");
+        let payload = r#"{"watch":1,"rev":2,"new":{"id":"4","email":true}}"#;
+        let Ok(crate::change::Announcement::Change(change)) = crate::change::parse(payload) else { panic!("not a change") };
+        let mut targets = Vec::new();
+        rule.stale(&change, |target| targets.push(target)).expect("it is of this revision");
+        assert_eq!(targets, [Target::Key("u:4".into()), Target::Pattern("e:*".into())]);
     }
 
     /// The matching of redis 7's `stringmatchlen`, as far as escaped literals and stars go.

@@ -101,7 +101,7 @@ fn read_change(text: &str) {
 fn read_template(text: &str) {
     let Ok(template) = Template::parse(text) else { return };
     let columns: Vec<String> = template.columns().map(str::to_owned).collect();
-    let row = Row(columns.iter().map(|column| (column.as_str().into(), Some(text.into()))).collect());
+    let row = Row(columns.iter().map(|column| (column.as_str().into(), Some(text.into()))).collect(), 0);
     assert!(template.render(&row).is_some() && template.render(&Row::default()).is_some());
 }
 

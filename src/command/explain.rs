@@ -26,7 +26,7 @@ pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
 }
 
 fn explain(rule: &Rule, columns: &[(String, String)]) -> anyhow::Result<String> {
-    let row = Row(columns.iter().map(|(name, value)| (name.into(), Some(value.into()))).collect());
+    let row = Row(columns.iter().map(|(name, value)| (name.into(), Some(value.into()))).collect(), 0);
     if let Some((unknown, _)) = columns.iter().find(|(name, _)| !rule.columns().contains(name)) {
         bail!("no key of {} depends on {unknown}; its keys are made of {}", rule.table, rule.columns_in_words());
     }
