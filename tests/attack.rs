@@ -3,6 +3,8 @@
 //!
 //! Each of these succeeded once. Bookkeeping that the owner has spoiled is here, too: it must not keep a listener from starting.
 
+mod owners;
+mod sweeping;
 mod values;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
