@@ -5,6 +5,7 @@
 
 mod bystanders;
 mod owners;
+mod schema;
 mod sweeping;
 mod values;
 
