@@ -3,6 +3,7 @@
 //!
 //! Each of these succeeded once. Bookkeeping that the owner has spoiled is here, too: it must not keep a listener from starting.
 
+mod bookkeeping;
 mod bystanders;
 mod owners;
 mod schema;
