@@ -136,7 +136,7 @@ fn is_race(error: &sqlx::Error) -> bool {
 async fn refuse_strangers(connection: &mut PgConnection) -> Result<(), Error> {
     let row = sqlx::query(
         "select n.nspowner::regrole::text, current_user::text, n.nspowner = r.oid,
-                -- Before PostgreSQL 16 a role could make others its members: that it owns the schema must be somebody else's will.
+                -- Before PostgreSQL 15 a role could make others its members: that it owns the schema must be somebody else's will.
                 not r.rolsuper and exists (select from pg_auth_members m join pg_roles g on g.oid = m.grantor
                                             where m.roleid = n.nspowner and m.member = r.oid and (g.rolsuper or g.rolcreaterole)),
                 array(select case a.grantee when 0 then 'public' else a.grantee::regrole::text end from aclexplode(n.nspacl) a

@@ -46,7 +46,7 @@ async fn an_owner_of_the_schema_who_has_made_us_a_member_is_refused() {
     let (evil, migrator) = (schema_of_another(&world).await, role(&world, "migrator").await);
     world.execute(&format!("grant create on database {} to {migrator}", world.database())).await;
     let mut session = session(&world, &evil).await;
-    // PostgreSQL 16 refuses it.
+    // PostgreSQL 15 refuses it.
     let _ = attempt(&mut session, &format!("grant {evil} to {migrator}")).await;
     let (done, said) = unstale(&world, &migrator, "migrate");
     assert!(!done && said.contains(&format!("belongs to {evil}")), "{said}");
