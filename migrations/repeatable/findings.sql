@@ -67,7 +67,7 @@ as $$
       join pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0
       left join unstale.watch w on w.ended is null and p.proname ~ '_[0-9]{1,9}$' and w.id = substring(p.proname from '_([0-9]{1,9})$')::integer
      where p.pronamespace = 'unstale'::regnamespace and p.prorettype = 'trigger'::regtype
-       and (w.id is null or t.tgrelid <> w.relation and t.tgrelid not in (select a.relid from pg_partition_tree(w.relation) a))
+       and (w.id is null or t.tgrelid <> w.relation and t.tgrelid not in (select unstale.tree(w.relation)))
     union all
     select 'warning', w.relation::regclass::text, 'its functions and triggers are those of an older release', format('select unstale.regenerate(%s);', w.id)
       from unstale.watch w join pg_class c on c.oid = w.relation
@@ -94,11 +94,12 @@ as $$
       join pg_class c on c.oid = i.inhrelid and not c.relispartition
      where not exists (select from unstale.watch child where child.relation = i.inhrelid and child.ended is null)
     union all
-    select 'error', t.relid::text, format('it is a foreign partition of %s, and changes without a trigger here', t.parentrelid),
-           format('alter table %s detach partition %s;', t.parentrelid, t.relid)
+    select 'error', c.oid::regclass::text, format('it is a foreign partition of %s, and changes without a trigger here', i.inhparent::regclass),
+           format('alter table %s detach partition %s;', i.inhparent::regclass, c.oid::regclass)
       from unstale.watches_in_force() f
-     cross join lateral pg_partition_tree((f.w).relation) t
-      join pg_class c on c.oid = t.relid and c.relkind = 'f'
+     cross join lateral unstale.tree((f.w).relation) t(relation)
+      join pg_class c on c.oid = t.relation and c.relkind = 'f' and c.relispartition
+      join pg_inherits i on i.inhrelid = c.oid
     union all
     select 'error', w.table_name,
            format('the table that was watched under this name is called %s now, and this one is another table: its changes go unannounced', c.oid::regclass),

@@ -110,6 +110,67 @@ exception when insufficient_privilege then
 end
 $$;
 
+-- Does `alter default privileges` give the role something on each new object of this kind (pg_default_acl: r, S, f, T, n)?
+create or replace function unstale.has_by_default(role oid, kind "char") returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from pg_default_acl d cross join lateral aclexplode(d.defaclacl) a
+                    where d.defaclrole = unstale.owner() and d.defaclobjtype = kind and d.defaclnamespace in (0, 'unstale'::regnamespace)
+                      and a.grantee = role)
+$$;
+
+-- Takes back from everybody but its owner what a function was given when it was created.
+create or replace function unstale.revoke_all(f regprocedure) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    grantee text;
+begin
+    for grantee in select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end
+                     from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+                    where p.oid = f and a.grantee <> p.proowner loop
+        execute format('revoke all on function %s from %s', f, grantee);
+    end loop;
+end
+$$;
+
+-- Takes back what `alter default privileges` has given to others here. TRIGGER on a table of ours is the schema's owner, and its last
+-- value is what keeps the channel private. To read what is watched does no harm.
+create or replace function unstale.revoke_defaults() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    granted record;
+begin
+    for granted in select m.role from unstale.may_create() m loop
+        execute format('revoke create on schema unstale from %s', granted.role);
+    end loop;
+    for granted in
+        select distinct c.oid::regclass as relation, a.privilege_type as privilege, c.relkind = 'S' as is_sequence,
+               case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee
+          from pg_class c cross join lateral aclexplode(c.relacl) a
+         where c.relnamespace = 'unstale'::regnamespace and a.grantee <> c.relowner
+           and (a.privilege_type <> 'SELECT' or c.relkind = 'S' or c.relname like 'change\_log%')
+    loop
+        execute format('revoke %s on %s %s from %s', granted.privilege, case when granted.is_sequence then 'sequence' else 'table' end,
+                       granted.relation, granted.grantee);
+    end loop;
+    for granted in
+        select p.oid::regprocedure as f, a.grantee::regrole as grantee
+          from pg_proc p cross join lateral aclexplode(p.proacl) a
+         where p.pronamespace = 'unstale'::regnamespace and a.grantee not in (0, p.proowner) and unstale.has_by_default(a.grantee, 'f')
+           and a.grantee not in (select l::oid from unstale.listeners() l)
+           and not exists (select from unstale.watch w join pg_class t on t.oid = w.relation
+                            where p.proname = format('row_%s', w.id) and t.relowner = a.grantee)
+    loop
+        execute format('revoke all on function %s from %s', granted.f, granted.grantee);
+    end loop;
+end
+$$;
+
 -- The functions that a listener calls.
 create or replace function unstale.listener_functions() returns setof regprocedure
     language sql stable
@@ -143,7 +204,8 @@ $$;
 
 comment on function unstale.grant_listener is 'Lets a role listen: EXECUTE on functions of the schema unstale, and no table';
 
--- The roles that may listen, beside the owner.
+-- The roles that may listen, beside the owner: those that unstale.grant_listener() was called for, not those that may call each new
+-- function of this owner by default.
 create or replace function unstale.listeners() returns setof regrole
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -151,6 +213,10 @@ as $$
     select distinct a.grantee::regrole
       from pg_proc p cross join lateral aclexplode(p.proacl) a
      where p.pronamespace = 'unstale'::regnamespace and p.proname = 'listen' and a.grantee not in (0, p.proowner)
+       and (not unstale.has_by_default(a.grantee, 'f')
+            or not unstale.has_by_default(a.grantee, 'n')
+               and exists (select from pg_namespace n cross join lateral aclexplode(n.nspacl) u
+                            where n.oid = p.pronamespace and u.grantee = a.grantee and u.privilege_type = 'USAGE'))
 $$;
 
 -- A new function of a watch, for the owner and those that listen.
@@ -168,7 +234,8 @@ end
 $$;
 
 -- A listener's role of the release before had rights on our tables instead of EXECUTE on functions. It may listen, and all else is
--- taken back.
+-- taken back. Not a role that has such
+-- rights on each new table by default.
 create or replace function unstale.convert_listeners() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -181,6 +248,8 @@ begin
     for role in
         select distinct a.grantee::regrole from pg_class c cross join lateral aclexplode(c.relacl) a
          where c.oid = 'unstale.instance'::regclass and a.privilege_type = 'UPDATE' and a.grantee not in (0, c.relowner)
+           and not unstale.has_by_default(a.grantee, 'r')
+           and has_schema_privilege(a.grantee, 'unstale', 'usage')
     loop
         perform unstale.grant_listener(role);
         for t in select c.oid from pg_class c where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'v') loop

@@ -2,7 +2,8 @@
 --
 -- Whoever owns a table gets code run by whoever reads it: an expression index that the planner evaluates, a statistics object, a policy.
 -- So a table is read as its own owner, by unstale.page_N(), and the listener's role can read none. What that code leaves behind in
--- the session is undone by the listener (src/pg/sweep.rs).
+-- its transaction (deferred triggers, cursors WITH HOLD) would run as the session's role when it commits: so it never commits
+-- (src/pg/sweep.rs).
 
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
@@ -27,6 +28,7 @@ begin atomic
      where t.%4$I >= %5$s and t.%4$I > %6$s
      order by t.%4$I fetch first (page_rows) rows with ties;
 end$f$,
+        -- Not `(t).`, which would be the column of that name in a table that has one.
         w.id, format(case when is_local then 'timezone(''UTC'', t.%I)' else 't.%I' end, column_now), w.relation, column_now,
         case when is_local then 'timezone(''UTC'', from_stamp)' else 'from_stamp' end,
         case when is_local then 'timezone(''UTC'', after_stamp)' else 'after_stamp' end)
@@ -70,7 +72,7 @@ as $$
                 when c.relforcerowsecurity and not (o.rolsuper or o.rolbypassrls)
                 then 'row-level security is forced upon its owner, and hides rows from the sweep; call unstale.watch() again'
                 when c.relkind = 'p' and exists (
-                    select from pg_partition_tree(w.relation) t join pg_class child on child.oid = t.relid where child.relowner <> c.relowner)
+                    select from unstale.tree(w.relation) t(relation) join pg_class child on child.oid = t.relation where child.relowner <> c.relowner)
                 then 'a partition belongs to another role than the table'
            end
       from pg_class c

@@ -344,13 +344,18 @@ end
 $$;
 
 -- The table and, if it is partitioned, every table below it: a row trigger is cloned to them, a TRUNCATE trigger is not.
+-- Not pg_partition_tree(), which waits for whoever locks a partition: a sweep, and unstale.findings(), must not.
 create or replace function unstale.tree(relation regclass) returns setof regclass
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select relation
-    union
-    select t.relid from pg_partition_tree(relation) t
+    with recursive tree(oid) as (
+        select relation::oid
+        union
+        select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
+          join pg_class c on c.oid = i.inhrelid and c.relispartition
+    )
+    select t.oid::regclass from tree t
 $$;
 
 -- The triggers of the watch that are not there, or do not fire when they should; `fires` is null for one that is missing.

@@ -102,12 +102,27 @@ as $$
 declare
     f regprocedure;
     role regrole;
+    strangers text;
 begin
+    -- A schema that somebody else has made before us: its owner could replace what runs in everybody's transactions.
+    if (select m.rolsuper and not o.rolsuper from pg_roles m, pg_roles o where m.rolname = current_user and o.oid = unstale.owner()) then
+        raise exception 'the schema unstale belongs to %, who is no superuser, as % is', unstale.owner(), current_user
+            using errcode = 'insufficient_privilege',
+                  hint = format('Apply this as that role (set role %1$s;), or, if it should not have made the schema: drop schema unstale cascade;',
+                                unstale.owner());
+    end if;
+    -- Not a page, which runs as the table's owner of before, and which a sweep does without.
+    select string_agg(m.object, ', ') into strangers from unstale.misowned() m where m.object !~ '^function unstale\.page_[0-9]+\(';
+    if strangers is not null then
+        raise exception 'in the schema unstale there is %, which belongs to another role', strangers
+            using errcode = 'insufficient_privilege', hint = format('Drop it if nobody knows it, or give it to %s.', unstale.owner());
+    end if;
     perform unstale.drop_retired();
     for f in select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute') loop
         execute format('revoke all on function %s from public', f);
     end loop;
     perform unstale.convert_listeners();
+    perform unstale.revoke_defaults();
     for role in select * from unstale.listeners() loop
         perform unstale.grant_listener(role);
     end loop;

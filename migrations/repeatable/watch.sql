@@ -136,6 +136,7 @@ as $$
 declare
     schema_owner constant regrole := unstale.owner();
     names constant name[] := array(select format('%s_%s', kind, w.id)::name from unnest(unstale.function_kinds()) kind);
+    known oid[]; -- those that are there
     page constant name := format('page_%s', w.id);
     table_owner constant regrole := (select c.relowner from pg_class c where c.oid = w.relation);
     f record;
@@ -150,17 +151,18 @@ begin
               where p.pronamespace = 'unstale'::regnamespace and p.proname = page and (w.sweep_attnum is null or p.proowner <> table_owner) loop
         execute format('drop function %s', f.signature);
     end loop;
+    known := array(select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names));
     foreach statement in array unstale.function_definitions(w) loop
         execute statement;
     end loop;
     for f in select p.oid::regprocedure as signature, p.proname = page as is_page, p.proowner <> case when p.proname = page then table_owner else schema_owner end as is_foreign,
-                    p.proacl is null as is_new, p.proname = format('row_%s', w.id) as is_row
+                    p.oid <> all (known) or p.proacl is null as is_new, p.proname = format('row_%s', w.id) as is_row
                from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) loop
+        if f.is_new then
+            perform unstale.revoke_all(f.signature); -- of PUBLIC, and of whoever has it by default
+        end if;
         if f.is_foreign then
             perform unstale.hand_over(f.signature, case when f.is_page then table_owner else schema_owner end);
-        end if;
-        if f.is_new then
-            execute format('revoke all on function %s from public', f.signature);
         end if;
         if f.is_row and table_owner <> schema_owner then
             execute format('grant execute on function %s to %s', f.signature, table_owner); -- a page calls it

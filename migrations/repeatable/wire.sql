@@ -29,12 +29,19 @@ create or replace function unstale.channel() returns text
     language sql volatile
     return concat('unstale_', pg_sequence_last_value('unstale.channel_id'::regclass));
 
+-- The share of the notification queue in use. Whoever listens to anything and stays in a transaction lets it grow.
+create or replace function unstale.queue_usage() returns double precision
+    language sql volatile
+    return pg_notification_queue_usage();
+
 -- May this transaction notify? Not if it has a lock_timeout, which counts for the lock that a notifying commit takes; nor where
 -- transactions may be prepared, because PostgreSQL refuses to prepare one that has notified (`set unstale.bell = on` is for
--- those that are not, and `off` for whoever wants to be left alone); nor while another one is announcing.
+-- those that are not, and `off` for whoever wants to be left alone); nor if the writer wants to see what is notified, because
+-- `trace_notify` would tell the channel's name; nor if somebody has half filled the queue, which would fail the commit when it is full;
+-- nor while another one is announcing.
 create or replace function unstale.may_announce() returns boolean
     language sql volatile
-    return case when current_setting('lock_timeout') <> '0' then false
+    return case when current_setting('lock_timeout') <> '0' or current_setting('trace_notify') <> 'off' or unstale.queue_usage() > 0.5 then false
                 when case current_setting('unstale.bell', true) when 'on' then true when 'off' then false
                           else current_setting('max_prepared_transactions') = '0' end
                 then pg_try_advisory_xact_lock(unstale.bell())

@@ -16,7 +16,7 @@ use crate::batch::Work;
 use crate::change::{self, Announcement, Row};
 use crate::cli::{Since, Sweep};
 use crate::config::Config;
-use crate::pg::sweep::{From, Swept};
+use crate::pg::sweep::{From, PAGE_TIMEOUT, Swept};
 use crate::pg::{self, Postgres, watches};
 use crate::rule::{Rule, Rules, Target};
 use crate::sink::Sink;
@@ -147,7 +147,12 @@ impl Hand {
     async fn since(&mut self, postgres: Postgres, start: PgTime, page_rows: u32) -> anyhow::Result<()> {
         let (out, mut swept) = mpsc::channel(CHUNKS);
         let checkpoint = Checkpoint { watermark: Some(start), log: Snapshot::nothing() };
-        let from = From { checkpoint: Some(checkpoint), done: HashMap::new(), by_hand: Some(self.rules.keys().copied().collect()) };
+        let from = From {
+            checkpoint: Some(checkpoint),
+            done: HashMap::new(),
+            by_hand: Some(self.rules.keys().copied().collect()),
+            page_timeout: PAGE_TIMEOUT,
+        };
         tokio::spawn(pg::sweep::run(postgres, from, page_rows, out));
         while let Some(swept) = swept.recv().await {
             match swept {

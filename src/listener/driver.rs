@@ -254,7 +254,7 @@ impl Driver {
             Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
             Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
             Action::Sweep { checkpoint, done } => {
-                let from = sweep::From { checkpoint, done, by_hand: None };
+                let from = sweep::From { checkpoint, done, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
                 let Parts { postgres, page_rows, .. } = self.parts.borrow().clone();

@@ -136,7 +136,9 @@ fn is_race(error: &sqlx::Error) -> bool {
 async fn refuse_strangers(connection: &mut PgConnection) -> Result<(), Error> {
     let row = sqlx::query(
         "select n.nspowner::regrole::text, current_user::text, n.nspowner = r.oid,
-                not r.rolsuper and pg_has_role(r.oid, n.nspowner, 'member'),
+                -- Before PostgreSQL 15 a role could make others its members: that it owns the schema must be somebody else's will.
+                not r.rolsuper and exists (select from pg_auth_members m join pg_roles g on g.oid = m.grantor
+                                            where m.roleid = n.nspowner and m.member = r.oid and (g.rolsuper or g.rolcreaterole)),
                 array(select case a.grantee when 0 then 'public' else a.grantee::regrole::text end from aclexplode(n.nspacl) a
                        where a.privilege_type = 'CREATE' and a.grantee <> n.nspowner),
                 array(select format('function %s of %s', p.oid::regprocedure, p.proowner::regrole) from pg_proc p
@@ -255,9 +257,19 @@ async fn version(connection: &mut PgConnection) -> Result<i64, Error> {
                                    where n.nspname = 'unstale' and p.proname = 'version' and p.pronargs = 0) then 2
                      when exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
                                    where n.nspname = 'unstale' and c.relname = 'change_log') then 1
-                     else 0 end",
+                     else 0 end,
+                (select o.oid::regrole::text from pg_namespace n join pg_roles o on o.oid = n.nspowner, pg_roles us
+                  where n.nspname = 'unstale' and us.rolname = current_user and us.rolsuper and not o.rolsuper)",
     );
-    let found: i32 = row.fetch_one(&mut *connection).await.map_err(Error::of("looking for the schema"))?.get(0);
+    let row = row.fetch_one(&mut *connection).await.map_err(Error::of("looking for the schema"))?;
+    if let Some(owner) = row.get::<Option<String>, _>(1) {
+        // To call any function of it would lend its owner our rights.
+        return Err(Error::Unsuitable(format!(
+            "the schema unstale belongs to {owner}, whose functions a superuser must not call; connect as {owner} or as a role of \
+             `unstale.grant_listener()`, or, if that role should not have made it: drop schema unstale cascade;"
+        )));
+    }
+    let found: i32 = row.get(0);
     if found < 2 {
         return Ok(i64::from(found));
     }

@@ -14,6 +14,7 @@ pub enum Class {
 #[must_use]
 pub fn class(error: &sqlx::Error) -> Class {
     match error.as_database_error().and_then(|error| error.code()) {
+        None if matches!(error, sqlx::Error::ColumnDecode { .. }) => Class::Table, // what its owner's code has made of it
         Some(code) if ["22", "42", "0A", "P0", "57014"].iter().any(|class| code.starts_with(class)) => Class::Table,
         _ => Class::Retry,
     }

@@ -1,14 +1,16 @@
 //! Catching up: the rows stamped since the watermark, then the log.
 //!
 //! Reads in pages of about `sweep.page_rows`. A page ends between two stamps, never between rows of one stamp: rows move, by
-//! VACUUM FULL or by an UPDATE that does not count, and nothing but the stamp stays. As a bulk import has one stamp for all its
-//! rows, the server keeps the page (a cursor WITH HOLD), and no snapshot is held while Redis is slow. Rows come through
+//! VACUUM FULL or by an UPDATE that does not count, and nothing but the stamp stays. A page is read before it is handed on, so that
+//! no snapshot is held while Redis is slow; one of many rows, as a bulk import has one stamp for all of them, in parts. Rows come through
 //! `unstale.page_N()`, which runs as the table's owner and calls the function that the triggers use, so that both make equal keys.
 //! A table that cannot be read, or not in time, is widened to all its keys, never left out.
 //!
-//! A page runs code of the table's owner: expression indexes, statistics, policies. That has no rights here but the owner's, and
-//! may leave settings and temporary objects behind in the session. So after the first page every name in a statement has its
-//! schema, and the settings are made anew for each table.
+//! A page runs code of the table's owner: expression indexes, statistics, policies. While that runs it has the owner's rights and no
+//! others; but what it leaves for the end of the transaction (a deferred trigger, a cursor WITH HOLD) would run as the session's role.
+//! So a page's transaction is read-only and never commits, which also undoes its settings. That code may raise what it likes, sleep on
+//! whatever cancels it, or break the session: then the table has failed, not the sweep. What is not undone (prepared statements, locks of the
+//! session) meets statements without a name, and is discarded before the next table. The log is read by another session.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -30,9 +32,11 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// Rows of a chunk, at the least and at the most: one may have some tens of kilobytes.
 const CHUNK_ROWS: std::ops::RangeInclusive<usize> = 16..=500;
 
-/// What the session is again before each table, whatever the code of the last one's owner has set.
-const SETTINGS: &str =
-    "reset all; set search_path = pg_catalog, pg_temp; set statement_timeout = 60000; set work_mem = '32MB'; set jit = off";
+/// A page's rows are kept here until there are so many bytes of them: then they are handed on while its snapshot is held.
+const SPOOL_BYTES: usize = 4 << 20;
+
+/// How long a statement of a page may take.
+pub const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How far a stamp without a zone may be from the time that a person means.
 const HALF_A_DAY: i64 = 14 * 3_600_000_000;
@@ -40,9 +44,9 @@ const HALF_A_DAY: i64 = 14 * 3_600_000_000;
 /// How often a table is tried that cannot be read.
 const ATTEMPTS: u32 = 3;
 
-/// Without an answer for so long, the connection is dead: the server gives up earlier (statement_timeout, lest a page's snapshot hold
-/// back vacuum). The heartbeat has other connections.
-const PATIENCE: Duration = Duration::from_secs(75);
+/// Without an answer for so long after the statement's timeout, the connection is dead, or the code of a table's owner does not let
+/// itself be cancelled.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a sweep brings.
 #[derive(Debug)]
@@ -84,6 +88,8 @@ pub struct From {
     pub done: HashMap<i32, PgTime>,
     /// Asked for by a person: these watches alone, and also from before they were made.
     pub by_hand: Option<Vec<i32>>,
+    /// How long a statement of a page may take: [`PAGE_TIMEOUT`].
+    pub page_timeout: Duration,
 }
 
 /// A table to be swept.
@@ -123,22 +129,24 @@ pub async fn run(postgres: Postgres, from: From, page_rows: u32, out: mpsc::Send
 }
 
 async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
-    let mut connection = in_time(postgres.connect()).await?;
-    for table in in_time(tables(&mut connection, from.by_hand.as_deref())).await? {
+    let mut session = Session::open(postgres, from.page_timeout).await?;
+    for table in in_time(PAGE_TIMEOUT, tables(&mut session.connection, from.by_hand.as_deref())).await? {
         if let Some(remedy) = table.missing_index() {
             let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
         }
         let reason = match &table.unreadable {
             Some(reason) => Some(reason.clone()),
-            None => sweep_or_reason(&mut connection, &table, from, page_rows, out).await?,
+            None => sweep_or_reason(postgres, &mut session, &table, from, page_rows, out).await?,
         };
         let Some(reason) = reason else { continue };
         let _ = out.send(Swept::Unreadable { watch: table.watch, table: table.name, reason }).await;
     }
+    drop(session);
+    let mut connection = in_time(PAGE_TIMEOUT, postgres.connect()).await?;
     let done = from.checkpoint.as_ref().map_or_else(Snapshot::nothing, |from| from.log.clone());
     let mut after = None;
     loop {
-        let (changes, last) = in_time(log::page(&mut connection, &done, after, LOG_ROWS)).await?;
+        let (changes, last) = in_time(PAGE_TIMEOUT, log::page(&mut connection, &done, after, LOG_ROWS)).await?;
         let _ = out.send(Swept::Log(changes)).await;
         match last {
             Some(_) if !out.is_closed() => after = last,
@@ -147,10 +155,56 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
     }
 }
 
+/// A session in which the code of tables' owners may have run.
+struct Session {
+    connection: PgConnection,
+    backend: i32,
+    timeout: Duration, // of a statement
+}
+
+impl Session {
+    async fn open(postgres: &Postgres, timeout: Duration) -> Result<Self, Error> {
+        let mut connection = in_time(PAGE_TIMEOUT, postgres.connect()).await?;
+        let asked = sqlx::query("select pg_backend_pid()").fetch_one(&mut connection);
+        let row = in_time(PAGE_TIMEOUT, async { asked.await.map_err(Error::of("asking for the backend")) }).await?;
+        Ok(Self { backend: row.get(0), connection, timeout })
+    }
+
+    /// The same anew, whatever this one has become. A backend that did not let itself be cancelled is ended: the end of its client
+    /// would not do that.
+    async fn replace(&mut self, postgres: &Postgres, is_stuck: bool) -> Result<(), Error> {
+        let mut new = Self::open(postgres, self.timeout).await?;
+        if is_stuck {
+            let ended = sqlx::query("select pg_terminate_backend($1)").bind(self.backend).execute(&mut new.connection);
+            in_time(PAGE_TIMEOUT, async { ended.await.map_err(Error::of("ending a session of the sweep")) }).await?;
+        }
+        *self = new;
+        Ok(())
+    }
+
+    /// What it is again before each table. Not DISCARD ALL, which would also give up a role that our own role is to have.
+    async fn clean(&mut self) -> Result<(), Error> {
+        let milliseconds = self.timeout.as_millis();
+        self.run(&format!(
+            "close all; deallocate all; select pg_advisory_unlock_all();
+             set search_path = pg_catalog, pg_temp; set statement_timeout = {milliseconds}; set work_mem = '32MB'; set jit = off;
+             set idle_in_transaction_session_timeout = '10min'"
+        ))
+        .await
+    }
+
+    async fn run(&mut self, sql: &str) -> Result<(), Error> {
+        let (limit, done) = (self.timeout + PATIENCE, self.connection.execute(AssertSqlSafe(sql)));
+        in_time(limit, async { done.await.map_err(Error::of("sweeping a table")) }).await?;
+        Ok(())
+    }
+}
+
 /// Sweeps a table; `Some`: why it cannot be read. What may pass is tried again, but not for ever: the code of the table's owner may raise
-/// whatever it likes.
+/// whatever it likes, and end the session by a setting.
 async fn sweep_or_reason(
-    connection: &mut PgConnection,
+    postgres: &Postgres,
+    session: &mut Session,
     table: &Table,
     from: &From,
     page_rows: i64,
@@ -158,20 +212,20 @@ async fn sweep_or_reason(
 ) -> Result<Option<String>, Error> {
     let mut attempt = 1;
     loop {
-        match sweep_table(connection, table, from, page_rows, out).await {
-            Err(Error::Statement { source, .. })
-                if source.as_database_error().is_some() && (attempt == ATTEMPTS || class(&source) == Class::Table) =>
-            {
-                return Ok(Some(format!("it cannot be read ({source})")));
-            }
-            Err(Error::Statement { source, .. }) if source.as_database_error().is_some() => attempt += 1,
-            result => return result.map(|()| None),
+        let Err(error) = sweep_table(session, table, from, page_rows, out).await else { return Ok(None) };
+        let is_stuck = matches!(error, Error::Timeout(_));
+        session.replace(postgres, is_stuck).await?; // fails if the server is to blame
+        let is_for_good = is_stuck || matches!(&error, Error::Statement { source, .. } if class(source) == Class::Table);
+        if is_for_good || attempt == ATTEMPTS {
+            let reason = if let Error::Statement { source, .. } = &error { source.to_string() } else { error.to_string() };
+            return Ok(Some(format!("it cannot be read ({reason})")));
         }
+        attempt += 1;
     }
 }
 
-async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or(Err(Error::Timeout(PATIENCE)))
+async fn in_time<T>(limit: Duration, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(limit, answer).await.unwrap_or(Err(Error::Timeout(limit)))
 }
 
 async fn tables(connection: &mut PgConnection, only: Option<&[i32]>) -> Result<Vec<Table>, Error> {
@@ -205,37 +259,23 @@ fn start_of(table: &Table, from: &From) -> i64 {
     }
 }
 
-async fn sweep_table(
-    connection: &mut PgConnection,
-    table: &Table,
-    from: &From,
-    page_rows: i64,
-    out: &mpsc::Sender<Swept>,
-) -> Result<(), Error> {
-    let failed = || Error::of("sweeping a table");
-    in_time(async { connection.execute(SETTINGS).await.map_err(Error::of("preparing the sweep")) }).await?;
+async fn sweep_table(session: &mut Session, table: &Table, from: &From, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
+    session.clean().await?;
     let start = start_of(table, from);
     let mut after = "-infinity".to_owned();
-    let mut chunk_rows = *CHUNK_ROWS.start();
     while !out.is_closed() {
-        let page = sqlx::query(AssertSqlSafe(page_sql(table.watch))).persistent(false).bind(start).bind(&after).bind(page_rows);
-        in_time(async { page.execute(&mut *connection).await.map_err(failed()) }).await?;
-        let (mut found, mut through) = (0, None);
-        while !out.is_closed() {
-            let rows = sqlx::query(AssertSqlSafe(format!("fetch {chunk_rows} from page"))).persistent(false).fetch_all(&mut *connection);
-            let rows = in_time(async { rows.await.map_err(failed()) }).await?;
-            let Some(last) = rows.last() else { break };
-            found += rows.len();
-            (after, through) = (last.get(1), last.get(2));
-            let images: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-            let bytes: usize = images.iter().map(String::len).sum();
-            chunk_rows = (CHUNK_BYTES * rows.len() / bytes.max(1)).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
+        // Not even an error leaves a transaction to commit: the session is replaced.
+        session.run("begin isolation level read committed read only").await?;
+        let page = read_page(session, table.watch, (start, &after, page_rows), out).await?;
+        session.run("rollback").await?;
+        for images in page.spool {
             let _ = out.send(Swept::Rows(table.watch, images)).await;
         }
-        in_time(async { connection.execute("close page").await.map_err(failed()) }).await?;
-        if i64::try_from(found).unwrap_or(i64::MAX) < page_rows {
+        let Some((last, through)) = page.last else { break };
+        if i64::try_from(page.rows).unwrap_or(i64::MAX) < page_rows {
             break;
         }
+        after = last;
         if let Some(through) = through {
             let _ = out.send(Swept::Page(table.watch, PgTime(through))).await;
         }
@@ -243,11 +283,53 @@ async fn sweep_table(
     Ok(())
 }
 
+/// What of a page is not handed on yet, how many rows it had, and the stamp of its last row.
+#[derive(Default)]
+struct Page {
+    spool: Vec<Vec<String>>,
+    rows: usize,
+    last: Option<(String, Option<i64>)>,
+}
+
+async fn read_page(
+    session: &mut Session,
+    watch: i32,
+    (start, after, page_rows): (i64, &str, i64),
+    out: &mpsc::Sender<Swept>,
+) -> Result<Page, Error> {
+    let failed = || Error::of("sweeping a table");
+    let (limit, connection) = (session.timeout + PATIENCE, &mut session.connection);
+    let declared = sqlx::query(AssertSqlSafe(page_sql(watch))).persistent(false).bind(start).bind(after).bind(page_rows);
+    in_time(limit, async { declared.execute(&mut *connection).await.map_err(failed()) }).await?;
+    let mut page = Page::default();
+    let (mut chunk_rows, mut spooled) = (*CHUNK_ROWS.start(), 0);
+    while !out.is_closed() {
+        let rows = sqlx::query(AssertSqlSafe(format!("fetch {chunk_rows} from page"))).persistent(false).fetch_all(&mut *connection);
+        let rows = in_time(limit, async { rows.await.map_err(failed()) }).await?;
+        let Some(last) = rows.last() else { break };
+        page.rows += rows.len();
+        // try_get: the code of the table's owner may have set another client_encoding.
+        page.last = Some((last.try_get(1).map_err(failed())?, last.try_get(2).map_err(failed())?));
+        let images: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed())?;
+        let bytes: usize = images.iter().map(String::len).sum();
+        chunk_rows = (CHUNK_BYTES * rows.len() / bytes.max(1)).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
+        spooled += bytes;
+        page.spool.push(images);
+        if spooled > SPOOL_BYTES {
+            for images in page.spool.drain(..) {
+                let _ = out.send(Swept::Rows(watch, images)).await;
+            }
+            spooled = 0;
+        }
+    }
+    Ok(page)
+}
+
 /// $1 the start in microseconds, $2 the last stamp of the page before, $3 the rows of a page. A row that gets another stamp
 /// meanwhile was changed and is announced, or gets a later one.
 fn page_sql(watch: i32) -> String {
     format!(
-        "declare page no scroll cursor with hold for
+        "declare page no scroll cursor for
          select p.image, p.stamp::pg_catalog.text, unstale.microseconds(p.stamp)
            from unstale.page_{watch}(unstale.from_microseconds($1), $2::pg_catalog.text::pg_catalog.timestamptz, $3) p"
     )

@@ -101,8 +101,7 @@ pub(super) fn code(words: &str) -> Option<&str> {
 
 /// In one line, without control characters, and cut.
 pub(super) fn shown(words: &str) -> String {
-    let is_plain = |c: &char| !c.is_control() && !matches!(*c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let mut shown: String = words.chars().map(|c| if is_plain(&c) { c } else { ' ' }).take(SHOWN).collect();
+    let mut shown: String = words.chars().take(SHOWN).collect();
     if words.chars().nth(SHOWN).is_some() {
         shown.push('…');
     }

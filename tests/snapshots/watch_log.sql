@@ -14,7 +14,7 @@ create or replace function unstale.page_1(from_stamp timestamptz, after_stamp ti
     set enable_seqscan = off
     set enable_bitmapscan = off
 begin atomic
-    select unstale.row_1(t.*), (t).updated_at from public.users t
+    select unstale.row_1(t.*), t.updated_at from public.users t
      where t.updated_at >= from_stamp and t.updated_at > after_stamp
      order by t.updated_at fetch first (page_rows) rows with ties;
 end;

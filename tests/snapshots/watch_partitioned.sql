@@ -14,7 +14,7 @@ create or replace function unstale.page_1(from_stamp timestamptz, after_stamp ti
     set enable_seqscan = off
     set enable_bitmapscan = off
 begin atomic
-    select unstale.row_1(t.*), timezone('UTC', (t).at) from public.events t
+    select unstale.row_1(t.*), timezone('UTC', t.at) from public.events t
      where t.at >= timezone('UTC', from_stamp) and t.at > timezone('UTC', after_stamp)
      order by t.at fetch first (page_rows) rows with ties;
 end;
