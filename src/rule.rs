@@ -166,8 +166,7 @@ impl Rule {
         match &change.what {
             What::All => self.everything().for_each(stale),
             What::Rows(rows) => {
-                let exact =
-                    |row: &Row<'_>| row.0.len() == self.columns.len() && self.columns.iter().all(|column| row.names(column));
+                let exact = |row: &Row<'_>| row.0.len() == self.columns.len() && self.columns.iter().all(|column| row.names(column));
                 if change.rev == self.rev && !rows.iter().all(exact) {
                     return Err(Malformed::Meaningless);
                 }

@@ -99,7 +99,7 @@ pub(super) fn code(words: &str) -> Option<&str> {
     (first.len() >= 3 && first.bytes().all(|byte| byte.is_ascii_uppercase())).then_some(first)
 }
 
-/// In one line, without control characters, and cut.
+/// Cut: others may say as much as they like. Whoever shows it makes it harmless (`visible`).
 pub(super) fn shown(words: &str) -> String {
     let mut shown: String = words.chars().take(SHOWN).collect();
     if words.chars().nth(SHOWN).is_some() {

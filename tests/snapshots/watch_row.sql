@@ -1,4 +1,4 @@
-create or replace function unstale.row_1(t public.users) returns text language sql begin atomic select '{' || '"id":' || coalesce('"' || (t).id::text || '"', 'null') || ',"email":' || case when octet_length((t).email) > 2048 then 'true' else coalesce(to_json((t).email)::text, 'null') end || '}'; end;
+create or replace function unstale.row_1(t public.users) returns text language sql begin atomic select '{' || '"id":' || coalesce('"' || (t).id::text || '"', 'null') || ',"email":' || case when octet_length((t).email) > 8192 then 'true' else coalesce(to_json((t).email)::text, 'null') end || '}'; end;
 
 create or replace function unstale.same_1(old_row public.users, new_row public.users) returns boolean language sql begin atomic select not ((old_row).id is distinct from (new_row).id or (old_row).email is distinct from (new_row).email); end;
 
