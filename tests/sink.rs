@@ -391,7 +391,10 @@ async fn a_redis_that_means_harm_is_named_and_the_listener_lives() {
         ("more than 200000 parts", |_| "*2000000000\r\n".into()),
         ("an error has more than", |_| format!("-ERR \u{1b}[2J{}\r\n", "x".repeat(100_000)).into()),
         ("not in Redis' protocol", |_| "HTTP/1.1 400 Bad Request\r\n\r\n".into()),
-        ("Redis refuses: ERR  [2J", |command| if command.starts_with("UNLINK") { b"-ERR \x1b[2J\r\n".to_vec() } else { honest(command) }),
+        (
+            r"Redis refuses: ERR \u{1b}[2J",
+            |command| if command.starts_with("UNLINK") { b"-ERR \x1b[2J\r\n".to_vec() } else { honest(command) },
+        ),
     ];
     for (expected, harm) in harms {
         liar.answers(harm);
