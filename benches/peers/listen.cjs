@@ -2,6 +2,7 @@
 // It survives a lost connection, as pg-listen does; what happened meanwhile is forgotten.
 const createSubscriber = require("pg-listen").default;
 const Redis = require("ioredis").default;
+const pg = require("pg");
 
 const redis = new Redis(process.env.REDIS_SOCKET);
 const subscriber = createSubscriber({ connectionString: process.env.DATABASE_URL });
@@ -17,7 +18,7 @@ async function flush() {
   flushing = false;
 }
 
-subscriber.notifications.on("unstale", (change) => {
+const heard = (change) => {
   for (const row of change.rows ?? [change.new, change.old]) {
     if (row) keys.push(`user:${row.id}`);
   }
@@ -25,14 +26,19 @@ subscriber.notifications.on("unstale", (change) => {
     flushing = true;
     setImmediate(flush);
   }
-});
+};
 subscriber.events.on("error", (error) => {
   console.error(error);
   process.exit(1);
 });
 
 (async () => {
+  const owner = new pg.Client({ connectionString: process.env.DATABASE_URL });
+  await owner.connect();
+  const channel = (await owner.query("select unstale.channel() as channel")).rows[0].channel;
+  await owner.end();
+  subscriber.notifications.on(channel, heard);
   await subscriber.connect();
-  await subscriber.listenTo("unstale");
+  await subscriber.listenTo(channel);
   console.log("ready");
 })();

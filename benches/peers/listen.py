@@ -24,7 +24,7 @@ async def main() -> None:
                 keys.append(f"user:{row['id']}")
         wake.set()
 
-    await connection.add_listener("unstale", heard)
+    await connection.add_listener(await connection.fetchval("select unstale.channel()"), heard)
     print("ready", flush=True)
     while True:
         await wake.wait()
