@@ -24,11 +24,11 @@ class Conformance(unittest.TestCase):
     def test_tasks(self):
         self.suite("--", "conform.py", "aio")
 
-    @unittest.skipIf("UNSTALE_QUICK" in os.environ, "left to the whole run")
+    @unittest.skipIf("CLIENTS_QUICK" in os.environ, "left to the whole run")
     def test_threads_on_a_cluster(self):
         self.suite("--cluster", "--", "conform.py")
 
-    @unittest.skipIf("UNSTALE_QUICK" in os.environ, "left to the whole run")
+    @unittest.skipIf("CLIENTS_QUICK" in os.environ, "left to the whole run")
     def test_tasks_on_a_cluster(self):
         self.suite("--cluster", "--", "conform.py", "aio")
 
