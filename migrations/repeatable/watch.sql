@@ -55,7 +55,7 @@ begin
         return 'unchanged';
     else
         -- What was left to a sweep by the column of before is found by no sweep from now on.
-        complete := not exists (select from unstale.wrong_triggers(known)) and not exists (select from unstale.missing_functions(known) missing where missing !~ '^(page|table)_')
+        complete := not exists (select from unstale.silent_triggers(known)) and not exists (select from unstale.missing_functions(known) missing where missing !~ '^(page|table)_')
                     and known.sweep_attnum is not distinct from wanted.sweep_attnum;
         if not known.keys <@ wanted.keys then
             perform unstale.retire_templates(known, wanted.keys);
@@ -203,6 +203,9 @@ begin
         perform unstale.refuse(format('delivery %s is unknown', coalesce(quote_literal(delivery), 'null')), 'Use ''row'', ''statement'' or ''log''.');
     elsif delivery = 'statement' and (select c.relkind = 'p' or c.relispartition from pg_class c where c.oid = relation) then
         perform unstale.refuse(format('%s is partitioned, or a partition: a statement''s trigger does not fire on partitions that it does not name', relation),
+                               'Use delivery => ''row'' or ''log''.');
+    elsif delivery = 'statement' and exists (select from pg_inherits i where i.inhrelid = relation) then
+        perform unstale.refuse(format('%s is an inheritance child: PostgreSQL allows it no triggers with transition tables', relation),
                                'Use delivery => ''row'' or ''log''.');
     end if;
     if coalesce(cardinality(keys), 0) = 0 or array_position(keys, null) is not null then

@@ -31,6 +31,7 @@ const REPEATABLE: &[(&str, &str)] = &[
     ("locks", include_str!("../../migrations/repeatable/locks.sql")),
     ("preview", include_str!("../../migrations/repeatable/preview.sql")),
     ("privileges", include_str!("../../migrations/repeatable/privileges.sql")),
+    ("replication", include_str!("../../migrations/repeatable/replication.sql")),
     ("rotation", include_str!("../../migrations/repeatable/rotation.sql")),
     ("sweep", include_str!("../../migrations/repeatable/sweep.sql")),
     ("templates", include_str!("../../migrations/repeatable/templates.sql")),

@@ -197,3 +197,35 @@ CREATE INDEX change_log_3_xid_id_idx ON unstale.change_log_3 USING btree (xid, i
 CREATE INDEX gap_instance_opened_at_idx ON unstale.gap USING btree (instance, opened_at);
 
 CREATE UNIQUE INDEX watch_relation_key ON unstale.watch USING btree (relation) WHERE (ended IS NULL);
+
+CREATE TRIGGER guard AFTER TRUNCATE ON unstale.change_log_1 FOR EACH STATEMENT EXECUTE FUNCTION unstale.widen_replicated();
+
+ALTER TABLE unstale.change_log_1 ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard AFTER TRUNCATE ON unstale.change_log_2 FOR EACH STATEMENT EXECUTE FUNCTION unstale.widen_replicated();
+
+ALTER TABLE unstale.change_log_2 ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard AFTER TRUNCATE ON unstale.change_log_3 FOR EACH STATEMENT EXECUTE FUNCTION unstale.widen_replicated();
+
+ALTER TABLE unstale.change_log_3 ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.gap FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.gap ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.instance FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.instance ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.migrations FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.migrations ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.repeatable FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.repeatable ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.watch FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.watch ENABLE REPLICA TRIGGER guard;
