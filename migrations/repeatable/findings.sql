@@ -11,14 +11,17 @@ create or replace function unstale.watch_call(w unstale.watch, relation regclass
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('select unstale.watch(%L, keys => array[%s]%s%s%s%s%s);', relation::text,
+    select format('select unstale.watch(%L, keys => array[%s]%s%s%s%s%s%s%s%s);', relation::text,
                   (select string_agg(quote_literal(k), ', ' order by n) from unnest(w.keys) with ordinality u(k, n)),
                   case when w.delivery <> 'row' then format(', delivery => %L', w.delivery) end,
                   case when w.updated_at is distinct from 'updated_at' then format(', updated_at => %L', w.updated_at) end,
                   case when w.only_columns is not null
                        then (select format(', only_columns => array[%s]', string_agg(quote_literal(c), ', ')) from unnest(w.only_columns) c) end,
                   case when w.max_ttl is not null then format(', max_ttl => %L', w.max_ttl) end,
-                  case when exists (select from unnest(w.keys) k where unstale.has_short_prefix(k)) then ', any_prefix => true' end)
+                  case when exists (select from unnest(w.keys) k where unstale.has_short_prefix(k)) then ', any_prefix => true' end,
+                  case when w.guarantee is not null then format(', guarantee => %L', w.guarantee) end,
+                  case when w.reason is not null then format(', reason => %L', w.reason) end,
+                  case when w.version is not null then format(', version => %L, version_path => %L', w.version, w.version_path) end)
 $$;
 
 -- Watches whose table is there, and whether its generated functions are.

@@ -8,6 +8,7 @@ set check_function_bodies = off; -- files come in any order
 
 -- Of release 0.1.0: two of one name could not be told apart by a call that leaves the last arguments out.
 drop function if exists unstale.watch(regclass, text[], text, text, text[], interval);
+drop function if exists unstale.watch(regclass, text[], text, text, text[], interval, boolean);
 
 create or replace function unstale.watch(
     relation     regclass,
@@ -16,7 +17,11 @@ create or replace function unstale.watch(
     updated_at   text   default 'updated_at',
     only_columns text[] default null,
     max_ttl      interval default null, -- how long its cached values may live; only `unstale check --keys` asks
-    any_prefix   boolean default false  -- templates may begin with a column: the pattern of all their keys may be everybody's
+    any_prefix   boolean default false, -- templates may begin with a column: the pattern of all their keys may be everybody's
+    guarantee    text default null, -- what readers were promised: 'lease', 'bounded' (by max_ttl) or 'eventual'; `unstale policy` asks
+    reason       text default null, -- why it is cached, and for so long
+    version      text default null, -- the column whose value each cached copy carries; `unstale audit` asks
+    version_path text default null  -- and where: a JSONPath in a string, or the name of a field of a hash
 ) returns text -- 'added', 'changed' or 'unchanged'
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -33,6 +38,7 @@ declare
 begin
     perform unstale.refuse_caller();
     wanted := unstale.wanted(watch.relation, watch.keys, watch.delivery, watch.updated_at, watch.only_columns, watch.max_ttl, watch.any_prefix);
+    wanted := unstale.with_policy(wanted, watch.guarantee, watch.reason, watch.version, watch.version_path);
 
     select * into known from unstale.watch w where w.relation = watch.relation and w.ended is null;
     if found and unstale.digests(wanted, known) = known and unstale.installed(known) then
@@ -82,7 +88,8 @@ begin
     update unstale.watch w
        set table_name = wanted.table_name, keys = wanted.keys, columns = wanted.columns, attnums = wanted.attnums, delivery = wanted.delivery,
            updated_at = wanted.updated_at, sweep_attnum = wanted.sweep_attnum, only_columns = wanted.only_columns, max_ttl = wanted.max_ttl, rev = wanted.rev,
-           functions = wanted.functions, triggers = wanted.triggers, code = wanted.code, since = wanted.since, layout = unstale.layout(wanted)
+           functions = wanted.functions, triggers = wanted.triggers, code = wanted.code, since = wanted.since, layout = unstale.layout(wanted),
+           guarantee = wanted.guarantee, reason = wanted.reason, version = wanted.version, version_path = wanted.version_path
      where w.id = known.id;
     perform unstale.say_watches();
     if wanted.sweep_attnum is null and watch.updated_at is not null then

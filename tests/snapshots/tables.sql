@@ -28,7 +28,12 @@ CREATE TABLE unstale.watch (
     layout text DEFAULT ''::text NOT NULL,
     ended xid8,
     code integer DEFAULT 0 NOT NULL,
-    CONSTRAINT watch_delivery_check CHECK ((delivery = ANY (ARRAY['row'::text, 'statement'::text, 'log'::text])))
+    guarantee text,
+    reason text,
+    version text,
+    version_path text,
+    CONSTRAINT watch_delivery_check CHECK ((delivery = ANY (ARRAY['row'::text, 'statement'::text, 'log'::text]))),
+    CONSTRAINT watch_guarantee_check CHECK ((guarantee = ANY (ARRAY['lease'::text, 'bounded'::text, 'eventual'::text])))
 );
 
 CREATE SEQUENCE unstale.channel_id
@@ -143,7 +148,11 @@ CREATE VIEW unstale.watches AS
     (w.sweep_attnum IS NULL) AS logs_everything,
     w.since,
     w.id,
-    w.rev
+    w.rev,
+    w.guarantee,
+    w.reason,
+    w.version,
+    w.version_path
    FROM ((unstale.watch w
      LEFT JOIN pg_class c ON ((c.oid = (w.relation)::oid)))
      LEFT JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
