@@ -38,9 +38,11 @@ $$;
 -- What a partitioned table's triggers do not tell: partitions that come and go, and the TRUNCATE of one that came after the
 -- watch, which gets a new file. Not pg_partition_tree(), which waits for whoever locks a partition.
 create or replace function unstale.layout(w unstale.watch) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
+begin
+    return (
     with recursive tree(oid) as (
         select i.inhrelid from pg_inherits i where i.inhparent = w.relation and not i.inhdetachpending
         union all
@@ -49,7 +51,8 @@ as $$
     select coalesce(md5(string_agg(format('%s %s', c.oid, case when t.oid is null then c.relfilenode end), ' ' order by c.oid)), '')
       from tree
       join pg_class c on c.oid = tree.oid
-      left join pg_trigger t on t.tgrelid = c.oid and t.tgname = format('unstale_%s_truncate', w.id)
+      left join pg_trigger t on t.tgrelid = c.oid and t.tgname = format('unstale_%s_truncate', w.id));
+end
 $$;
 
 -- Announces what no trigger tells: DROP TABLE ... CASCADE, which takes the triggers along, and partitions. Every listener
@@ -89,7 +92,7 @@ as $$
 declare
     known unstale.watch;
 begin
-    for known in select (n).* from unstale.to_notice() n where (n).table_name = name loop
+    for known in select (n).* from unstale.to_notice() n where n.table_name = name loop
         perform unstale.notice(known);
     end loop;
 end
@@ -111,9 +114,9 @@ begin
 end
 $$;
 
+-- Called by the two above alone, and inlined there: so it has no SET of its own.
 create or replace function unstale.to_notice() returns setof unstale.watch
     language sql stable
-    set search_path = pg_catalog, pg_temp
 as $$
     select w.* from unstale.watch w left join pg_class c on c.oid = w.relation
      where w.ended is null
