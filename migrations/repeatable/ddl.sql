@@ -39,9 +39,11 @@ $$;
 -- watch, which gets a new file. A list of `oid filenode`, the second empty where a TRUNCATE has a trigger; releases before kept its
 -- md5. Not pg_partition_tree(), which waits for whoever locks a partition.
 create or replace function unstale.layout(w unstale.watch) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
+begin
+    return (
     with recursive tree(oid) as (
         select i.inhrelid from pg_inherits i where i.inhparent = w.relation and not i.inhdetachpending
         union all
@@ -50,7 +52,8 @@ as $$
     select coalesce(string_agg(format('%s %s', c.oid, case when t.oid is null then c.relfilenode end), ' ' order by c.oid), '')
       from tree
       join pg_class c on c.oid = tree.oid
-      left join pg_trigger t on t.tgrelid = c.oid and t.tgname = format('unstale_%s_truncate', w.id)
+      left join pg_trigger t on t.tgrelid = c.oid and t.tgname = format('unstale_%s_truncate', w.id));
+end
 $$;
 
 -- Did a layout grow by partitions alone that never had a row? Nothing that is cached concerns those: pg_partman and its relatives make
@@ -105,7 +108,7 @@ as $$
 declare
     known unstale.watch;
 begin
-    for known in select (n).* from unstale.to_notice() n where (n).table_name = name loop
+    for known in select (n).* from unstale.to_notice() n where n.table_name = name loop
         perform unstale.notice(known);
     end loop;
 end
@@ -132,9 +135,9 @@ begin
 end
 $$;
 
+-- Called by the two above alone, and inlined there: so it has no SET of its own.
 create or replace function unstale.to_notice() returns setof unstale.watch
     language sql stable
-    set search_path = pg_catalog, pg_temp
 as $$
     select w.* from unstale.watch w left join pg_class c on c.oid = w.relation
      where w.ended is null

@@ -30,7 +30,7 @@ declare
     signature text;
 begin
     foreach signature in array array[
-        'wanted(regclass,text[],text,text,text[],interval)', 'lacking(oid)', 'execute_all(text[])',
+        'wanted(regclass,text[],text,text,text[],interval)', 'lacking(oid)', 'execute_all(text[])', 'revoke_all(regprocedure)',
         'into_log(unstale.watch,text,text)', 'aloud(unstale.watch,text,text,text)'] loop
         if to_regprocedure('unstale.' || signature) is not null then
             execute 'drop function unstale.' || signature;

@@ -34,6 +34,7 @@ declare
     wanted unstale.watch;
     known unstale.watch;
     complete boolean := true; -- has every change been announced since `known.since`?
+    has_surplus boolean; -- triggers that another delivery had
     caller_timeout constant text := current_setting('lock_timeout');
 begin
     perform unstale.refuse_caller();
@@ -72,10 +73,11 @@ begin
         known.rev := known.rev + 1;
     end if;
     wanted := unstale.digests(wanted, known);
-    if wanted.triggers <> known.triggers or exists (select from unstale.wrong_triggers(wanted)) or exists (select from unstale.surplus(wanted)) then
+    has_surplus := exists (select from unstale.surplus(wanted));
+    if wanted.triggers <> known.triggers or has_surplus or exists (select from unstale.wrong_triggers(wanted)) then
         -- While this waits, everybody else who wants the table waits behind it. To drop a trigger takes the stronger lock; to take it
         -- later would be a deadlock with a writer that has read the table before.
-        perform unstale.lock(watch.relation, case when exists (select from unstale.surplus(wanted)) then 'access exclusive' else 'share row exclusive' end,
+        perform unstale.lock(watch.relation, case when has_surplus then 'access exclusive' else 'share row exclusive' end,
                              caller_timeout, '1s');
         if known.functions = '' then
             wanted.since := clock_timestamp(); -- every writer that the triggers have missed has ended
@@ -139,6 +141,7 @@ $$;
 create or replace function unstale.create_functions(w unstale.watch) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set check_function_bodies = off -- to try to compile each costs as much as all the rest; they are always made of the same text
 as $$
 declare
     schema_owner constant regrole := unstale.owner();
@@ -162,12 +165,11 @@ begin
     foreach statement in array unstale.function_definitions(w) loop
         execute statement;
     end loop;
+    perform unstale.revoke_all(array(select p.oid from pg_proc p -- new ones, of PUBLIC, and of whoever has them by default
+                                      where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and (p.oid <> all (known) or p.proacl is null)));
     for f in select p.oid::regprocedure as signature, p.proname = page as is_page, p.proowner <> case when p.proname = page then table_owner else schema_owner end as is_foreign,
-                    p.oid <> all (known) or p.proacl is null as is_new, p.proname = format('row_%s', w.id) as is_row
+                    p.proname = format('row_%s', w.id) as is_row
                from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) loop
-        if f.is_new then
-            perform unstale.revoke_all(f.signature); -- of PUBLIC, and of whoever has it by default
-        end if;
         if f.is_foreign then
             perform unstale.hand_over(f.signature, case when f.is_page then table_owner else schema_owner end);
         end if;
