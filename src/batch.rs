@@ -8,11 +8,15 @@
 //! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is on its way has bounds of its own.
 //! Patterns are a walk through all of Redis: one walk at a time serves all that wait when it begins, whatever lane they are in,
 //! and after it there is a pause as long as it took, so that repeated messages get no more than half of the time.
+//!
+//! Beside the lanes there are commands that nothing waits for: keys that are deleted once more (listener/machine/repeat.rs). They get a
+//! place only while no lane wants it, and a part of the places.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use indexmap::map::Entry;
 use indexmap::{IndexMap, IndexSet};
 
 use crate::rule::Target;
@@ -35,6 +39,9 @@ const COMMAND_BYTES: usize = 1 << 20;
 /// Bytes of keys on their way at the same time. The sink holds each of them up to three times: ours, fred's, and encoded.
 const IN_FLIGHT_BYTES: usize = 4 << 20;
 
+/// One place of so many is for commands beside the lanes.
+const ASIDE: usize = 4;
+
 /// The pause after a walk, at the least and at the most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
@@ -45,6 +52,18 @@ pub enum Lane {
     Live,
     /// What a sweep or the log brings.
     CatchUp,
+}
+
+/// Is a key that is deleted deleted once more, later? What waits in one lane for several reasons has the greatest.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Again {
+    /// Nobody could have put it back.
+    #[default]
+    Never,
+    /// Its readers hold leases: only a replica that is behind lets them put it back.
+    Replicas,
+    /// Its readers may know nothing.
+    Always,
 }
 
 /// One request to Redis.
@@ -126,8 +145,8 @@ pub struct Batch {
 /// A command of keys.
 #[derive(Debug)]
 struct OnItsWay {
-    lane: Lane,
-    wave: u64,
+    of: Option<(Lane, u64)>, // its wave; none: beside the lanes
+    again: Again,
     work: Work,
 }
 
@@ -143,13 +162,21 @@ struct Walk {
 #[derive(Debug, Default)]
 struct Queue {
     cut_waves: u64,                       // the wave that is being collected is the next one
-    open: IndexSet<Target>,               // what it has so far
+    open: IndexMap<Target, Again>,        // what it has so far
     open_patterns: usize,                 // of these
-    keys: VecDeque<(u64, Vec<String>)>,   // cut, not on its way, with its wave
-    patterns: IndexMap<String, u64>,      // likewise; each pattern once, so that a template has one at the most
+    keys: VecDeque<Cut>,                  // cut, not on its way
+    patterns: IndexMap<String, u64>,      // likewise, with its wave; each pattern once, so that a template has one at the most
     cut: usize,                           // targets in `keys` and `patterns`
     bytes: usize,                         // of all that waits
     unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by wave
+}
+
+/// Keys of one command.
+#[derive(Debug)]
+struct Cut {
+    wave: u64,
+    again: Again,
+    keys: Vec<String>,
 }
 
 impl Batch {
@@ -173,17 +200,27 @@ impl Batch {
         self.limits = limits;
     }
 
+    /// Adds what is not waiting already, and is deleted once.
+    pub fn add(&mut self, lane: Lane, target: Target) -> bool {
+        self.add_again(lane, target, Again::Never)
+    }
+
     /// Adds what is not waiting already; on its way does not count, because Redis may have done it before the change.
     /// Returns whether it was new.
-    pub fn add(&mut self, lane: Lane, target: Target) -> bool {
+    pub fn add_again(&mut self, lane: Lane, target: Target, again: Again) -> bool {
         let queue = self.queue(lane);
-        let (bytes, is_pattern) = (cost(&target), matches!(target, Target::Pattern(_)));
-        let new = queue.open.insert(target);
-        if new {
-            queue.bytes += bytes;
-            queue.open_patterns += usize::from(is_pattern);
+        match queue.open.entry(target) {
+            Entry::Occupied(mut known) => {
+                *known.get_mut() = again.max(*known.get());
+                false
+            }
+            Entry::Vacant(place) => {
+                queue.bytes += cost(place.key());
+                queue.open_patterns += usize::from(matches!(place.key(), Target::Pattern(_)));
+                place.insert(again);
+                true
+            }
         }
-        new
     }
 
     /// Everything added to the lane so far.
@@ -212,10 +249,12 @@ impl Batch {
         queue.open.len() + queue.cut
     }
 
-    /// Is nothing waiting and nothing on its way?
+    /// Is nothing waiting and nothing on its way, but what nothing waits for?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.in_flight.is_empty() && self.walk.is_none() && self.waiting(Lane::Live) + self.waiting(Lane::CatchUp) == 0
+        self.in_flight.values().all(|command| command.of.is_none())
+            && self.walk.is_none()
+            && self.waiting(Lane::Live) + self.waiting(Lane::CatchUp) == 0
     }
 
     /// When patterns that wait for the pause after a walk may be sent.
@@ -235,20 +274,40 @@ impl Batch {
         if self.in_flight.len() >= in_flight || self.in_flight_bytes >= IN_FLIGHT_BYTES {
             return None;
         }
-        let catching_up = self.in_flight.values().filter(|command| command.lane == Lane::CatchUp).count();
+        let is_catching_up = |command: &&OnItsWay| matches!(command.of, Some((Lane::CatchUp, _)));
+        let catching_up = self.in_flight.values().filter(is_catching_up).count();
         for lane in [Lane::Live, Lane::CatchUp] {
             if lane == Lane::CatchUp && catching_up >= in_flight.div_ceil(2) {
                 continue;
             }
-            if let Some((wave, keys)) = self.queue(lane).next_keys(keys_per_command) {
-                let work = Work::Keys(Arc::new(keys));
-                self.last_id += 1;
-                self.in_flight_bytes += work.bytes();
-                self.in_flight.insert(self.last_id, OnItsWay { lane, wave, work: work.clone() });
-                return Some(Command { id: self.last_id, work });
+            if let Some(Cut { wave, again, keys }) = self.queue(lane).next_keys(keys_per_command) {
+                return Some(self.begin(Some((lane, wave)), again, keys));
             }
         }
         None
+    }
+
+    fn begin(&mut self, of: Option<(Lane, u64)>, again: Again, keys: Vec<String>) -> Command {
+        let work = Work::Keys(Arc::new(keys));
+        self.last_id += 1;
+        self.in_flight_bytes += work.bytes();
+        self.in_flight.insert(self.last_id, OnItsWay { of, again, work: work.clone() });
+        Command { id: self.last_id, work }
+    }
+
+    /// Is there a place for a command beside the lanes? Call it when [`Batch::next_command`] has nothing more.
+    #[must_use]
+    pub fn has_place_aside(&self) -> bool {
+        let aside = self.in_flight.values().filter(|command| command.of.is_none()).count();
+        aside < self.limits.in_flight.div_ceil(ASIDE)
+            && self.in_flight.len() < self.limits.in_flight
+            && self.in_flight_bytes < IN_FLIGHT_BYTES
+            && [&self.live, &self.catch_up].iter().all(|queue| queue.keys.is_empty() && queue.open.is_empty())
+    }
+
+    /// A command that no mark waits for, and that is done for nobody.
+    pub fn aside(&mut self, keys: Vec<String>) -> Command {
+        self.begin(None, Again::Never, keys)
     }
 
     /// All patterns that wait, if a walk may begin.
@@ -274,31 +333,32 @@ impl Batch {
         Some(Command { id: self.last_id, work })
     }
 
-    /// Redis has done the command, which is returned.
-    pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<Work> {
-        let work = if let Some(Walk { began, waves, work, .. }) = self.walk.take_if(|walk| walk.id == id) {
+    /// Redis has done the command, which is returned unless it was one beside the lanes.
+    pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<(Work, Again)> {
+        let done = if let Some(Walk { began, waves, work, .. }) = self.walk.take_if(|walk| walk.id == id) {
             waves.into_iter().for_each(|(lane, wave)| self.queue(lane).is_done(wave));
             self.next_walk = Some(now + now.saturating_duration_since(began).clamp(PAUSE.0, PAUSE.1));
-            work
+            (work, Again::Never)
         } else {
-            let OnItsWay { lane, wave, work } = self.in_flight.remove(&id)?;
+            let OnItsWay { of, again, work } = self.in_flight.remove(&id)?;
             self.in_flight_bytes -= work.bytes();
+            let (lane, wave) = of?;
             self.queue(lane).is_done(wave);
-            work
+            (work, again)
         };
         if self.is_empty() {
             self.live.open.shrink_to(KEPT);
             self.catch_up.open.shrink_to(KEPT);
         }
-        Some(work)
+        Some(done)
     }
 
     /// Forgets what waits in a lane. Its marks mean nothing any more; the caller reopens the gap instead.
     pub fn clear(&mut self, lane: Lane) {
         let queue = self.queue(lane);
-        queue.open = IndexSet::new(); // also gives its memory back
+        queue.open = IndexMap::new(); // also gives its memory back
         queue.open_patterns = 0;
-        for (wave, _) in std::mem::take(&mut queue.keys) {
+        for Cut { wave, .. } in std::mem::take(&mut queue.keys) {
             queue.is_done(wave);
         }
         for (_, wave) in std::mem::take(&mut queue.patterns) {
@@ -324,14 +384,14 @@ impl Batch {
 }
 
 impl Queue {
-    fn next_keys(&mut self, keys_per_command: usize) -> Option<(u64, Vec<String>)> {
+    fn next_keys(&mut self, keys_per_command: usize) -> Option<Cut> {
         if self.keys.is_empty() && !self.open.is_empty() {
             self.cut_wave(keys_per_command);
         }
-        let (wave, keys) = self.keys.pop_front()?;
-        self.cut -= keys.len();
-        self.bytes -= keys.iter().map(|key| key.len() + OVERHEAD).sum::<usize>();
-        Some((wave, keys))
+        let cut = self.keys.pop_front()?;
+        self.cut -= cut.keys.len();
+        self.bytes -= cut.keys.iter().map(|key| key.len() + OVERHEAD).sum::<usize>();
+        Some(cut)
     }
 
     fn take_patterns(&mut self, keys_per_command: usize) -> IndexMap<String, u64> {
@@ -359,17 +419,18 @@ impl Queue {
         self.open_patterns = 0;
         let wave = self.cut_waves;
         let before = self.keys.len() + self.patterns.len();
-        let mut keys = Vec::with_capacity(keys_per_command.min(self.open.len()));
-        let mut bytes = 0;
-        for target in self.open.drain(..) {
+        let mut open: [(Vec<String>, usize); 3] = Default::default(); // keys and their bytes, by what becomes of them later
+        for (target, again) in self.open.drain(..) {
             let cost = cost(&target);
             match target {
                 Target::Key(key) => {
-                    if keys.len() == keys_per_command || bytes + cost > COMMAND_BYTES && !keys.is_empty() {
-                        self.keys.push_back((wave, std::mem::take(&mut keys)));
-                        bytes = 0;
+                    let (keys, bytes) = &mut open[again as usize];
+                    if keys.len() == keys_per_command || *bytes + cost > COMMAND_BYTES && !keys.is_empty() {
+                        let full = std::mem::replace(keys, Vec::with_capacity(keys_per_command));
+                        self.keys.push_back(Cut { wave, again, keys: full });
+                        *bytes = 0;
                     }
-                    bytes += cost;
+                    *bytes += cost;
                     keys.push(key);
                     self.cut += 1;
                 }
@@ -381,8 +442,10 @@ impl Queue {
                 }
             }
         }
-        if !keys.is_empty() {
-            self.keys.push_back((wave, keys));
+        for (again, (keys, _)) in [Again::Never, Again::Replicas, Again::Always].into_iter().zip(open) {
+            if !keys.is_empty() {
+                self.keys.push_back(Cut { wave, again, keys });
+            }
         }
         let commands = self.keys.len() + self.patterns.len() - before;
         if commands > 0 {

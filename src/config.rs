@@ -32,9 +32,13 @@ pub use error::{Error, Problem};
 pub use file::{Key, keys};
 pub(crate) use filter::targets;
 pub use section::{
-    Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Replay, Shutdown, Sweep, Tls, Watch,
+    Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Repeat, Replay, Replicas, Shutdown, Sweep, Tls,
+    Watch,
 };
 pub use source::{SecretFile, Source};
+
+/// The key of several URLs.
+const REPLICAS: &str = "replicas.urls";
 
 /// Read if no file is named, and if it is there.
 pub const DEFAULT_FILE: &str = "/etc/unstale/unstale.toml";
@@ -62,6 +66,10 @@ pub struct Config {
     pub sweep: Sweep,
     /// What Redis may undo.
     pub replay: Replay,
+    /// The second delete.
+    pub repeat: Repeat,
+    /// Standbys that readers read.
+    pub replicas: Replicas,
     /// The progress that is kept in the database.
     pub checkpoint: Checkpoint,
     /// Leaving.
@@ -90,6 +98,8 @@ impl From<File> for Config {
             batch: file.batch,
             sweep: file.sweep,
             replay: file.replay,
+            repeat: file.repeat,
+            replicas: file.replicas,
             checkpoint: file.checkpoint,
             shutdown: file.shutdown,
             watches: file.watch,
@@ -171,6 +181,14 @@ impl Config {
     /// [`Error::NoRedisUrl`] if nobody said.
     pub fn redis_source(&self) -> Result<Source, Error> {
         Ok(self.source("redis.url", self.redis_url()?))
+    }
+
+    /// Where the replicas are, each to be read anew for each connection.
+    #[must_use]
+    pub fn replica_sources(&self) -> Vec<Source> {
+        let file = self.secret_files.get(REPLICAS);
+        let urls = self.replicas.urls.iter().enumerate();
+        urls.map(|(number, url)| Source::new(REPLICAS, url.clone(), file.cloned()).of_a_list(number)).collect()
     }
 
     fn source(&self, key: &'static str, known: &SecretString) -> Source {

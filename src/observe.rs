@@ -176,6 +176,36 @@ pub enum Observation {
         /// Keys that existed.
         existed: u64,
     },
+    /// Keys are deleted once more.
+    Repeated {
+        /// How many.
+        keys: usize,
+        /// Why now.
+        cause: RepeatedFor,
+    },
+    /// Keys were deleted, and too many wait already to be deleted once more.
+    RepeatsDropped {
+        /// How many.
+        keys: usize,
+        /// It was said a moment ago.
+        again: bool,
+    },
+    /// A replica has answered.
+    ReplicaLag {
+        /// Which, from 0.
+        replica: usize,
+        /// What of the primary's write-ahead log it has still to replay.
+        lag_bytes: u64,
+    },
+    /// A replica, or the primary, does not say how far it is.
+    ReplicaFailed {
+        /// Hosts and database.
+        place: String,
+        /// Why, for people.
+        reason: String,
+        /// It was said a moment ago.
+        again: bool,
+    },
     /// Readiness changed.
     Readiness(Readiness),
     /// The listener leaves.
@@ -183,6 +213,29 @@ pub enum Observation {
         /// Was everything that had been received deleted?
         drained: bool,
     },
+}
+
+/// Why keys are deleted once more. The label of `unstale_repeated_keys_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepeatedFor {
+    /// A time of `repeat.after` has passed.
+    Time,
+    /// All replicas have replayed past their change.
+    Replicas,
+    /// `replicas.max_wait` has passed, and some have not.
+    MaxWait,
+}
+
+impl RepeatedFor {
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Replicas => "replicas",
+            Self::MaxWait => "max_wait",
+        }
+    }
 }
 
 /// Why a gap opened. The label of `unstale_gaps_total`.

@@ -15,6 +15,7 @@ mod identity;
 pub mod log;
 pub mod migrate;
 mod remedy;
+pub mod replicas;
 pub mod session;
 pub mod sqlstate;
 pub mod sweep;

@@ -135,6 +135,8 @@ pub struct Rule {
     pub table: String,
     /// Not in force any more; changes from before are still to be understood.
     pub ended: bool,
+    /// Its readers hold leases, so that nobody can put back what was deleted.
+    pub leased: bool,
     templates: Vec<Template>,
     columns: Vec<String>,
 }
@@ -152,7 +154,7 @@ impl Rule {
                 columns.push(column.to_owned());
             }
         }
-        Ok(Self { watch, rev, table, ended: false, templates, columns })
+        Ok(Self { watch, rev, table, ended: false, leased: false, templates, columns })
     }
 
     /// What a change of this watch makes stale, handed to `stale` one by one, possibly repeated.

@@ -132,7 +132,7 @@ async fn a_database_of_redis_is_emptied_only_if_the_url_names_it() {
 }
 
 /// A standby of `primary`, on a port of its own.
-fn standby_of(primary: &World) -> unstale::scratch::Postgres {
+pub(crate) fn standby_of(primary: &World) -> unstale::scratch::Postgres {
     let standby = own_postgres();
     let data = standby.directory().join("data");
     let mut standby = standby;

@@ -18,6 +18,7 @@ mod monitoring;
 mod pooler;
 mod readers_model;
 mod reload;
+mod repeat;
 mod replication;
 mod rim;
 mod schema;

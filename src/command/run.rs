@@ -6,7 +6,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -61,6 +61,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
 fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Parts> {
     Ok(Parts {
         postgres: Postgres::new(config.database_source()?)?,
+        replicas: replicas(config)?,
         sink: Sink::marking(config.redis_source()?, &config.redis.tls, config.redis.timeout, marks)?,
         name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
@@ -68,10 +69,21 @@ fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Parts> {
     })
 }
 
+fn replicas(config: &Config) -> anyhow::Result<Vec<Postgres>> {
+    let opened = config.replica_sources().into_iter().enumerate().map(|(number, source)| match Postgres::new(source) {
+        Ok(replica) if replica.is_one_server() => Ok(replica),
+        Ok(_) => bail!("replicas.urls, number {}: it names several hosts; write one URL for each replica", number + 1),
+        Err(pg::Error::Url(fault)) => bail!("replicas.urls, number {}: {fault}", number + 1),
+        Err(error) => Err(error.into()),
+    });
+    opened.collect()
+}
+
 /// What is open to the network.
 fn exposures(config: &Config, parts: &Parts) -> impl Iterator<Item = Exposure> {
     let port = config.http.listen.and_then(exposure::of_port);
-    [parts.postgres.exposure(), parts.sink.exposure(), port].into_iter().flatten()
+    let replicas = parts.replicas.iter().filter_map(Postgres::exposure);
+    [parts.postgres.exposure(), parts.sink.exposure(), port].into_iter().flatten().chain(replicas)
 }
 
 /// A schema that is missing or newer needs a person, now. A server that is not there yet, or is silent, is waited for later.
@@ -98,6 +110,9 @@ fn settings(config: &Config) -> Settings {
         },
         stall: config.batch.stall,
         window: config.replay.window,
+        repeat: config.repeat.after.clone(),
+        replicas: config.replicas.urls.len(),
+        max_wait: config.replicas.max_wait,
         shutdown: config.shutdown.timeout,
     }
 }

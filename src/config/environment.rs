@@ -143,7 +143,7 @@ fn plain(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Pro
 /// The secret under its own name, else under the usual one: an application's `DATABASE_URL` may lead through a pooler
 /// that cannot LISTEN, and `UNSTALE_DATABASE__URL` beside it need not.
 fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Option<Found> {
-    [key.variable.clone(), usual_name(key)].into_iter().find_map(|variable| {
+    [Some(key.variable.clone()), usual_name(key)].into_iter().flatten().find_map(|variable| {
         let written = |name: &str| variables.get(name).filter(|text| !text.is_empty());
         let file_variable = format!("{variable}_FILE");
         match (written(&variable), written(&file_variable)) {
@@ -165,9 +165,9 @@ fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Pr
     })
 }
 
-/// `DATABASE_URL` for `database.url`.
-fn usual_name(key: &Key) -> String {
-    key.path.replace('.', "_").to_uppercase()
+/// `DATABASE_URL` for `database.url`, `REDIS_URL` likewise.
+fn usual_name(key: &Key) -> Option<String> {
+    key.path.ends_with(".url").then(|| key.path.replace('.', "_").to_uppercase())
 }
 
 fn refuse_unknown(variable: &str, value: &str, keys: &[Key], problems: &mut Vec<Problem>) {

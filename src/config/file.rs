@@ -49,7 +49,7 @@ fn collect(prefix: &str, section: &Dict, keys: &mut Vec<Key>) {
 
 /// Whether the value of this key must never be shown.
 pub(super) fn is_secret(path: &str) -> bool {
-    matches!(path, "database.url" | "redis.url")
+    matches!(path, "database.url" | "redis.url" | "replicas.urls")
 }
 
 fn key(path: String, default: &Value) -> Key {

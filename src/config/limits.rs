@@ -15,6 +15,12 @@ use super::{Backoff, Config, Heartbeat, Tls, Watch, filter};
 /// No duration may be longer: all of them are waits, and sums with the clock must not overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Each has a connection, and is asked twenty times a second.
+const MOST_REPLICAS: usize = 32;
+
+/// Each of them is another UNLINK of every key.
+const MOST_REPEATS: usize = 4;
+
 /// What is wrong with `config`, which was extracted from `figment`.
 pub(super) fn problems(config: &Config, figment: &Figment) -> Vec<Problem> {
     let mut limits = Limits { figment, problems: Vec::new() };
@@ -38,6 +44,8 @@ impl Limits<'_> {
         self.span("backoff.max", config.backoff.max, millis(1));
         self.span("batch.stall", config.batch.stall, millis(1));
         self.span("replay.window", config.replay.window, millis(1));
+        self.repeats(&config.repeat.after);
+        self.span("replicas.max_wait", config.replicas.max_wait, millis(1));
         self.span("shutdown.timeout", config.shutdown.timeout, millis(1));
 
         self.number("batch.keys_per_command", config.batch.keys_per_command, 1..=10_000);
@@ -55,6 +63,16 @@ impl Limits<'_> {
         self.urls(config);
         self.tls(config);
         self.watches(&config.watches);
+    }
+
+    /// What waits is bounded in bytes; the number of delays is how often each key goes to Redis.
+    fn repeats(&mut self, after: &[Duration]) {
+        if after.len() > MOST_REPEATS {
+            self.problem("repeat.after", format!("lists {} durations; write {MOST_REPEATS} at the most", after.len()));
+        }
+        for delay in after {
+            self.span("repeat.after", *delay, Duration::from_millis(1));
+        }
     }
 
     fn relations(&mut self, config: &Config) {
@@ -100,6 +118,13 @@ impl Limits<'_> {
             if let Some(fault) = url.as_ref().and_then(|url| fault_of_url(key, url)) {
                 self.problem(key, fault);
             }
+        }
+        let urls = &config.replicas.urls;
+        if urls.len() > MOST_REPLICAS {
+            self.problem("replicas.urls", format!("lists {} replicas; {MOST_REPLICAS} can be followed", urls.len()));
+        }
+        for (number, fault) in urls.iter().enumerate().filter_map(|(n, url)| Some((n + 1, fault_of_url("replicas.urls", url)?))) {
+            self.problem("replicas.urls", format!("number {number} {fault}"));
         }
     }
 
@@ -189,7 +214,7 @@ pub(super) fn fault_of_url(key: &str, url: &SecretString) -> Option<&'static str
         return Some("holds a line break, a NUL or another control character; write the URL on one line, and nothing else");
     }
     match key {
-        "database.url" if !matches!(scheme(url), "postgres" | "postgresql") => {
+        "database.url" | "replicas.urls" if !matches!(scheme(url), "postgres" | "postgresql") => {
             Some("is not a PostgreSQL URL; write it as in postgres://user:password@host:5432/database")
         }
         "redis.url" if !is_redis_scheme(scheme(url)) => Some(

@@ -186,6 +186,39 @@ impl Default for Replay {
     }
 }
 
+/// The second delete, for readers that hold no lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Repeat {
+    /// A key is deleted once more so long after it was, for each of these; none: it is deleted once.
+    #[serde(with = "text::spans")]
+    pub after: Vec<Duration>,
+}
+
+impl Default for Repeat {
+    fn default() -> Self {
+        Self { after: vec![Duration::from_secs(1)] }
+    }
+}
+
+/// Standbys that readers read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replicas {
+    /// Where they are, each as in `database.url` with one host; as a variable with blanks between them; none: nobody reads replicas.
+    #[serde(with = "text::secrets")]
+    pub urls: Vec<SecretString>,
+    /// A key that was deleted is deleted once more after so long, however far they are.
+    #[serde(with = "text::span")]
+    pub max_wait: Duration,
+}
+
+impl Default for Replicas {
+    fn default() -> Self {
+        Self { urls: Vec::new(), max_wait: Duration::from_secs(30) }
+    }
+}
+
 /// The progress that is kept in the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -306,6 +339,8 @@ pub(super) struct File {
     pub(super) batch: Batch,
     pub(super) sweep: Sweep,
     pub(super) replay: Replay,
+    pub(super) repeat: Repeat,
+    pub(super) replicas: Replicas,
     pub(super) checkpoint: Checkpoint,
     pub(super) shutdown: Shutdown,
     pub(super) watch: Vec<Watch>,
@@ -324,6 +359,8 @@ impl Default for File {
             batch: Batch::default(),
             sweep: Sweep::default(),
             replay: Replay::default(),
+            repeat: Repeat::default(),
+            replicas: Replicas::default(),
             checkpoint: Checkpoint::default(),
             shutdown: Shutdown::default(),
             watch: Vec::new(),

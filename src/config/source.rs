@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::error::Problem;
 use super::limits;
@@ -32,12 +32,18 @@ pub struct Source {
     key: &'static str,
     last: Arc<Mutex<SecretString>>,
     file: Option<SecretFile>,
+    nth: Option<usize>, // of the texts in the file
     aside: Aside,
 }
 
 impl Source {
     pub(super) fn new(key: &'static str, known: SecretString, file: Option<SecretFile>) -> Self {
-        Self { key, last: Arc::new(Mutex::new(known)), file, aside: Aside::default() }
+        Self { key, last: Arc::new(Mutex::new(known)), file, nth: None, aside: Aside::default() }
+    }
+
+    /// One of several in the same file.
+    pub(super) fn of_a_list(self, nth: usize) -> Self {
+        Self { nth: Some(nth), ..self }
     }
 
     /// As it was read last, at first by the configuration.
@@ -64,6 +70,13 @@ impl Source {
         let file = path.clone();
         let read = self.aside.run(PATIENCE, move || reading::secret(&file).map(SecretString::from)).await;
         let secret = read.map_err(|stuck| problem(format!("does not answer: {stuck}")))?.map_err(|error| problem(error.to_string()))?;
+        let secret = match self.nth {
+            None => secret,
+            Some(nth) => match secret.expose_secret().split_whitespace().nth(nth) {
+                Some(text) => SecretString::from(text.to_owned()),
+                None => return Err(problem(format!("holds less than {} URLs now; reload the configuration", nth + 1))),
+            },
+        };
         limits::fault_of_url(self.key, &secret).map_or(Ok(secret), |fault| Err(problem(fault.to_owned())))
     }
 }

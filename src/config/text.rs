@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
 
 /// Durations as humantime writes them.
 pub(super) mod span {
@@ -41,6 +41,49 @@ pub(super) mod span_if_any {
         let text = String::deserialize(from)?;
         if text.is_empty() { Ok(None) } else { span::parse(&text).map(Some) }
     }
+}
+
+/// A list of durations, in brackets or with commas between.
+pub(super) mod spans {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(spans: &[Duration], to: S) -> Result<S::Ok, S::Error> {
+        let spans: Vec<_> = spans.iter().map(|span| humantime::format_duration(*span).to_string()).collect();
+        to.serialize_str(&spans.join(", "))
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Duration>, D::Error> {
+        let texts = match Listed::deserialize(from)? {
+            Listed::Each(texts) => texts,
+            Listed::Together(text) => text.split(',').map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect(),
+        };
+        texts.iter().map(|text| span::parse(text)).collect()
+    }
+}
+
+/// Several of those that may be shown to nobody, in brackets or with blanks between.
+pub(super) mod secrets {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(_: &[SecretString], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_none() // a secret never leaves
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SecretString>, D::Error> {
+        let texts = match Listed::deserialize(from)? {
+            Listed::Each(texts) => texts,
+            Listed::Together(text) => text.split_whitespace().map(str::to_owned).collect(),
+        };
+        Ok(texts.into_iter().filter(|text| !text.is_empty()).map(SecretString::from).collect())
+    }
+}
+
+/// A list as a file can have it, and as a variable has it.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a list of texts, as in [\"1s\", \"10s\"]")]
+enum Listed {
+    Each(Vec<String>),
+    Together(String),
 }
 
 /// Texts that may be shown to nobody; an empty one counts as not written.

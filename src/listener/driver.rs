@@ -3,7 +3,7 @@
 //! One task owns the machine. Sessions, sweeps and commands to Redis run in tasks of their own and talk to it through bounded
 //! channels; it stops taking from a channel when the machine does not accept more.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::machine::{Action, Input, Machine, Opening, Settings, State};
 use crate::batch::Lane;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
+use crate::pg::replicas::{self, Replicas};
 use crate::pg::session::{Event, Name, Request, Session, Subscribed};
 use crate::pg::sweep::{self, Swept};
 use crate::pg::watches::Watched;
@@ -34,6 +35,8 @@ const BURST: usize = 128;
 pub struct Parts {
     /// Where changes come from.
     pub postgres: Postgres,
+    /// Those of them that readers read, too.
+    pub replicas: Vec<Postgres>,
     /// Where keys are deleted.
     pub sink: Arc<Sink>,
     /// Under what name progress is kept.
@@ -56,6 +59,8 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
             let parts = parts.clone();
             move || parts.borrow().sink.clone()
         }),
+        replicas: None,
+        replicas_told: BTreeMap::new(),
         told: None,
         not_kept: Told::default(),
         told_of: HashSet::new(),
@@ -77,6 +82,8 @@ struct Driver {
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
     arrived: VecDeque<PgNotification>, // taken from the session, not yet accepted by the machine
     workers: Workers,
+    replicas: Option<Replicas>,
+    replicas_told: BTreeMap<Option<usize>, Told>, // of each that failed, once a minute
     told: Option<Readiness>,
     not_kept: Told,             // bookkeeping that was refused, said once a minute
     told_of: HashSet<String>,   // tables without an index
@@ -93,6 +100,7 @@ enum Wake {
     Arrived,
     Swept(Option<Swept>),
     Redis(Report),
+    Replicas(replicas::Report),
     OtherParts,
     Time,
 }
@@ -111,6 +119,7 @@ impl Driver {
                 wake = next_of_session(&mut self.session, &mut burst, take_notifications) => wake,
                 swept = next_swept(&mut self.sweep), if take_swept => Wake::Swept(swept),
                 report = self.workers.next() => Wake::Redis(report),
+                report = next_of_replicas(&mut self.replicas) => Wake::Replicas(report),
                 Ok(()) = self.parts.changed() => Wake::OtherParts,
                 () = tokio::time::sleep_until(deadline.into()) => Wake::Time,
             };
@@ -134,7 +143,9 @@ impl Driver {
                 self.handle(Input::Acknowledged { id, answer: done.answer });
             }
             Wake::Redis(Report::Failed { id, reason }) => self.handle(Input::RedisFailed { id, reason }),
+            Wake::Replicas(report) => self.replica(report),
             Wake::OtherParts => {
+                self.replicas = None; // they may be others
                 let settings = self.parts.borrow_and_update().settings.clone();
                 self.machine.reconfigure(settings);
             }
@@ -202,6 +213,20 @@ impl Driver {
         self.handle(input);
     }
 
+    fn replica(&mut self, report: replicas::Report) {
+        match report {
+            replicas::Report::Primary { asked, position } => self.handle(Input::PrimaryAt { asked, position }),
+            replicas::Report::Replica { number, position } => self.handle(Input::ReplicaAt { replica: number, position: Some(position) }),
+            replicas::Report::Failed { number, place, reason } => {
+                let again = self.replicas_told.entry(number).or_default().again(Instant::now(), &reason);
+                observe(&Observation::ReplicaFailed { place, reason, again });
+                if let Some(replica) = number {
+                    self.handle(Input::ReplicaAt { replica, position: None });
+                }
+            }
+        }
+    }
+
     fn swept(&mut self, swept: Option<Swept>) {
         match swept {
             Some(Swept::Rows(watch, rows)) => rows.iter().for_each(|row| self.machine.swept(watch, row)),
@@ -260,6 +285,13 @@ impl Driver {
                 let Parts { postgres, page_rows, .. } = self.parts.borrow().clone();
                 task.spawn(sweep::run(postgres, from, page_rows, out));
                 self.sweep = Some((swept, task));
+            }
+            Action::AskReplicas(now) => {
+                let replicas = self.replicas.get_or_insert_with(|| {
+                    let Parts { postgres, replicas, .. } = &*self.parts.borrow();
+                    Replicas::new(postgres, replicas, now)
+                });
+                replicas.ask(now);
             }
             Action::StopSweep => self.sweep = None,
             Action::Send(command) => self.workers.begin(command),
@@ -344,6 +376,13 @@ async fn next_of_session(session: &mut Option<Session>, burst: &mut Vec<PgNotifi
             // At the end of the notifications, the last event says why.
             if taken > 0 { Wake::Arrived } else { Wake::Session(events.recv().await) }
         }
+    }
+}
+
+async fn next_of_replicas(replicas: &mut Option<Replicas>) -> replicas::Report {
+    match replicas {
+        Some(replicas) => replicas.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -21,6 +21,8 @@ mod link;
 mod log;
 mod message;
 mod reading;
+mod repeat;
+mod replicas;
 mod timers;
 pub(super) mod told;
 
@@ -41,6 +43,8 @@ use link::Link;
 use log::Log;
 pub use message::{Action, Input, Opening, Tally};
 use reading::Reading;
+use repeat::Repeats;
+use replicas::Replicas;
 use told::Told;
 
 /// What the configuration decides.
@@ -64,6 +68,12 @@ pub struct Settings {
     pub stall: Duration,
     /// How far back a server may undo what it has acknowledged.
     pub window: Duration,
+    /// When a key is deleted once more, after it was.
+    pub repeat: Vec<Duration>,
+    /// How many replicas there are whose readers fill the cache.
+    pub replicas: usize,
+    /// How long they are waited for.
+    pub max_wait: Duration,
     /// How long draining may take.
     pub shutdown: Duration,
 }
@@ -129,6 +139,8 @@ pub struct Machine {
     sweep_failure: Option<String>, // why the last sweep of this gap ended early
     replayed: Option<Instant>,     // when what Redis had undone was last begun to be repeated
     reading: Reading,
+    repeats: Repeats,
+    replicas: Replicas,
     lost_because: String,
     tallies: BTreeMap<i32, Tally>,
     skipped: Skipped,
@@ -145,6 +157,8 @@ impl Machine {
         Self {
             batch: Batch::new(settings.limits),
             watermark: Watermark::new(Proven::default(), settings.window),
+            repeats: Repeats::new(&settings.repeat),
+            replicas: Replicas::new(settings.replicas, settings.max_wait),
             settings,
             state: State::Waiting { until: now },
             rules: Rules::new(),
@@ -170,6 +184,8 @@ impl Machine {
     pub fn reconfigure(&mut self, settings: Settings) {
         self.batch.set_limits(settings.limits);
         self.watermark.set_window(settings.window);
+        self.repeats.set(&settings.repeat);
+        self.replicas.set(settings.replicas, settings.max_wait);
         self.backoff = Backoff::new(settings.backoff_min, settings.backoff_max, settings.seed);
         self.settings = settings;
     }
@@ -215,6 +231,8 @@ impl Machine {
                     self.say(Observation::RedisFailed { reason });
                 }
             }
+            Input::PrimaryAt { asked, position } => self.primary_is_at(asked, position),
+            Input::ReplicaAt { replica, position } => self.replica_is_at(replica, position),
             Input::Shutdown => self.shut_down(now),
         }
         self.tick(now);
@@ -222,6 +240,8 @@ impl Machine {
         while let Some(command) = self.batch.next_command(now) {
             self.actions.push(Action::Send(command));
         }
+        self.ask_replicas(now);
+        self.send_repeats(now);
         std::mem::take(&mut self.actions)
     }
 
@@ -424,7 +444,8 @@ impl Machine {
             self.heart.heard = now; // nothing was received meanwhile because we did not listen
         }
         let (kept, recovered) = self.link.done(now, id, answer);
-        if let Some(work) = self.batch.acknowledge(id, now) {
+        if let Some((work, again)) = self.batch.acknowledge(id, now) {
+            self.repeat_later(now, &work, again);
             self.remember(now, answer.mark.number, work);
         }
         self.redis_undid(now, kept);

@@ -80,6 +80,14 @@ pub fn write(observation: &Observation) {
         Observation::NotifyQueue(ratio) if *ratio > 0.5 => {
             error!(ratio, "PostgreSQL's notification queue fills up: look for a listener in an open transaction (pg_stat_activity)");
         }
+        Observation::RepeatsDropped { keys, again: false } => {
+            warn!(keys, "deleted, and not to be deleted once more (repeat.after): too many keys wait for that already");
+        }
+        Observation::ReplicaFailed { place, reason, again: false } => {
+            warn!(place, reason, "a replica does not say how far it is: keys are deleted once more after replicas.max_wait");
+        }
+        Observation::ReplicaFailed { again: true, .. } | Observation::ReplicaLag { .. } => {}
+        Observation::RepeatsDropped { again: true, .. } | Observation::Repeated { .. } => {}
         Observation::NotifyQueue(_) | Observation::Deleted { .. } | Observation::Delivered { .. } => {}
         Observation::Readiness(Readiness::Ready) => info!("ready"),
         Observation::Readiness(Readiness::NotReady(reason)) => info!(reason, "not ready"),

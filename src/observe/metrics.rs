@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::{Observation, Readiness};
+use super::{Observation, Readiness, RepeatedFor};
 
 /// Bounds of `unstale_freshness_seconds` and `unstale_delivery_seconds`: half a millisecond to a minute.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
@@ -27,6 +27,8 @@ fn describe() {
         ("unstale_changes_total", "Changes announced, by table"),
         ("unstale_keys_invalidated_total", "Keys and patterns handed to Redis for deletion, by table"),
         ("unstale_keys_removed_total", "Keys that existed when Redis deleted them"),
+        ("unstale_repeated_keys_total", "Keys deleted once more, by cause: time, replicas, or max_wait (replicas that were given up)"),
+        ("unstale_repeats_dropped_total", "Keys deleted only once, because too many wait to be deleted once more"),
         ("unstale_gaps_total", "Times in which changes may have been missed and were caught up with, by cause"),
         ("unstale_reconnects_total", "Failures of a connection, by side: postgres or redis"),
         ("unstale_sweep_rows_total", "Rows that sweeps found, by table"),
@@ -39,6 +41,7 @@ fn describe() {
     describe_gauge!("unstale_watermark_age_seconds", Unit::Seconds, "How far the watermark is behind PostgreSQL's clock");
     describe_gauge!("unstale_notify_queue_ratio", "Share of PostgreSQL's notification queue in use, 0 to 1");
     describe_gauge!("unstale_pending_keys", "Keys and patterns that wait for Redis");
+    describe_gauge!("unstale_replica_lag_bytes", Unit::Bytes, "What a replica has still to replay, by its number in replicas.urls");
     describe_gauge!("unstale_ready", "1 if ready, else 0");
     describe_histogram!(
         "unstale_freshness_seconds",
@@ -52,7 +55,12 @@ fn describe() {
     );
     gauge!("unstale_ready").set(0.0);
     counter!("unstale_payloads_skipped_total").increment(0);
-    counter!("unstale_bookkeeping_failures_total").increment(0);
+    for name in ["unstale_bookkeeping_failures_total", "unstale_repeats_dropped_total"] {
+        counter!(name).increment(0);
+    }
+    for cause in [RepeatedFor::Time, RepeatedFor::Replicas, RepeatedFor::MaxWait] {
+        counter!("unstale_repeated_keys_total", "cause" => cause.label()).increment(0);
+    }
     for side in ["postgres", "redis"] {
         counter!("unstale_reconnects_total", "side" => side).increment(0);
     }
@@ -70,10 +78,20 @@ pub fn record(observation: &Observation) {
         Observation::Delivered { took } => histogram!("unstale_delivery_seconds").record(took.as_secs_f64()),
         Observation::Status { pending, watermark_age } => status(*pending, *watermark_age),
         Observation::NotifyQueue(ratio) => gauge!("unstale_notify_queue_ratio").set(*ratio),
+        Observation::Repeated { keys, cause } => {
+            counter!("unstale_repeated_keys_total", "cause" => cause.label()).increment(*keys as u64);
+        }
+        Observation::ReplicaLag { replica, lag_bytes } => lag(*replica, *lag_bytes),
+        Observation::RepeatsDropped { keys, .. } => counter!("unstale_repeats_dropped_total").increment(*keys as u64),
         Observation::Deleted { existed } => counter!("unstale_keys_removed_total").increment(*existed),
         Observation::Readiness(readiness) => gauge!("unstale_ready").set(f64::from(u8::from(*readiness == Readiness::Ready))),
         _ => {}
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float, and a lag of 2^52 bytes is none")]
+fn lag(replica: usize, bytes: u64) {
+    gauge!("unstale_replica_lag_bytes", "replica" => (replica + 1).to_string()).set(bytes as f64);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, and the batch is bounded far below 2^52")]

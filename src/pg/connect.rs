@@ -105,6 +105,12 @@ impl Postgres {
         self.place.clone()
     }
 
+    /// Does the URL name a single server?
+    #[must_use]
+    pub fn is_one_server(&self) -> bool {
+        parse(&self.source.known()).is_ok_and(|url| url.hosts.len() == 1)
+    }
+
     /// Could somebody in between read the password?
     #[must_use]
     pub fn exposure(&self) -> Option<Exposure> {

@@ -166,6 +166,9 @@ fn settings(seed: u64) -> Settings {
         limits: Limits { keys_per_command: 3, in_flight: 3, max_pending: MAX_PENDING },
         stall: Duration::from_secs(2),
         window: WINDOW,
+        repeat: vec![Duration::from_secs(1), Duration::from_millis(1 + seed % 5_000)],
+        replicas: 0,
+        max_wait: Duration::from_secs(30),
         shutdown: Duration::from_secs(10),
     }
 }

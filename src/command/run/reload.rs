@@ -75,6 +75,12 @@ fn differ(old: Option<&SecretString>, new: Option<&SecretString>) -> bool {
     old.map(ExposeSecret::expose_secret) != new.map(ExposeSecret::expose_secret)
 }
 
+fn replicas_differ(old: &Config, new: &Config) -> bool {
+    let (before, after) = (&old.replicas, &new.replicas);
+    let is_other = |(old, new)| differ(Some(old), Some(new));
+    before.max_wait != after.max_wait || before.urls.len() != after.urls.len() || before.urls.iter().zip(&after.urls).any(is_other)
+}
+
 fn differences(old: &Config, new: &Config) -> Observation {
     let changed = [
         ("database.url", differ(old.database.url.as_ref(), new.database.url.as_ref())),
@@ -86,6 +92,8 @@ fn differences(old: &Config, new: &Config) -> Observation {
         ("backoff", old.backoff != new.backoff),
         ("batch", old.batch != new.batch),
         ("sweep", old.sweep != new.sweep),
+        ("repeat", old.repeat != new.repeat),
+        ("replicas", replicas_differ(old, new)),
         ("replay", old.replay != new.replay),
         ("checkpoint", old.checkpoint != new.checkpoint),
         ("shutdown", old.shutdown != new.shutdown),

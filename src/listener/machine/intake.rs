@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::batch::Lane;
+use crate::batch::{Again, Lane};
 use crate::change::{self, Announcement, Change, Malformed, Row};
 use crate::observe::Observation;
 use crate::rule::{Rule, Rules, Target};
@@ -92,7 +92,8 @@ impl Machine {
         let Ok(row) = Row::parse(row) else { return self.widen(watch) };
         let tally = self.tallies.entry(watch).or_default();
         tally.swept += 1;
-        let keys: u64 = rule.row(&row).map(|target| u64::from(self.batch.add(Lane::CatchUp, target))).sum();
+        let again = again(rule);
+        let keys: u64 = rule.row(&row).map(|target| u64::from(self.batch.add_again(Lane::CatchUp, target, again))).sum();
         tally.keys += keys;
         if let Some(gap) = &mut self.gap {
             gap.swept += 1;
@@ -129,7 +130,8 @@ impl Machine {
             return Ok(()); // the sweep to come finds it
         }
         let mut keys = 0;
-        rule.stale(change, |target| keys += u64::from(self.batch.add(lane, target)))?;
+        let again = again(rule);
+        rule.stale(change, |target| keys += u64::from(self.batch.add_again(lane, target, again)))?;
         let tally = self.tallies.entry(change.watch).or_default();
         tally.changes += u64::from(lane == Lane::Live);
         tally.keys += keys;
@@ -188,6 +190,11 @@ impl Machine {
         }
         changed
     }
+}
+
+/// Is what this rule deletes deleted once more?
+fn again(rule: &Rule) -> Again {
+    if rule.leased { Again::Replicas } else { Again::Always }
 }
 
 /// How many of them are watches in force.

@@ -1,7 +1,7 @@
 //! What goes into the machine and what comes out of it.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::batch::Command;
 use crate::mark::Answer;
@@ -47,6 +47,20 @@ pub enum Input {
         /// Why, for people.
         reason: String,
     },
+    /// The primary's write-ahead log went up to here after it was asked.
+    PrimaryAt {
+        /// When.
+        asked: Instant,
+        /// In bytes.
+        position: u64,
+    },
+    /// A replica has replayed it up to here; none: it does not say.
+    ReplicaAt {
+        /// Which, from 0.
+        replica: usize,
+        /// In bytes.
+        position: Option<u64>,
+    },
     /// SIGTERM.
     Shutdown,
 }
@@ -91,6 +105,8 @@ pub enum Action {
     },
     /// Abandon a running sweep.
     StopSweep,
+    /// Ask primary and replicas how far they are.
+    AskReplicas(Instant),
     /// Ask Redis.
     Send(Command),
     /// Note in the ledger that a gap is open, since this long ago.

@@ -200,6 +200,9 @@ mod tests {
             limits: Limits { keys_per_command: 500, in_flight: 8, max_pending: 50_000 },
             stall: Duration::from_secs(5),
             window: Duration::from_secs(60),
+            repeat: Vec::new(),
+            replicas: 0,
+            max_wait: Duration::from_secs(60),
             shutdown: Duration::from_secs(5),
         }
     }

@@ -16,7 +16,7 @@ impl Machine {
         let heart =
             [self.heart.asked + self.settings.interval, self.heart.asked + self.settings.timeout, self.heart.heard + self.settings.timeout];
         let stall = self.batch.is_full(Lane::Live).then(|| self.link.answered() + self.settings.stall);
-        let walk = self.batch.next_walk();
+        let walk = self.batch.next_walk().into_iter().chain(self.next_repeat()).min();
         match &self.state {
             State::Waiting { until } | State::Draining { until } => walk.into_iter().chain([*until]).min(),
             State::Connecting { since } => walk.into_iter().chain([*since + self.settings.timeout]).min(),

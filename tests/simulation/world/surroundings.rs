@@ -25,6 +25,7 @@ impl World {
 
     pub(super) fn act(&mut self, action: Action) {
         match action {
+            Action::AskReplicas(_) => unreachable!("there are none"),
             Action::OpenSession => {
                 self.end_session();
                 let session = self.session;

@@ -1,0 +1,212 @@
+//! Replicas that lag: keys that are deleted once more when every replica has replayed past their change.
+//!
+//! A reader that looks at a replica after a miss finds the old row there until the replica has replayed the commit, and no lease helps
+//! against that. Must hold: a key goes again only when each replica has replayed past a position of the primary that was read after the
+//! key's change had been received, so that whoever reads there from then on reads the new row; or `replicas.max_wait` after it was
+//! deleted, whatever the replicas say. No first delete waits for any of this, and what waits is bounded in bytes.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::batch::{Again, Work};
+use crate::observe::{Observation, RepeatedFor};
+
+use super::repeat::{Held, Packed};
+use super::told::Told;
+use super::{Action, Machine};
+
+/// Bytes of keys that wait for the replicas.
+const HELD_BYTES: usize = 32 << 20;
+
+/// How often the servers are asked while keys wait: about how long a key stays stale after its replica has caught up.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// Positions that are remembered at the most. Those of a time when there are more are not needed: later ones cover it.
+const MAX_POSITIONS: usize = 4_096;
+
+/// See the module. Positions are those of the write-ahead log, in bytes.
+#[derive(Debug)]
+pub(super) struct Replicas {
+    max_wait: Duration,
+    replayed: Vec<Option<u64>>, // by each replica; none while it does not answer
+    primary: Option<u64>,
+    positions: VecDeque<(Instant, u64)>, // what was received before this time was committed before this position
+    released: Option<Instant>,           // all replicas have replayed what was received before
+    held: Held,                          // with the time at which they were deleted
+    asked: Option<Instant>,
+    told: Told, // that some did not fit
+}
+
+impl Replicas {
+    pub(super) fn new(count: usize, max_wait: Duration) -> Self {
+        Self {
+            max_wait,
+            replayed: vec![None; count],
+            primary: None,
+            positions: VecDeque::new(),
+            released: None,
+            held: Held::default(),
+            asked: None,
+            told: Told::default(),
+        }
+    }
+
+    /// Other replicas, or as many others. What waits goes on waiting, for these.
+    pub(super) fn set(&mut self, count: usize, max_wait: Duration) {
+        self.max_wait = max_wait;
+        self.replayed = vec![None; count];
+        self.asked = None;
+    }
+
+    fn are_there(&self) -> bool {
+        !self.replayed.is_empty()
+    }
+
+    /// Everything that was received before `asked` was committed before this position.
+    fn primary_is_at(&mut self, asked: Instant, position: u64) {
+        self.primary = Some(position);
+        if self.held.first().is_some_and(|first| first <= asked) && self.positions.len() < MAX_POSITIONS {
+            self.positions.push_back((asked, position));
+        }
+        self.release();
+    }
+
+    /// Returns by how many bytes it is behind, if that is known.
+    fn replica_is_at(&mut self, replica: usize, position: Option<u64>) -> Option<u64> {
+        *self.replayed.get_mut(replica)? = position;
+        self.release();
+        Some(self.primary?.saturating_sub(position?))
+    }
+
+    fn release(&mut self) {
+        let Some(replayed) = self.replayed.iter().copied().min().flatten() else { return };
+        while let Some((received, _)) = self.positions.pop_front_if(|(_, position)| *position <= replayed) {
+            self.released = Some(received);
+        }
+    }
+
+    /// Since when keys that may go now have waited, and why they may.
+    fn ready(&self, now: Instant) -> Option<(Instant, RepeatedFor)> {
+        let first = self.held.first()?;
+        match self.released {
+            Some(released) if first <= released => Some((released, RepeatedFor::Replicas)),
+            _ => now.checked_sub(self.max_wait).filter(|late| first <= *late).map(|late| (late, RepeatedFor::MaxWait)),
+        }
+    }
+
+    fn next_ask(&self, interval: Duration) -> Option<Instant> {
+        let pause = if self.held.first().is_some() { BUSY } else { interval };
+        self.asked.filter(|_| self.are_there()).map(|asked| asked + pause)
+    }
+}
+
+impl Machine {
+    /// The primary's position, asked for at this time.
+    pub(super) fn primary_is_at(&mut self, asked: Instant, position: u64) {
+        self.replicas.primary_is_at(asked, position);
+    }
+
+    /// What a replica has replayed; none: it does not say.
+    pub(super) fn replica_is_at(&mut self, replica: usize, position: Option<u64>) {
+        if let Some(lag_bytes) = self.replicas.replica_is_at(replica, position) {
+            self.say(Observation::ReplicaLag { replica, lag_bytes });
+        }
+    }
+
+    /// Redis has deleted these.
+    pub(super) fn repeat_for_replicas(&mut self, now: Instant, work: &Work, again: Again) {
+        let Work::Keys(keys) = work else { return };
+        if again == Again::Never || !self.replicas.are_there() {
+            return;
+        }
+        let packed = Packed::new(keys);
+        if self.replicas.held.bytes() + packed.bytes() <= HELD_BYTES {
+            self.replicas.held.push(now, packed);
+        } else {
+            let again = self.replicas.told.again(now, "they do not fit");
+            self.say(Observation::RepeatsDropped { keys: keys.len(), again });
+        }
+    }
+
+    /// Asks all servers where they are, if it is time.
+    pub(super) fn ask_replicas(&mut self, now: Instant) {
+        let due = self.replicas.next_ask(self.settings.interval).is_none_or(|next| now >= next);
+        if self.replicas.are_there() && due {
+            self.replicas.asked = Some(now);
+            self.actions.push(Action::AskReplicas(now));
+        }
+    }
+
+    /// When to ask, or to delete once more whatever the replicas say, if that would find a place.
+    pub(super) fn next_of_replicas(&self) -> Option<Instant> {
+        let late = self.replicas.held.first().filter(|_| self.batch.has_place_aside()).map(|first| first + self.replicas.max_wait);
+        self.replicas.next_ask(self.settings.interval).into_iter().chain(late).min()
+    }
+
+    /// What may go now.
+    pub(super) fn send_for_replicas(&mut self, now: Instant) {
+        while self.batch.has_place_aside()
+            && let Some((until, cause)) = self.replicas.ready(now)
+        {
+            let keys = self.replicas.held.take(until, self.settings.limits.keys_per_command);
+            self.send_aside(keys, cause);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn packed(key: &str) -> std::sync::Arc<Packed> {
+        Packed::new(&[key.to_owned()])
+    }
+
+    #[test]
+    fn keys_go_when_the_slowest_replica_is_past_a_position_that_was_asked_for_after_they_were_deleted() {
+        let (mut replicas, start) = (Replicas::new(2, SECOND * 60), Instant::now());
+        replicas.held.push(start + SECOND, packed("a"));
+        replicas.primary_is_at(start, 100); // asked before: proves nothing about it
+        replicas.replica_is_at(0, Some(100));
+        replicas.replica_is_at(1, Some(100));
+        assert_eq!(replicas.ready(start + SECOND * 2), None);
+        replicas.primary_is_at(start + SECOND, 200);
+        replicas.replica_is_at(0, Some(250));
+        assert_eq!(replicas.ready(start + SECOND * 2), None, "the other one is at 100");
+        assert_eq!(replicas.replica_is_at(1, Some(199)), Some(1));
+        assert_eq!(replicas.ready(start + SECOND * 2), None);
+        replicas.replica_is_at(1, Some(200));
+        assert_eq!(replicas.ready(start + SECOND * 2), Some((start + SECOND, RepeatedFor::Replicas)));
+        assert_eq!(replicas.held.take(start + SECOND, 500), ["a"]);
+    }
+
+    #[test]
+    fn a_replica_that_does_not_answer_is_waited_for_no_longer_than_max_wait() {
+        let (mut replicas, start) = (Replicas::new(2, SECOND * 60), Instant::now());
+        replicas.held.push(start, packed("a"));
+        replicas.held.push(start + SECOND, packed("b"));
+        replicas.primary_is_at(start + SECOND, 100);
+        replicas.replica_is_at(0, Some(100));
+        assert_eq!(replicas.replica_is_at(1, None), None);
+        assert_eq!(replicas.ready(start + SECOND * 59), None);
+        let (until, cause) = replicas.ready(start + SECOND * 60).expect("max_wait is over");
+        assert_eq!((replicas.held.take(until, 500), cause), (vec!["a".to_owned()], RepeatedFor::MaxWait));
+        assert_eq!(replicas.ready(start + SECOND * 60), None, "b was deleted later");
+    }
+
+    #[test]
+    fn positions_are_bounded_and_a_late_answer_covers_what_was_not_remembered() {
+        let (mut replicas, start) = (Replicas::new(1, SECOND * 3600), Instant::now());
+        replicas.held.push(start, packed("a"));
+        for n in 0..10_000_u32 {
+            replicas.primary_is_at(start + BUSY * n, u64::from(n));
+        }
+        assert_eq!(replicas.positions.len(), MAX_POSITIONS);
+        replicas.held.push(start + BUSY * 9_999, packed("b"));
+        replicas.replica_is_at(0, Some(9_999));
+        replicas.primary_is_at(start + BUSY * 10_000, 9_999);
+        assert_eq!(replicas.ready(start + BUSY * 10_000), Some((start + BUSY * 10_000, RepeatedFor::Replicas)));
+    }
+}
