@@ -8,6 +8,7 @@
 //! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is on its way has bounds of its own.
 //! Patterns are a walk through all of Redis: one walk at a time serves all that wait when it begins, whatever lane they are in,
 //! and after it there is a pause as long as it took, so that repeated messages get no more than half of the time.
+//! What a part of Redis could not do is handed back: it takes no place, is held once however often it changes, and is tried again.
 //!
 //! Beside the lanes there are commands that nothing waits for: keys that are deleted once more (listener/machine/repeat.rs). They get a
 //! place only while no lane wants it, and a part of the places.
@@ -44,6 +45,9 @@ const ASIDE: usize = 4;
 
 /// The pause after a walk, at the least and at the most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
+
+/// Before what was handed back is tried again.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// Which of the two queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +143,8 @@ pub struct Batch {
     in_flight_bytes: usize,
     walk: Option<Walk>,
     next_walk: Option<Instant>, // not before
+    next_retry: Option<Instant>, // of what was handed back
+    handed_back: Option<Instant>, // since when something always is
     last_id: u64,
 }
 
@@ -147,7 +153,7 @@ pub struct Batch {
 struct OnItsWay {
     of: Option<(Lane, u64)>, // its wave; none: beside the lanes
     again: Again,
-    work: Work,
+    bytes: usize,
 }
 
 /// The walk that is under way, and the waves that its patterns are of.
@@ -156,7 +162,6 @@ struct Walk {
     id: u64,
     began: Instant,
     waves: Vec<(Lane, u64)>,
-    work: Work,
 }
 
 #[derive(Debug, Default)]
@@ -167,6 +172,8 @@ struct Queue {
     keys: VecDeque<Cut>,                  // cut, not on its way
     patterns: IndexMap<String, u64>,      // likewise, with its wave; each pattern once, so that a template has one at the most
     cut: usize,                           // targets in `keys` and `patterns`
+    held: IndexMap<Target, Again>,        // handed back
+    held_wave: u64,                       // the earliest of those that they are of: each later mark waits for it, too
     bytes: usize,                         // of all that waits
     unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by wave
 }
@@ -191,6 +198,8 @@ impl Batch {
             in_flight_bytes: 0,
             walk: None,
             next_walk: None,
+            next_retry: None,
+            handed_back: None,
             last_id: 0,
         }
     }
@@ -246,7 +255,7 @@ impl Batch {
     #[must_use]
     pub fn waiting(&self, lane: Lane) -> usize {
         let queue = self.queue_of(lane);
-        queue.open.len() + queue.cut
+        queue.open.len() + queue.cut + queue.held.len()
     }
 
     /// Is nothing waiting and nothing on its way, but what nothing waits for?
@@ -257,17 +266,34 @@ impl Batch {
             && self.waiting(Lane::Live) + self.waiting(Lane::CatchUp) == 0
     }
 
-    /// When patterns that wait for the pause after a walk may be sent.
+    /// When patterns that wait for the pause after a walk may be sent, or what was handed back.
     #[must_use]
-    pub fn next_walk(&self) -> Option<Instant> {
+    pub fn due(&self) -> Option<Instant> {
         let waits = |queue: &Queue| !queue.patterns.is_empty();
-        self.next_walk.filter(|_| self.walk.is_none() && (waits(&self.live) || waits(&self.catch_up)))
+        let walk = self.next_walk.filter(|_| self.walk.is_none() && (waits(&self.live) || waits(&self.catch_up)));
+        walk.into_iter().chain(self.next_retry).min()
+    }
+
+    /// Since when a part of Redis has not done what it should.
+    #[must_use]
+    pub fn handed_back_since(&self) -> Option<Instant> {
+        self.handed_back
+    }
+
+    /// Is something not done yet that was handed back once?
+    #[must_use]
+    pub fn owes_handed_back(&self) -> bool {
+        self.handed_back.is_some()
     }
 
     /// The next request, if one more may be on its way: a walk, which takes no place from keys; live changes; catching up, which has
     /// half of the places.
     pub fn next_command(&mut self, now: Instant) -> Option<Command> {
         let (keys_per_command, in_flight) = (self.limits.keys_per_command, self.limits.in_flight);
+        if self.next_retry.take_if(|retry| *retry <= now).is_some() {
+            self.live.release(keys_per_command);
+            self.catch_up.release(keys_per_command);
+        }
         if let Some(walk) = self.next_patterns(now) {
             return Some(walk);
         }
@@ -291,7 +317,7 @@ impl Batch {
         let work = Work::Keys(Arc::new(keys));
         self.last_id += 1;
         self.in_flight_bytes += work.bytes();
-        self.in_flight.insert(self.last_id, OnItsWay { of, again, work: work.clone() });
+        self.in_flight.insert(self.last_id, OnItsWay { of, again, bytes: work.bytes() });
         Command { id: self.last_id, work }
     }
 
@@ -329,28 +355,48 @@ impl Batch {
         }
         self.last_id += 1;
         let work = Work::Patterns(Arc::new(patterns.into_iter().collect()));
-        self.walk = Some(Walk { id: self.last_id, began: now, waves, work: work.clone() });
+        self.walk = Some(Walk { id: self.last_id, began: now, waves });
         Some(Command { id: self.last_id, work })
     }
 
-    /// Redis has done the command, which is returned unless it was one beside the lanes.
-    pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<(Work, Again)> {
-        let done = if let Some(Walk { began, waves, work, .. }) = self.walk.take_if(|walk| walk.id == id) {
+    /// Redis has done the command. Returns what becomes of its keys later, unless it was one beside the lanes.
+    pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<Again> {
+        let again = if let Some(Walk { began, waves, .. }) = self.walk.take_if(|walk| walk.id == id) {
             waves.into_iter().for_each(|(lane, wave)| self.queue(lane).is_done(wave));
             self.next_walk = Some(now + now.saturating_duration_since(began).clamp(PAUSE.0, PAUSE.1));
-            (work, Again::Never)
+            Again::Never
         } else {
-            let OnItsWay { of, again, work } = self.in_flight.remove(&id)?;
-            self.in_flight_bytes -= work.bytes();
+            let OnItsWay { of, again, bytes } = self.in_flight.remove(&id)?;
+            self.in_flight_bytes -= bytes;
             let (lane, wave) = of?;
             self.queue(lane).is_done(wave);
-            (work, again)
+            again
         };
+        if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
+            self.handed_back = None;
+        }
         if self.is_empty() {
             self.live.open.shrink_to(KEPT);
             self.catch_up.open.shrink_to(KEPT);
         }
-        Some(done)
+        Some(again)
+    }
+
+    /// Redis has done the command but for this, which waits for a part of Redis; of one beside the lanes it is given up. Returns as
+    /// [`Batch::acknowledge`] does.
+    pub fn hand_back(&mut self, id: u64, left: &Work, now: Instant) -> Option<Again> {
+        let (waves, again) = match (&self.walk, self.in_flight.get(&id)) {
+            (Some(walk), _) if walk.id == id => (walk.waves.clone(), Again::Never),
+            (_, Some(OnItsWay { of: Some(wave), again, .. })) => (vec![*wave], *again),
+            _ => return self.acknowledge(id, now),
+        };
+        // A walk serves both lanes at once, and what the one waits for the other may.
+        for (lane, wave) in waves {
+            self.queue(lane).hold(wave, left, again);
+        }
+        self.next_retry.get_or_insert(now + RETRY);
+        self.handed_back.get_or_insert(now);
+        self.acknowledge(id, now)
     }
 
     /// Forgets what waits in a lane. Its marks mean nothing any more; the caller reopens the gap instead.
@@ -365,7 +411,15 @@ impl Batch {
             queue.is_done(wave);
         }
         queue.cut = 0;
+        if !queue.held.is_empty() {
+            queue.held = IndexMap::new();
+            queue.is_done(queue.held_wave);
+        }
+        queue.held_wave = 0;
         queue.bytes = 0;
+        if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
+            (self.handed_back, self.next_retry) = (None, None);
+        }
     }
 
     fn queue_of(&self, lane: Lane) -> &Queue {
@@ -394,6 +448,45 @@ impl Queue {
         Some(cut)
     }
 
+    /// Keeps what was handed back of a wave, until it is released.
+    fn hold(&mut self, wave: u64, left: &Work, again: Again) {
+        let wave = if self.owes_nothing_held() { wave } else { wave.min(self.held_wave) };
+        if self.held.is_empty() || wave != self.held_wave {
+            *self.unacknowledged.entry(wave).or_default() += 1;
+            if !self.held.is_empty() {
+                self.is_done(self.held_wave);
+            }
+        }
+        self.held_wave = wave;
+        let target: fn(String) -> Target = if let Work::Keys(_) = left { Target::Key } else { Target::Pattern };
+        for target in left.texts().iter().cloned().map(target) {
+            match self.held.entry(target) {
+                Entry::Occupied(mut known) => *known.get_mut() = again.max(*known.get()),
+                Entry::Vacant(place) => {
+                    self.bytes += cost(place.key());
+                    place.insert(again);
+                }
+            }
+        }
+    }
+
+    /// What was handed back waits for a place again, before all else.
+    fn release(&mut self, keys_per_command: usize) {
+        if self.held.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.keys);
+        let held = std::mem::take(&mut self.held);
+        self.cut(self.held_wave, held.into_iter(), keys_per_command);
+        self.keys.extend(waiting);
+        self.is_done(self.held_wave);
+    }
+
+    /// Is all done that was ever held?
+    fn owes_nothing_held(&self) -> bool {
+        self.held.is_empty() && !self.unacknowledged.contains_key(&self.held_wave)
+    }
+
     fn take_patterns(&mut self, keys_per_command: usize) -> IndexMap<String, u64> {
         if self.keys.is_empty() && self.open_patterns > 0 {
             self.cut_wave(keys_per_command);
@@ -417,10 +510,16 @@ impl Queue {
     fn cut_wave(&mut self, keys_per_command: usize) {
         self.cut_waves += 1;
         self.open_patterns = 0;
-        let wave = self.cut_waves;
+        let mut open = std::mem::take(&mut self.open);
+        self.cut(self.cut_waves, open.drain(..), keys_per_command);
+        self.open = open; // with its memory
+    }
+
+    /// Makes commands, and patterns that wait for a walk, of a wave.
+    fn cut(&mut self, wave: u64, targets: impl Iterator<Item = (Target, Again)>, keys_per_command: usize) {
         let before = self.keys.len() + self.patterns.len();
         let mut open: [(Vec<String>, usize); 3] = Default::default(); // keys and their bytes, by what becomes of them later
-        for (target, again) in self.open.drain(..) {
+        for (target, again) in targets {
             let cost = cost(&target);
             match target {
                 Target::Key(key) => {
@@ -434,12 +533,21 @@ impl Queue {
                     keys.push(key);
                     self.cut += 1;
                 }
-                // One that waits already will be sent after this change, too, and every later mark waits for its wave.
-                Target::Pattern(pattern) if self.patterns.contains_key(&pattern) => self.bytes -= cost,
-                Target::Pattern(pattern) => {
-                    self.patterns.insert(pattern, wave);
-                    self.cut += 1;
-                }
+                Target::Pattern(pattern) => match self.patterns.get(&pattern) {
+                    // One that waits already will be sent after this change, too, and every later mark waits for its wave.
+                    Some(earlier) if *earlier <= wave => self.bytes -= cost,
+                    Some(_) => {
+                        self.bytes -= cost;
+                        *self.unacknowledged.entry(wave).or_default() += 1;
+                        if let Some(later) = self.patterns.insert(pattern, wave) {
+                            self.is_done(later);
+                        }
+                    }
+                    None => {
+                        self.patterns.insert(pattern, wave);
+                        self.cut += 1;
+                    }
+                },
             }
         }
         for (again, (keys, _)) in [Again::Never, Again::Replicas, Again::Always].into_iter().zip(open) {
@@ -449,7 +557,7 @@ impl Queue {
         }
         let commands = self.keys.len() + self.patterns.len() - before;
         if commands > 0 {
-            self.unacknowledged.insert(wave, commands);
+            *self.unacknowledged.entry(wave).or_default() += commands;
         }
     }
 }
@@ -581,15 +689,66 @@ mod tests {
         let mut batch = Batch::new(LIMITS);
         batch.add(Lane::Live, pattern("a*"));
         let (id, _) = patterns(batch.next_command(start));
-        assert_eq!(batch.next_walk(), None);
+        assert_eq!(batch.due(), None);
         batch.add(Lane::Live, pattern("a*"));
         batch.acknowledge(id, after(3));
         assert_eq!(batch.next_command(after(5)), None);
-        assert_eq!(batch.next_walk(), Some(after(6)));
+        assert_eq!(batch.due(), Some(after(6)));
         let (id, _) = patterns(batch.next_command(after(6)));
         batch.acknowledge(id, after(600));
         batch.add(Lane::Live, pattern("a*"));
         assert!(batch.next_command(after(609)).is_none() && batch.next_command(after(610)).is_some(), "no longer than ten seconds");
+    }
+
+    #[test]
+    fn what_is_handed_back_takes_no_place_is_held_once_and_holds_up_every_later_mark() {
+        let start = now();
+        let mut batch = Batch::new(LIMITS);
+        let left = |keys: &[&str]| Work::Keys(Arc::new(keys.iter().map(|key| (*key).to_owned()).collect()));
+        for name in ["here", "away"] {
+            batch.add(Lane::Live, key(name));
+        }
+        let first = batch.mark(Lane::Live);
+        let (id, _) = keys(batch.next_command(start));
+        batch.hand_back(id, &left(&["away"]), start);
+        for _ in 0..10 {
+            batch.add(Lane::Live, key("away"));
+            batch.add(Lane::Live, key("other"));
+            let (id, sent) = keys(batch.next_command(start));
+            assert_eq!(sent, ["away", "other"]);
+            batch.hand_back(id, &left(&["away"]), start);
+            assert_eq!(batch.waiting(Lane::Live), 1);
+        }
+        let last = batch.mark(Lane::Live);
+        assert!(!batch.is_settled(first) && !batch.is_settled(last) && batch.owes_handed_back());
+        assert_eq!((batch.next_command(start), batch.due()), (None, Some(start + RETRY)));
+
+        let (again, sent) = keys(batch.next_command(start + RETRY));
+        assert_eq!(sent, ["away"]);
+        batch.hand_back(again, &left(&["away"]), start + RETRY);
+        assert!(!batch.is_settled(first) && batch.handed_back_since() == Some(start));
+        let (again, _) = keys(batch.next_command(start + RETRY * 2));
+        assert!(!batch.is_settled(first) && batch.owes_handed_back(), "it is on its way");
+        batch.acknowledge(again, start + RETRY * 2);
+        assert!(batch.is_settled(first) && batch.is_settled(last) && !batch.owes_handed_back() && batch.is_empty());
+        assert_eq!(batch.live.bytes, 0);
+    }
+
+    #[test]
+    fn a_walk_is_handed_back_and_its_lane_can_be_cleared() {
+        let start = now();
+        let mut batch = Batch::new(LIMITS);
+        batch.add(Lane::Live, pattern("a*"));
+        let mark = batch.mark(Lane::Live);
+        let (id, _) = patterns(batch.next_command(start));
+        batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
+        batch.add(Lane::Live, pattern("a*"));
+        let (id, walked) = patterns(batch.next_command(start + PAUSE.1));
+        assert_eq!(walked, ["a*"]);
+        assert!(!batch.is_settled(mark));
+        batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
+        batch.clear(Lane::Live);
+        assert!(batch.is_empty() && batch.due().is_none() && !batch.owes_handed_back() && batch.live.bytes == 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{config, pg, sink, visible};
 /// The exit code for an error: the first cause that has one decides, all others are 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let code = |cause: &(dyn std::error::Error + 'static)| {
-        let is_redis_s = matches!(cause.downcast_ref(), Some(sink::Error::File { .. } | sink::Error::Url(_) | sink::Error::Several));
+        let is_redis_s = matches!(cause.downcast_ref(), Some(sink::Error::File { .. } | sink::Error::Url(_)));
         let is_postgres_s = matches!(cause.downcast_ref(), Some(pg::Error::Url(_)));
         if cause.is::<config::Error>() || is_redis_s || is_postgres_s {
             Some(2)

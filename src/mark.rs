@@ -74,9 +74,26 @@ impl Found {
     }
 }
 
+/// The marks of all primaries as they are stored with the progress: `tag=mark,tag=mark`, or the mark alone where there is one server.
+#[must_use]
+pub fn stored<'a>(marks: impl Iterator<Item = (&'a str, &'a RedisMark)>) -> Option<String> {
+    let marks: Vec<_> = marks.map(|(tag, mark)| if tag.is_empty() { mark.to_string() } else { format!("{tag}={mark}") }).collect();
+    (!marks.is_empty()).then(|| marks.join(","))
+}
+
+/// Those that can be read.
+pub fn read_stored(text: &str) -> impl Iterator<Item = (&str, RedisMark)> {
+    text.split(',').filter_map(|part| {
+        let (tag, mark) = part.split_once('=').unwrap_or(("", part));
+        Some((tag, mark.parse().ok()?))
+    })
+}
+
 /// Who has done a deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
+    /// Which primary of a cluster: the hash tag of its mark's key, which lives there. Empty: there is one server.
+    pub tag: Arc<str>,
     /// What the connection found when it was made.
     pub found: Found,
     /// The mark that followed the deletion, or would have.
@@ -108,21 +125,6 @@ pub enum Last {
 }
 
 impl Last {
-    /// As it was stored with the progress.
-    #[must_use]
-    pub fn read(stored: Option<&str>) -> Self {
-        stored.and_then(|text| text.parse().ok()).map_or(Self::Unmarked, Self::Mark)
-    }
-
-    /// To be stored with the progress.
-    #[must_use]
-    pub fn stored(&self) -> Option<String> {
-        match self {
-            Self::Mark(mark) => Some(mark.to_string()),
-            Self::Nothing | Self::Unmarked => None,
-        }
-    }
-
     /// What a new connection tells, by its first answer.
     #[must_use]
     pub fn kept(&self, answer: &Answer) -> Kept {
@@ -148,7 +150,7 @@ mod tests {
     }
 
     fn answer(found: Found) -> Answer {
-        Answer { found, mark: mark("me", 3, 50), is_marked: true }
+        Answer { tag: "".into(), found, mark: mark("me", 3, 50), is_marked: true }
     }
 
     #[test]
@@ -174,6 +176,17 @@ mod tests {
         ] {
             assert_eq!(now.clone().after(earlier.clone(), "me"), expected, "{now:?} after {earlier:?}");
         }
+    }
+
+    #[test]
+    fn the_marks_of_all_primaries_are_read_as_they_are_stored() {
+        let marks = [("a", mark("00ff", 2, 17)), ("1b", mark("00ff", 3, 18))];
+        let text = stored(marks.iter().map(|(tag, mark)| (*tag, mark))).expect("marks");
+        assert_eq!(text, "a=00ff:2:17,1b=00ff:3:18");
+        assert_eq!(read_stored(&text).collect::<Vec<_>>(), marks);
+        assert_eq!(read_stored("00ff:2:17").collect::<Vec<_>>(), [("", mark("00ff", 2, 17))]);
+        assert_eq!(read_stored("a=x,=,b").count(), 0);
+        assert_eq!(stored(std::iter::empty()), None);
     }
 
     #[test]

@@ -115,7 +115,8 @@ impl Template {
 
 /// Appends `literal` so that Redis' glob matching takes it for itself.
 /// Special outside of brackets are `*`, `?`, `[` and the backslash (redis, util.c, `stringmatchlen`).
-fn escape_glob(literal: &str, text: &mut String) {
+/// Appends it as a glob that matches nothing else.
+pub(crate) fn escape_glob(literal: &str, text: &mut String) {
     for c in literal.chars() {
         if matches!(c, '*' | '?' | '[' | ']' | '\\') {
             text.push('\\');

@@ -2,10 +2,11 @@
 //! chooses. Then all heals, and no key may be cached with a value that is not the row's (P1). No writer may have failed for
 //! any other reason than that its server was away (P5).
 //!
-//! `./dev chaos 30m` goes on for longer. A failure prints its seed; `UNSTALE_SEED` repeats the choices, but not the timing.
+//! `./dev chaos 30m` goes on for longer, and `UNSTALE_CHAOS_REDIS=cluster` or `sentinel` has it happen to these. A failure prints its seed; `UNSTALE_SEED` repeats the choices, but not the timing.
 //! A test that cannot fail proves nothing: `UNSTALE_CHAOS_FLAW=log` breaks the rule of the log and `UNSTALE_CHAOS_FLAW=watermark`
 //! the watermark, and either must be found.
 
+mod cache;
 mod faults;
 mod fills;
 mod random;
@@ -21,11 +22,12 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, PgConnection, Row};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use unstale::scratch::redis::{Client, Reply};
+use unstale::scratch::redis::Reply;
 
 use crate::support::servers::{own_lasting_redis, own_postgres_with};
 use crate::support::wait::{pace, until};
 use crate::support::world::World;
+use cache::{Cache, Servers};
 use faults::Faults;
 use random::Random;
 use shared::Shared;
@@ -103,8 +105,9 @@ impl Chaos {
         let world = World::with(postgres, own_lasting_redis()).await;
         world.execute(tables::SCHEMA).await;
         let proof = break_something(&world).await;
-        let shared = Arc::new(Shared::new(world.sql.connect_options().as_ref().clone(), world.redis.socket()));
-        let mut faults = Faults::new(world).await;
+        let servers = Servers::start();
+        let shared = Arc::new(Shared::new(world.sql.connect_options().as_ref().clone(), servers.routes(world.redis.socket())));
+        let mut faults = Faults::new(world, servers).await;
         faults.listener().ready().await;
         println!("UNSTALE_SEED={seed}");
         Self { seed, began: Instant::now(), rounds: 0, compared: 0, progress: false, faults, shared, proof }
@@ -162,8 +165,8 @@ impl Chaos {
         PgConnection::connect_with(&self.shared.options).await.expect("PostgreSQL is up")
     }
 
-    fn cache(&self) -> Client {
-        self.faults.world.redis.client().expect("Redis is up")
+    fn cache(&self) -> Cache {
+        Cache::connect(&self.shared.cache).expect("Redis is up")
     }
 
     /// Waits until a change that comes after all others is through: its key is gone, and a heartbeat that began after its
@@ -173,7 +176,7 @@ impl Chaos {
         listener.ready().await;
         let (mut sql, mut cache) = (self.sql().await, self.cache());
         let key = TABLES[0].row_key(MARKER);
-        cache.put(&key, "marker").expect("Redis is up");
+        cache.put(&[(key.clone(), "marker".to_owned())]).expect("Redis is up");
         let marked = sqlx::query(
             "insert into public.kept (id, version, updated_at) values ($1, $2, now())
                 on conflict (id) do update set version = excluded.version, updated_at = excluded.updated_at
@@ -181,7 +184,7 @@ impl Chaos {
         );
         let marked = marked.bind(MARKER).bind(self.shared.version()).fetch_one(&mut sql).await.expect("PostgreSQL is up");
         let xid: String = marked.get(0);
-        until("the marker is through", async || !cache.has(&key).expect("Redis is up")).await;
+        until("the marker is through", async || !cache.has(&key)).await;
         let passed = format!("select coalesce(bool_or(pg_visible_in_snapshot($1::text::xid8, log)), false) from {}", self.proof);
         until("the checkpoint has passed the marker", async || {
             let passed = sqlx::query(sqlx::AssertSqlSafe(passed.as_str())).bind(&xid).fetch_one(&mut sql).await;
@@ -207,12 +210,11 @@ impl Chaos {
     async fn compare(&mut self) -> Vec<Stale> {
         let truth = tables::truth(&mut self.sql().await).await.expect("PostgreSQL is up");
         let mut cache = self.cache();
-        let keys = texts(cache.ask(&["keys", "*"]).expect("Redis is up"));
+        let keys: Vec<String> = self.faults.keys().into_iter().flat_map(texts).flatten().collect();
         let mut stale = Vec::new();
         for keys in keys.chunks(500) {
-            let words: Vec<&str> = ["mget"].into_iter().chain(keys.iter().flatten().map(String::as_str)).collect();
-            let values = texts(cache.ask(&words).expect("Redis is up"));
-            for (key, cached) in keys.iter().flatten().zip(values) {
+            let values = texts(Reply::List(cache.values(keys).expect("Redis is up")));
+            for (key, cached) in keys.iter().zip(values) {
                 let (Some(truth), Some(cached)) = (truth.get(key), cached) else { continue }; // the canary, or just gone
                 self.compared += 1;
                 if cached != *truth {
@@ -227,7 +229,7 @@ impl Chaos {
     async fn later(&self, stale: &[Stale]) -> String {
         pace(Duration::from_secs(2)).await;
         let mut cache = self.cache();
-        let still = stale.iter().filter(|stale| cache.has(&stale.key).expect("Redis is up")).count();
+        let still = stale.iter().filter(|stale| cache.has(&stale.key)).count();
         let mut text = format!("{still} of them are still cached two seconds later\n");
         for Stale { key, cached, truth } in stale.iter().take(12) {
             let history = self.shared.history(key);

@@ -139,19 +139,19 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
 /// Everything about Redis; can it be worked with?
 async fn in_redis(sink: &Sink, connection: Option<&mut PgConnection>, findings: &mut Vec<Finding>) -> bool {
     let targets = targets(connection).await;
-    let info = match sink.info().await {
-        Ok(info) => info,
+    let infos = match sink.infos().await {
+        Ok(infos) => infos,
         Err(error @ sink::Error::Refused(_)) => {
             findings.push(Finding::warning("Redis", format!("INFO: {error}"), grant(sink, "+info")));
-            String::new()
+            Vec::new()
         }
         Err(error) => {
             findings.push(Finding::error("Redis", error.to_string(), "# correct REDIS_URL, or start the server"));
             return false;
         }
     };
-    if !info.is_empty() {
-        findings.extend(sink::check::findings(&info));
+    for info in infos {
+        findings.extend(sink::check::findings(&info, sink.is_cluster()));
     }
     match sink.can_mark().await {
         Ok(()) => {}
@@ -226,7 +226,7 @@ async fn whole_way(config: &Config, sink: &Sink, connection: &mut PgConnection) 
     Ok(match gone.await {
         Ok(true) => Finding::ok(about, format!("a key went the whole way in {:.0?}", began.elapsed())),
         Ok(false) => {
-            let _ = sink.perform(&Work::Keys(vec![key].into())).await;
+            let _ = sink.finish(Work::Keys(vec![key].into())).await;
             if ago > AWAY_SECONDS {
                 return Ok(Finding::error(about, format!("it was last here {ago:.0} seconds ago: nothing is deleted"), start));
             }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::batch::Work;
+use crate::batch::{Command, Work};
 use crate::change::{self, Announcement, Row};
 use crate::cli::{Since, Sweep};
 use crate::config::Config;
@@ -20,6 +20,7 @@ use crate::pg::sweep::{From, PAGE_TIMEOUT, Swept};
 use crate::pg::{self, Postgres, watches};
 use crate::rule::{Rule, Rules, Target};
 use crate::sink::Sink;
+use crate::sink::worker::{Report, Workers};
 use crate::watermark::{Checkpoint, PgTime, Snapshot};
 use crate::{shutdown, visible};
 
@@ -28,6 +29,12 @@ const CHUNKS: usize = 4;
 
 /// Bytes of keys in one command.
 const FLUSH_BYTES: usize = 1 << 20;
+
+/// How long Redis, or a part of it, may do nothing: long enough for a fail-over.
+const REDIS_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Before what was handed back is tried again.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Between two lines of progress, on a terminal and elsewhere.
 const PROGRESS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
@@ -45,7 +52,11 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     pg::migrate::check(&mut connection).await?;
     let (rules, unstamped) = chosen(&mut connection, &args.tables).await?;
     let mut sweep = Hand {
-        sink: (!args.dry_run).then_some(sink),
+        workers: (!args.dry_run).then(|| Workers::new(move || sink.clone())),
+        in_flight: config.batch.in_flight,
+        on_their_way: 0,
+        begun: 0,
+        failing: None,
         rules,
         keys: HashSet::new(),
         bytes: 0,
@@ -116,7 +127,11 @@ struct Count {
 
 /// A sweep by hand.
 struct Hand {
-    sink: Option<Arc<Sink>>, // none: only say what would be done
+    workers: Option<Workers>, // none: only say what would be done
+    in_flight: usize,         // commands at the same time
+    on_their_way: usize,
+    begun: u64,
+    failing: Option<Instant>, // since when Redis has done nothing
     rules: Rules,
     keys: HashSet<String>,      // found, not deleted yet
     bytes: usize,               // of these
@@ -205,7 +220,7 @@ impl Hand {
                 if self.keys.len() >= self.keys_per_command || self.bytes >= FLUSH_BYTES { self.flush().await } else { Ok(()) }
             }
             Target::Pattern(pattern) => {
-                if !self.patterns.contains(&pattern) && self.sink.is_none() {
+                if !self.patterns.contains(&pattern) && self.workers.is_none() {
                     note(&format!("would delete {pattern}"));
                 }
                 self.patterns.insert(pattern);
@@ -220,23 +235,22 @@ impl Hand {
         if keys.is_empty() {
             return Ok(());
         }
-        self.perform(keys.len() as u64, &Work::Keys(Arc::new(keys))).await
+        self.perform(keys.len() as u64, Work::Keys(Arc::new(keys))).await
     }
 
     /// What is left, and the walk through Redis.
     async fn finish(&mut self) -> anyhow::Result<()> {
         self.flush().await?;
         let patterns: Vec<String> = std::mem::take(&mut self.patterns).into_iter().collect();
-        if patterns.is_empty() {
-            return Ok(());
+        if !patterns.is_empty() {
+            self.perform(patterns.len() as u64, Work::Patterns(Arc::new(patterns))).await?;
         }
-        self.perform(patterns.len() as u64, &Work::Patterns(Arc::new(patterns))).await
+        self.wait_for(0).await
     }
 
-    async fn perform(&mut self, keys: u64, work: &Work) -> anyhow::Result<()> {
-        if let Some(sink) = &self.sink {
-            self.count.deleted += sink.perform(work).await?.existed;
-        }
+    async fn perform(&mut self, keys: u64, work: Work) -> anyhow::Result<()> {
+        self.wait_for(self.in_flight - 1).await?;
+        self.begin(work);
         self.count.keys += keys;
         if let Some(rate) = self.rate {
             tokio::time::sleep_until(self.began + Duration::from_secs_f64(self.count.keys as f64 / f64::from(rate))).await;
@@ -248,22 +262,60 @@ impl Hand {
         Ok(())
     }
 
+    fn begin(&mut self, work: Work) {
+        if let Some(workers) = &mut self.workers {
+            self.begun += 1;
+            self.on_their_way += 1;
+            workers.begin(Command { id: self.begun, work });
+        }
+    }
+
+    /// Until no more commands than this are on their way. Redis may be away for a moment.
+    async fn wait_for(&mut self, most: usize) -> anyhow::Result<()> {
+        while self.on_their_way > most
+            && let Some(workers) = &mut self.workers
+        {
+            let (reason, left) = match workers.next().await {
+                Report::Done { done, .. } => {
+                    self.on_their_way -= 1;
+                    self.count.deleted += done.existed;
+                    match done.delivered.left {
+                        Some(left) => (left.reason, Some(left.work)),
+                        None => {
+                            self.failing = None;
+                            continue;
+                        }
+                    }
+                }
+                Report::Failed { reason, .. } => (reason, None),
+            };
+            if self.failing.get_or_insert_with(Instant::now).elapsed() > REDIS_PATIENCE {
+                bail!(reason);
+            }
+            if let Some(left) = left {
+                tokio::time::sleep(PAUSE).await;
+                self.begin(left);
+            }
+        }
+        Ok(())
+    }
+
     fn end(&self) {
         if stderr().is_terminal() {
             let _ = write!(stderr(), "\r\x1b[K"); // the line of progress
         }
         if stdout().is_terminal() {
-            let _ = writeln!(stdout(), "{}", in_words(self.count, self.sink.is_none()));
+            let _ = writeln!(stdout(), "{}", in_words(self.count, self.workers.is_none()));
         } else {
-            let _ = writeln!(stdout(), "{}", as_json("done", self.count, self.sink.is_none(), self.began.elapsed()));
+            let _ = writeln!(stdout(), "{}", as_json("done", self.count, self.workers.is_none(), self.began.elapsed()));
         }
     }
 
     fn tell(&self) {
         if stderr().is_terminal() {
-            let _ = write!(stderr(), "\r\x1b[K{}", in_words(self.count, self.sink.is_none()));
+            let _ = write!(stderr(), "\r\x1b[K{}", in_words(self.count, self.workers.is_none()));
         } else {
-            let _ = writeln!(stdout(), "{}", as_json("progress", self.count, self.sink.is_none(), self.began.elapsed()));
+            let _ = writeln!(stdout(), "{}", as_json("progress", self.count, self.workers.is_none(), self.began.elapsed()));
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::cli::Uninstall;
 use crate::config::Config;
 use crate::pg::watches;
 use crate::pg::{self, Postgres};
-use crate::rule::{Rule, Target};
+use crate::rule::{Rule, Target, escape_glob};
 use crate::sink::Sink;
 use crate::visible;
 
@@ -48,9 +48,13 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
             }
         }
     }
+    let (mark, marks) = marks(&config.instance);
+    say(&format!("-- delete {mark}, or of a cluster {marks}, from Redis"))?;
+    keys.push(mark);
+    patterns.push(marks);
     if !args.dry_run {
-        sink.perform(&Work::Keys(keys.into())).await?;
-        sink.perform(&Work::Patterns(patterns.into())).await?; // one walk for all of them
+        sink.finish(Work::Keys(keys.into())).await?;
+        sink.finish(Work::Patterns(patterns.into())).await?; // one walk for all of them
     }
     say("drop schema unstale cascade;")?;
     if !args.dry_run {
@@ -59,6 +63,15 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
     say("-- Left to you: the service (systemctl disable --now unstale), and the listener's role (as an administrator:")?;
     say("-- drop owned by unstale_listener; drop role unstale_listener;).")?;
     if args.dry_run { say("-- dry run: nothing was changed") } else { Ok(()) }
+}
+
+/// The key of an instance's mark, and those of its marks in a cluster.
+fn marks(instance: &str) -> (String, String) {
+    let mark = format!("unstale:mark:{instance}");
+    let mut pattern = String::new();
+    escape_glob(&mark, &mut pattern);
+    pattern.push_str(":*");
+    (mark, pattern)
 }
 
 /// Its session would end with the schema, and it would come back for ever to say that the schema is missing.

@@ -140,7 +140,7 @@ impl Driver {
             Wake::Swept(swept) => self.swept(swept),
             Wake::Redis(Report::Done { id, done }) => {
                 observe(&Observation::Deleted { existed: done.existed });
-                self.handle(Input::Acknowledged { id, answer: done.answer });
+                self.handle(Input::Acknowledged { id, delivered: done.delivered });
             }
             Wake::Redis(Report::Failed { id, reason }) => self.handle(Input::RedisFailed { id, reason }),
             Wake::Replicas(report) => self.replica(report),

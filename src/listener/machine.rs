@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Lane, Limits, Mark};
-use crate::mark::Answer;
+use crate::delivered::Delivered;
 use crate::observe::{Cause, Observation, Readiness};
 use crate::rule::{Rules, Target};
 use crate::watermark::{Proven, Server, Watermark};
@@ -46,6 +46,9 @@ use reading::Reading;
 use repeat::Repeats;
 use replicas::Replicas;
 use told::Told;
+
+/// Stands for all commands of which something was handed back: no command has this number.
+const HANDED_BACK: u64 = 0;
 
 /// What the configuration decides.
 #[derive(Debug, Clone)]
@@ -224,13 +227,8 @@ impl Machine {
                     self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
                 }
             }
-            Input::Acknowledged { id, answer } => self.acknowledged(now, id, &answer),
-            Input::RedisFailed { id, reason } => {
-                self.heart.doubt(now);
-                if self.link.failed(id, reason.clone()) {
-                    self.say(Observation::RedisFailed { reason });
-                }
-            }
+            Input::Acknowledged { id, delivered } => self.acknowledged(now, id, delivered),
+            Input::RedisFailed { id, reason } => self.redis_failed(now, id, reason),
             Input::PrimaryAt { asked, position } => self.primary_is_at(asked, position),
             Input::ReplicaAt { replica, position } => self.replica_is_at(replica, position),
             Input::Shutdown => self.shut_down(now),
@@ -340,7 +338,7 @@ impl Machine {
         };
         self.watermark = Watermark::new(proven, self.settings.window);
         if let Some(stored) = &opening.stored {
-            self.link.resume(stored.redis.as_deref());
+            self.link.resume(now, stored.redis.as_deref());
         }
         let gap = self.gap.get_or_insert_with(|| Gap::new(Cause::Session, now));
         self.actions.push(Action::OpenGap(gap.cause, now - gap.since));
@@ -439,21 +437,43 @@ impl Machine {
         self.catch_up();
     }
 
-    fn acknowledged(&mut self, now: Instant, id: u64, answer: &Answer) {
+    fn acknowledged(&mut self, now: Instant, id: u64, delivered: Delivered) {
         if self.batch.is_full(Lane::Live) {
             self.heart.heard = now; // nothing was received meanwhile because we did not listen
         }
-        let (kept, recovered) = self.link.done(now, id, answer);
-        if let Some((work, again)) = self.batch.acknowledge(id, now) {
-            self.repeat_later(now, &work, again);
-            self.remember(now, answer.mark.number, work);
+        let Delivered { parts, left, tags } = delivered;
+        let again = match &left {
+            Some(left) => self.batch.hand_back(id, &left.work, now),
+            None => self.batch.acknowledge(id, now),
+        };
+        let mut told = self.link.are_here(now, &tags, self.settings.window);
+        for part in parts {
+            told.push((part.answer.tag.clone(), self.link.done(now, &part.answer)));
+            if let Some(again) = again {
+                self.repeat_later(now, &part.work, again);
+                self.remember(now, &part.answer, part.work);
+            }
         }
-        self.redis_undid(now, kept);
-        if recovered {
+        for (tag, kept) in told {
+            self.redis_undid(now, &tag, kept);
+        }
+        if let Some(left) = left {
+            self.redis_failed(now, HANDED_BACK, left.reason);
+        } else if !self.batch.owes_handed_back() {
+            self.link.is_well_again(HANDED_BACK);
+        }
+        if self.link.is_well_again(id) {
             self.say(Observation::RedisRecovered);
         }
         if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
             self.catch_up();
+        }
+    }
+
+    fn redis_failed(&mut self, now: Instant, id: u64, reason: String) {
+        self.heart.doubt(now);
+        if self.link.failed(id, reason.clone()) {
+            self.say(Observation::RedisFailed { reason });
         }
     }
 

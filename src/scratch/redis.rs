@@ -2,9 +2,11 @@
 //!
 //! Owns: one process on a Unix socket in its own directory and, if asked, on a port of 127.0.0.1.
 //! Must hold: it forgets everything when it stops, unless asked to keep it; a restart comes back at the same address.
-//! Refuses: clustering, passwords and TLS; a test that wants those passes the options itself.
+//! Refuses: passwords and TLS; a test that wants those passes the options itself.
 
 mod client;
+mod cluster;
+mod sentinel;
 
 use std::fs::File;
 use std::io;
@@ -13,7 +15,9 @@ use std::process::Command;
 use std::time::Instant;
 
 pub use client::{Client, Reply};
+pub use cluster::Cluster;
 use rustix::process::Signal;
+pub use sentinel::Guarded;
 
 use super::guard::{Guard, Process};
 use super::{Error, PATIENCE, POLL, doing, free_port, log_tail, on_path, variable};
@@ -34,6 +38,8 @@ pub struct Options {
     pub tcp: bool,
     /// Keep the keys over `kill9` and `start_again` (an append-only file, synced before every reply).
     pub append_only: bool,
+    /// Watch other servers instead of keeping keys: the lines of its configuration that say which.
+    pub sentinel: Option<String>,
     /// More of the server's own options: `["--maxmemory", "10mb"]`.
     pub arguments: Vec<String>,
 }
@@ -46,6 +52,7 @@ pub struct Redis {
     port: Option<u16>,
     /// `None` after `kill9`, until `start_again`.
     process: Option<Process>,
+    is_paused: bool,
     // Last: it removes the directory after the process has gone.
     guard: Guard,
 }
@@ -64,6 +71,7 @@ impl Redis {
                 options: options.clone(),
                 port: options.tcp.then(free_port).transpose().map_err(doing("find a free port"))?,
                 process: None,
+                is_paused: false,
                 guard: Guard::new()?,
             };
             tries -= 1;
@@ -120,8 +128,15 @@ impl Redis {
         self.process.as_ref().map(Process::pid)
     }
 
+    /// Was it [stopped in its tracks](Self::pause)?
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
     /// Kills it as a power failure would.
     pub fn kill9(&mut self) {
+        self.is_paused = false;
         if let Some(mut process) = self.process.take() {
             // Cannot fail for a child that has not been waited for.
             let _ = process.kill();
@@ -157,6 +172,7 @@ impl Redis {
 
     /// Stops it in its tracks (SIGSTOP): connections stay open and nothing answers.
     pub fn pause(&mut self) {
+        self.is_paused = true;
         if let Some(process) = &mut self.process {
             process.signal(Signal::STOP);
         }
@@ -164,6 +180,7 @@ impl Redis {
 
     /// Lets it run on after `pause`.
     pub fn resume(&mut self) {
+        self.is_paused = false;
         if let Some(process) = &mut self.process {
             process.signal(Signal::CONT);
         }
@@ -177,6 +194,18 @@ impl Redis {
         let log = File::create(self.log()).map_err(doing("create the Redis log"))?;
         // Nothing to save; SIGKILL is how it ends anyway.
         let mut command = self.guard.command("KILL", &self.program)?;
+        if let Some(watched) = &self.options.sentinel {
+            let file = self.directory().join("sentinel.conf");
+            // It writes into it what it learns.
+            if !file.exists() {
+                let port = self.port.unwrap_or(0);
+                let text = format!("port {port}\nbind 127.0.0.1\nunixsocket redis.sock\ndir .\n{watched}\n");
+                std::fs::write(file, text).map_err(doing("write sentinel.conf"))?;
+            }
+            command.args(["sentinel.conf", "--sentinel"]);
+            command.stderr(log.try_clone().map_err(doing("share the Redis log"))?).stdout(log);
+            return Ok(command);
+        }
         command
             .args(["--port", &self.port.unwrap_or(0).to_string(), "--bind", "127.0.0.1"])
             .args(["--unixsocket", "redis.sock", "--unixsocketperm", "700", "--dir", "."])

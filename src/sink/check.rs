@@ -7,7 +7,7 @@ const NEARLY_FULL: f64 = 0.9;
 
 /// Reads the answer to INFO.
 #[must_use]
-pub fn findings(info: &str) -> Vec<Finding> {
+pub fn findings(info: &str, as_cluster: bool) -> Vec<Finding> {
     let field = |name: &str| info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
     let number = |name: &str| field(name).and_then(|value| value.parse::<f64>().ok()).unwrap_or_default();
     let mut findings = Vec::new();
@@ -21,11 +21,11 @@ pub fn findings(info: &str) -> Vec<Finding> {
         let remedy = format!("# upgrade {server} to {}.{} or newer", oldest.0, oldest.1);
         findings.push(Finding::error(&shown, "it is too old", remedy));
     }
-    if field("cluster_enabled") == Some("1") {
+    if field("cluster_enabled") == Some("1") && !as_cluster {
         findings.push(Finding::error(
             &shown,
-            "Redis Cluster is not supported yet: one node knows only its own keys",
-            "# let REDIS_URL name a single server",
+            "it is one node of a cluster, and knows only its own keys",
+            "# let REDIS_URL begin with redis-cluster://, or rediss-cluster:// for TLS",
         ));
     }
     match field("role") {
@@ -66,7 +66,7 @@ mod tests {
     use crate::finding::Severity;
 
     fn worst(info: &str) -> (Severity, String) {
-        let finding = findings(info).into_iter().find(|finding| finding.severity != Severity::Ok);
+        let finding = findings(info, false).into_iter().find(|finding| finding.severity != Severity::Ok);
         finding.map_or((Severity::Ok, String::new()), |finding| (finding.severity, finding.finding))
     }
 
@@ -89,7 +89,7 @@ mod tests {
     fn a_server_s_words_are_no_part_of_a_command_unless_they_name_a_host() {
         let remedy = |host: &str, port: &str| {
             let info = format!("redis_version:7.0.15\r\nrole:slave\r\nmaster_host:{host}\r\nmaster_port:{port}\r\n");
-            findings(&info).into_iter().find_map(|finding| finding.remedy)
+            findings(&info, false).into_iter().find_map(|finding| finding.remedy)
         };
         assert_eq!(remedy("redis-1.example", "6380").as_deref(), Some("export REDIS_URL=redis://redis-1.example:6380"));
         assert_eq!(remedy("::1", "6380").as_deref(), Some("export REDIS_URL=redis://[::1]:6380"));

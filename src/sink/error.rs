@@ -14,9 +14,6 @@ pub enum Error {
     /// The URL cannot be read.
     #[error("REDIS_URL: {0}")]
     Url(String),
-    /// Several servers, of which this version would ask only one.
-    #[error("REDIS_URL: Redis Cluster and Sentinel are not supported yet; name one server")]
-    Several,
     /// No connection.
     #[error("cannot connect to Redis: {0}")]
     Connect(String),
@@ -42,6 +39,9 @@ pub enum Error {
         /// What is wrong with it, as the sentence goes on, and what to do.
         fault: String,
     },
+    /// A part of a cluster did not do it.
+    #[error("a part of the cluster does not answer: {0}")]
+    Left(String),
     /// Redis said no, in these words.
     #[error("{}", refusal(.0))]
     Refused(String),
@@ -69,8 +69,8 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("BUSY", "is held up by a script", "end it with SCRIPT KILL"),
     ("OOM", "has no memory left for this", "raise maxmemory, or let it evict keys"),
     ("CLUSTERDOWN", "is a cluster that is down", "see CLUSTER INFO"),
-    ("MOVED", "is one node of a cluster", "Redis Cluster is not supported yet: let REDIS_URL name a single server"),
-    ("CROSSSLOT", "is a cluster", "Redis Cluster is not supported yet: let REDIS_URL name a single server"),
+    ("MOVED", "is one node of a cluster", "let REDIS_URL begin with redis-cluster://"),
+    ("CROSSSLOT", "is a cluster", "let REDIS_URL begin with redis-cluster://"),
     ("WRONGPASS", "does not take the password", "correct user and password in REDIS_URL"),
     ("NOAUTH", "wants a password", "correct user and password in REDIS_URL"),
     ("ERR", "refuses", ""),

@@ -12,6 +12,7 @@ use crate::mark::{Found, RedisMark};
 #[derive(Debug)]
 pub struct Marks {
     key: String,
+    canary: String,
     life: Arc<str>,
     connections: AtomicU64,
     numbers: AtomicU64,
@@ -22,11 +23,16 @@ impl Marks {
     #[must_use]
     pub fn new(instance: &str) -> Self {
         let life = format!("{:016x}", RandomState::new().hash_one(())).into();
-        Self { key: format!("unstale:mark:{instance}"), life, connections: AtomicU64::new(0), numbers: AtomicU64::new(0) }
+        Self { key: format!("unstale:mark:{instance}"), canary: canary(instance), life, connections: AtomicU64::new(0), numbers: AtomicU64::new(0) }
     }
 
     pub(super) fn key(&self) -> &str {
         &self.key
+    }
+
+    /// The key that each heartbeat deletes.
+    pub(super) fn canary(&self) -> &str {
+        &self.canary
     }
 
     pub(super) fn life(&self) -> &str {
@@ -40,6 +46,10 @@ impl Marks {
     pub(super) fn next(&self, connection: u64) -> RedisMark {
         RedisMark { life: self.life.clone(), connection, number: self.numbers.fetch_add(1, Ordering::Relaxed) + 1 }
     }
+}
+
+fn canary(instance: &str) -> String {
+    format!("unstale:canary:{instance}")
 }
 
 /// What the value of the key says.

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fred::types::config::ServerConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::{Error, shown};
 use super::fence::{Breach, Fence};
 use super::tls;
+use super::url::Node;
 use crate::config::Tls;
 
 /// Bytes carried at once.
@@ -44,6 +44,13 @@ impl End {
     }
 }
 
+/// Where a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Address {
+    Host(Node),
+    Socket(PathBuf),
+}
+
 /// A socket towards the server.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -51,7 +58,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Connects to the server. Returns where fred finds it, and what will be said of the end.
 /// `ended` ends it, whatever it waits for.
 pub(super) async fn open(
-    server: &ServerConfig,
+    server: &Address,
     tls: Option<&Tls>,
     timeout: Duration,
     ended: CancellationToken,
@@ -74,15 +81,14 @@ pub(super) async fn open(
     Ok((path, verdict))
 }
 
-async fn dial(server: &ServerConfig, tls: Option<&Tls>) -> Result<Box<dyn Stream>, Error> {
+async fn dial(server: &Address, tls: Option<&Tls>) -> Result<Box<dyn Stream>, Error> {
     let failed = |error: std::io::Error| Error::Connect(in_words(&error));
     let server = match server {
-        ServerConfig::Unix { path } => return Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
-        ServerConfig::Centralized { server } => server,
-        _ => return Err(Error::Several),
+        Address::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
+        Address::Host(server) => server,
     };
-    let host = server.host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, server.port)).await.map_err(failed)?;
+    let host = server.0.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((host, server.1)).await.map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
     let Some(tls) = tls else { return Ok(Box::new(stream)) };
     let name =

@@ -5,14 +5,19 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 use tokio::task::block_in_place;
+use unstale::scratch::redis::Reply;
 
+use super::cache::Servers;
 use super::random::Random;
 use super::shared::now;
 use super::tables;
 use crate::support::daemon::{Daemon, Settings};
 use crate::support::link::Link;
-use crate::support::wait::pace;
+use crate::support::wait::{pace, until_within};
 use crate::support::world::World;
+
+/// How long a cluster may take to find to itself.
+const HEALING: Duration = Duration::from_secs(60);
 
 /// What it happens to. One fault at a time each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +29,7 @@ pub(super) enum Part {
     PostgresLink,
     Redis,
     RedisLink,
+    Sentinel,
     /// A table of the application; whoever does it gives up if it cannot have the lock.
     Table,
 }
@@ -49,6 +55,10 @@ pub(super) enum Fault {
     /// The commands run, and the replies wait.
     RepliesHeld,
     Slow,
+    /// A replica becomes the primary, because somebody asked for it.
+    FailedOver,
+    /// Slots are given to another primary, with their keys.
+    Resharded,
     /// VACUUM FULL: its rows move, and no trigger says so.
     Rewritten,
     /// Its watch gets another template or delivery, or loses it: triggers and functions are replaced.
@@ -85,6 +95,43 @@ const DECK: [(Part, Fault); 26] = [
     (Part::Table, Fault::WatchedAnew),
 ];
 
+/// Instead of those of one Redis.
+const OF_CLUSTER: [(Part, Fault); 11] = [
+    (Part::Redis, Fault::Killed),
+    (Part::Redis, Fault::Killed),
+    (Part::Redis, Fault::Killed),
+    (Part::Redis, Fault::Paused),
+    (Part::Redis, Fault::Paused),
+    (Part::Redis, Fault::FailedOver),
+    (Part::Redis, Fault::FailedOver),
+    (Part::Redis, Fault::Resharded),
+    (Part::Redis, Fault::Resharded),
+    (Part::Redis, Fault::Resharded),
+    (Part::Redis, Fault::Resharded),
+];
+
+/// Likewise.
+const OF_SENTINEL: [(Part, Fault); 8] = [
+    (Part::Redis, Fault::Killed),
+    (Part::Redis, Fault::Killed),
+    (Part::Redis, Fault::Paused),
+    (Part::Redis, Fault::Paused),
+    (Part::Redis, Fault::FailedOver),
+    (Part::Redis, Fault::FailedOver),
+    (Part::Sentinel, Fault::Killed),
+    (Part::Sentinel, Fault::Paused),
+];
+
+/// What can happen with these servers.
+fn deck(servers: &Servers) -> Vec<(Part, Fault)> {
+    let others = DECK.iter().filter(|(part, _)| !matches!(part, Part::Redis | Part::RedisLink)).copied();
+    match servers {
+        Servers::World => DECK.to_vec(),
+        Servers::Cluster(_) => others.chain(OF_CLUSTER).collect(),
+        Servers::Guarded(_) => others.chain(OF_SENTINEL).collect(),
+    }
+}
+
 /// Something to do at some time of a round.
 #[derive(Debug, Clone, Copy)]
 struct Step {
@@ -96,7 +143,7 @@ struct Step {
 }
 
 /// What to do in a round of this length, in order.
-fn plan(random: &mut Random, length: Duration) -> Vec<(Duration, Step)> {
+fn plan(random: &mut Random, length: Duration, all: &[(Part, Fault)]) -> Vec<(Duration, Step)> {
     let (mut steps, mut deck) = (Vec::new(), Vec::new());
     let mut free: BTreeMap<Part, Duration> = BTreeMap::new();
     let mut at = random.millis(300..900);
@@ -104,7 +151,7 @@ fn plan(random: &mut Random, length: Duration) -> Vec<(Duration, Step)> {
     let calm = 1 + u32::from(random.one_in(2)) + u32::from(random.one_in(2));
     while at < length {
         if deck.is_empty() {
-            deck = DECK.to_vec();
+            deck = all.to_vec();
             random.shuffle(&mut deck);
         }
         let next = deck.iter().position(|(part, _)| free.get(part).is_none_or(|free| *free <= at));
@@ -137,6 +184,7 @@ fn plan(random: &mut Random, length: Duration) -> Vec<(Duration, Step)> {
 /// The servers, the links, the listener, and what is wrong with them.
 pub(super) struct Faults {
     pub(super) world: World,
+    servers: Servers,
     postgres: Link,
     redis: Link,
     settings: Settings,
@@ -150,11 +198,17 @@ pub(super) struct Faults {
 
 impl Faults {
     /// Starts the listener.
-    pub(super) async fn new(world: World) -> Self {
+    pub(super) async fn new(world: World, servers: Servers) -> Self {
         let postgres = Link::to_port(world.postgres().port()).await;
         let redis = Link::to_port(world.redis.port().expect("it was asked for TCP")).await;
         // Impatient, so that many faults fit into a minute.
-        let settings = Daemon::settings(&world.database_url_at(postgres.port()), &format!("redis://127.0.0.1:{}", redis.port()))
+        let (url, window) = match &servers {
+            // Nothing is undone here. A longer window would delete again, and so hide, what was missed.
+            Servers::World => (format!("redis://127.0.0.1:{}", redis.port()), "1s"),
+            Servers::Cluster(cluster) => (cluster.url(), "20s"),
+            Servers::Guarded(guarded) => (guarded.url(), "20s"),
+        };
+        let settings = Daemon::settings(&world.database_url_at(postgres.port()), &url)
             .with("UNSTALE_HEARTBEAT__INTERVAL", "100ms")
             .with("UNSTALE_HEARTBEAT__TIMEOUT", "600ms")
             .with("UNSTALE_BACKOFF__MIN", "20ms")
@@ -163,18 +217,17 @@ impl Faults {
             .with("UNSTALE_BATCH__MAX_PENDING", "1000")
             .with("UNSTALE_BATCH__STALL", "300ms")
             .with("UNSTALE_SWEEP__PAGE_ROWS", "300")
-            // Nothing is undone here. A longer window would delete again, and so hide, what was missed.
-            .with("UNSTALE_REPLAY__WINDOW", "1s")
+            .with("UNSTALE_REPLAY__WINDOW", window)
             .with("UNSTALE_SHUTDOWN__TIMEOUT", "1s");
         let listener = Some(settings.clone().start());
-        Self { world, postgres, redis, settings, listener, counts: BTreeMap::new(), story: Vec::new(), said: Vec::new() }
+        Self { world, servers, postgres, redis, settings, listener, counts: BTreeMap::new(), story: Vec::new(), said: Vec::new() }
     }
 
     /// Does what the seed says for `length`; some of it is still wrong at the end.
     pub(super) async fn play(&mut self, random: &mut Random, length: Duration) {
         (self.story, self.said) = (Vec::new(), Vec::new());
         let began = Instant::now();
-        for (at, step) in plan(random, length) {
+        for (at, step) in plan(random, length, &deck(&self.servers)) {
             pace(at.saturating_sub(began.elapsed())).await;
             self.step(step).await;
         }
@@ -214,8 +267,7 @@ impl Faults {
                 self.execute(&format!("set lock_timeout = '200ms'; vacuum full public.{table}")).await;
             }
             (Part::Table, _) => self.execute(tables::WATCHES[which % tables::WATCHES.len()]).await,
-            (Part::Redis, Fault::Killed) => block_in_place(|| self.world.redis.kill9()),
-            (Part::Redis, _) => self.world.redis.pause(),
+            (Part::Redis | Part::Sentinel, fault) => block_in_place(|| self.servers.begin(&mut self.world.redis, part, fault, which)),
             (Part::PostgresLink, fault) => spoil(&self.postgres, fault).await,
             (Part::RedisLink, fault) => spoil(&self.redis, fault).await,
         }
@@ -231,10 +283,7 @@ impl Faults {
             Part::Postgres if self.world.postgres().pid().is_none() => {
                 block_in_place(|| self.world.own_postgres().start_again()).expect("PostgreSQL recovers");
             }
-            Part::Redis if self.world.redis.pid().is_none() => {
-                block_in_place(|| self.world.redis.start_again()).expect("Redis reads its file");
-            }
-            Part::Redis => self.world.redis.resume(),
+            Part::Redis | Part::Sentinel => block_in_place(|| self.servers.end(&mut self.world.redis, part)),
             Part::PostgresLink => self.postgres.heal().await,
             Part::RedisLink => self.redis.heal().await,
             Part::Postgres | Part::Backends | Part::Table => {}
@@ -262,9 +311,15 @@ impl Faults {
     /// Ends everything that is wrong.
     pub(super) async fn heal(&mut self) {
         self.tell("all heals");
-        for part in [Part::Postgres, Part::PostgresLink, Part::Redis, Part::RedisLink, Part::Listener] {
+        for part in [Part::Postgres, Part::PostgresLink, Part::Redis, Part::Sentinel, Part::RedisLink, Part::Listener] {
             self.end(part).await;
         }
+        until_within("Redis is well again", HEALING, async || self.servers.are_well()).await;
+    }
+
+    /// The keys of each primary.
+    pub(super) fn keys(&self) -> Vec<Reply> {
+        self.servers.keys(&self.world.redis)
     }
 
     /// The listener, which runs.

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
-use unstale::scratch::redis::{Client, Reply};
+use unstale::scratch::redis::Reply;
 
+use super::cache::Cache;
 use super::random::Random;
 use super::shared::{Held, Shared};
 use super::tables::{self, TABLES, Table};
@@ -25,7 +26,7 @@ pub(super) async fn fill(shared: Arc<Shared>, mut random: Random, stop: Cancella
             connection = shared.connect(&stop).await;
         }
         if cache.is_none() {
-            cache = Client::connect(&shared.redis).ok();
+            cache = Cache::connect(&shared.cache).ok();
         }
         if let (Some(sql), Some(redis)) = (&mut connection, &mut cache) {
             match fill_some(&shared, &mut random, sql, redis).await {
@@ -42,7 +43,7 @@ pub(super) async fn fill(shared: Arc<Shared>, mut random: Random, stop: Cancella
 }
 
 /// Whether the connection to Redis is still of use.
-async fn fill_some(shared: &Shared, random: &mut Random, sql: &mut PgConnection, redis: &mut Client) -> sqlx::Result<bool> {
+async fn fill_some(shared: &Shared, random: &mut Random, sql: &mut PgConnection, redis: &mut Cache) -> sqlx::Result<bool> {
     let table = &TABLES[random.below(TABLES.len())];
     let mut held = Held::new(shared);
     let numbers = |random: &mut Random| (0..=random.below(AT_ONCE)).map(|_| random.number(table.ids)).collect::<Vec<_>>();
@@ -70,19 +71,21 @@ async fn values(sql: &mut PgConnection, table: &Table, ids: &[i32], emails: &[St
 }
 
 /// Caches what is missing. Nobody but the listener, which only deletes, touches these keys meanwhile.
-fn put(shared: &Shared, redis: &mut Client, mut values: Vec<(String, String)>) -> bool {
-    let words = ["mget"].into_iter().chain(values.iter().map(|(key, _)| key.as_str()));
-    let cached = match redis.ask(&words.collect::<Vec<_>>()) {
-        Ok(Reply::List(cached)) => cached,
-        other => return is_loading(shared, other),
+fn put(shared: &Shared, redis: &mut Cache, mut values: Vec<(String, String)>) -> bool {
+    let keys: Vec<String> = values.iter().map(|(key, _)| key.clone()).collect();
+    let cached = match redis.values(&keys) {
+        Ok(cached) => cached,
+        other => return is_loading(shared, other.map(Reply::List)),
     };
+    if let Some(refusal) = cached.iter().find(|reply| matches!(reply, Reply::Error(_))) {
+        return is_loading(shared, Ok(refusal.clone()));
+    }
     let mut cached = cached.into_iter();
     values.retain(|_| cached.next() == Some(Reply::Value(None)));
     if values.is_empty() {
         return true;
     }
-    let words = ["mset"].into_iter().chain(values.iter().flat_map(|(key, value)| [key.as_str(), value]));
-    let reply = redis.ask(&words.collect::<Vec<_>>());
+    let reply = redis.put(&values);
     let done = matches!(&reply, Ok(Reply::Status(ok)) if ok == "OK");
     if done {
         shared.tally.fills.fetch_add(values.len() as u64, Ordering::Relaxed);
@@ -92,9 +95,13 @@ fn put(shared: &Shared, redis: &mut Client, mut values: Vec<(String, String)>) -
     done || is_loading(shared, reply)
 }
 
+/// What a server refuses with during a fail-over. Then another one is looked for.
+const ELSEWHERE: [&str; 5] = ["READONLY", "CLUSTERDOWN", "MASTERDOWN", "MOVED", "TRYAGAIN"];
+
 /// Whether the connection is of use in spite of this answer. A server that has just started reads its file first.
 fn is_loading(shared: &Shared, reply: io::Result<Reply>) -> bool {
     match reply {
+        Ok(Reply::Error(refusal)) if ELSEWHERE.iter().any(|code| refusal.starts_with(code)) => false,
         Ok(Reply::Error(refusal)) if refusal.starts_with("LOADING") => true,
         Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
         other => {

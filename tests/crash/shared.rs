@@ -6,7 +6,6 @@
 //! until the server has recovered. (A fill that lands after an invalidation is not what is tested here: leases are for that.)
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -15,6 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
 use tokio_util::sync::CancellationToken;
 
+use super::cache::Routes;
 use crate::support::wait::pace;
 
 /// What is remembered of a key.
@@ -24,8 +24,8 @@ const REMEMBERED: usize = 14;
 pub(super) struct Shared {
     /// The database, by its socket.
     pub(super) options: PgConnectOptions,
-    /// Redis' socket.
-    pub(super) redis: PathBuf,
+    /// Where the cache is.
+    pub(super) cache: Routes,
     /// Rows and emails that somebody holds.
     claims: Mutex<HashSet<i64>>,
     /// What happened to each key, the last of it.
@@ -54,10 +54,10 @@ pub(super) struct Tally {
 }
 
 impl Shared {
-    pub(super) fn new(options: PgConnectOptions, redis: PathBuf) -> Self {
+    pub(super) fn new(options: PgConnectOptions, cache: Routes) -> Self {
         Self {
             options,
-            redis,
+            cache,
             claims: Mutex::default(),
             journal: Mutex::default(),
             complaints: Mutex::default(),

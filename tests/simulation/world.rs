@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use unstale::batch::{Command, Limits};
+use unstale::batch::{Command, Limits, Work};
 use unstale::listener::machine::{CatchUp, Input, Machine, Settings, State};
 use unstale::mark::{Answer, Found};
 use unstale::observe::Readiness;
@@ -77,7 +77,7 @@ enum Event {
     SweepEnd { sweep: u64 },
     LogPage { session: u64 },
     RedisAttempt { listener: u64, command: Command },
-    RedisReply { listener: u64, id: u64, redis: u64, answer: Answer },
+    RedisReply { listener: u64, id: u64, redis: u64, answer: Answer, work: Work },
     PostgresBack,
     RedisBack,
 }

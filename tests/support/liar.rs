@@ -39,6 +39,11 @@ impl Liar {
         *self.answer.lock().expect("nobody panics with it") = Arc::new(answer);
     }
 
+    /// Its port of 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where clients connect.
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)

@@ -2,11 +2,12 @@
 //!
 //! Must hold: what a gap demands only ever grows until it is closed. A gap in a gap is one gap.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::{Lane, Mark, Work};
-use crate::mark::Kept;
+use crate::mark::{Answer, Kept};
 use crate::observe::{Cause, GapSummary, Observation};
 use crate::watermark::{Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
 
@@ -41,8 +42,8 @@ pub(super) struct Gap {
     pub(super) resume: Resume,
     /// Keys that were deleted lately are deleted once more: PostgreSQL may have undone the commits that they were deleted for.
     pub(super) again: bool,
-    /// Those that were deleted after this number are: Redis may have undone it.
-    pub(super) repeat: Option<u64>,
+    /// Those that a primary deleted after this number are: it may have undone it.
+    pub(super) repeat: BTreeMap<Arc<str>, u64>,
     pub(super) swept: u64,
     pub(super) logged: u64,
     pub(super) keys: u64,
@@ -59,7 +60,7 @@ impl Gap {
             since,
             resume: Resume::Checkpoint,
             again: false,
-            repeat: None,
+            repeat: BTreeMap::new(),
             swept: 0,
             logged: 0,
             keys: 0,
@@ -92,16 +93,16 @@ impl Machine {
     }
 
     /// Keeps what Redis has done.
-    pub(super) fn remember(&mut self, now: Instant, number: u64, work: Work) {
-        let needed = self.gap.as_ref().is_some_and(|gap| gap.again || gap.repeat.is_some());
-        self.link.remember(now, number, work, self.settings.limits, self.settings.window, needed);
+    pub(super) fn remember(&mut self, now: Instant, answer: &Answer, work: Work) {
+        let needed = self.gap.as_ref().is_some_and(|gap| gap.again || !gap.repeat.is_empty());
+        self.link.remember(now, answer, work, self.settings.limits, self.settings.window, needed);
     }
 
     /// Another server, or the same after a restart: what was acknowledged after this number, or lately, may be undone.
-    pub(super) fn redis_undid(&mut self, now: Instant, kept: Kept) {
+    pub(super) fn redis_undid(&mut self, now: Instant, tag: &Arc<str>, kept: Kept) {
         let again = match kept {
             Kept::All => return,
-            Kept::UpTo(number) => self.link.since(number).map(|targets| targets.len()),
+            Kept::UpTo(number) => self.link.since(tag, number).map(|targets| targets.len()),
             Kept::Unknown => None,
         };
         if again.is_some() || !self.told.again(now, "another Redis") {
@@ -119,7 +120,8 @@ impl Machine {
         match (kept, again) {
             (Kept::UpTo(number), Some(_)) => {
                 if let Some(gap) = &mut self.gap {
-                    gap.repeat = Some(gap.repeat.map_or(number, |known| known.min(number)));
+                    let known = gap.repeat.entry(tag.clone()).or_insert(number);
+                    *known = number.min(*known);
                     if is_first && in_session {
                         gap.resume = Resume::Nothing;
                     }
@@ -262,8 +264,8 @@ impl Machine {
     fn repeat(&mut self) {
         let Some(gap) = &mut self.gap else { return };
         let mut targets = if gap.again { self.link.recent() } else { Vec::new() };
-        if let Some(number) = gap.repeat {
-            match self.link.since(number) {
+        for (tag, number) in &gap.repeat {
+            match self.link.since(tag, *number) {
                 Some(undone) => targets.extend(undone),
                 None => gap.resume = gap.resume.max(Resume::Replay), // meanwhile it did not fit any more
             }

@@ -3,25 +3,41 @@
 //! Must hold: as long as a command fails, Redis is not said to be well, whatever else it does; and what was deleted within
 //! `replay.window` is remembered by the number of its mark, as far as it fits.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::{Limits, Work};
-use crate::mark::{Answer, Kept, Last, RedisMark};
+use crate::mark::{self, Answer, Kept, Last, RedisMark};
 use crate::rule::Target;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Link {
-    last: Last,
-    newest: u64,             // the largest number that was done
-    connection: Option<u64>, // the newest that answered
-    kept: u64,               // up to this number it knew of what was done before
-    failing: BTreeSet<u64>,  // commands
+    primaries: BTreeMap<Arc<str>, Primary>, // by the tags of their marks
+    here: Arc<BTreeSet<Arc<str>>>,          // tags that there are; empty: none has answered yet
+    inherited: Option<Inherited>,
+    failing: BTreeSet<u64>, // commands
     failure: Option<String>,
     is_silent: bool, // nothing was done since the last failure
     answered: Instant,
     recent: Recent,
+}
+
+/// What is known of a primary's deletions; without a cluster there is one.
+#[derive(Debug)]
+struct Primary {
+    last: Last,
+    newest: u64,             // the largest number that was done
+    connection: Option<u64>, // the newest that answered
+    kept: u64,               // up to this number it knew of what was done before
+}
+
+/// What was deleted before this process began.
+#[derive(Debug)]
+struct Inherited {
+    at: Instant,
+    marks: BTreeMap<Arc<str>, RedisMark>,
 }
 
 /// What was deleted lately.
@@ -30,24 +46,30 @@ struct Recent {
     works: VecDeque<Done>,
     keys: usize,
     bytes: usize,
-    forgotten: u64,   // the largest number that is not in it any more
-    is_partial: bool, // something younger than the window did not fit
+    forgotten: BTreeMap<Arc<str>, u64>, // the largest numbers that are not in it any more
+    is_partial: bool,                   // something younger than the window did not fit
 }
 
 #[derive(Debug)]
 struct Done {
     at: Instant,
+    tag: Arc<str>,
     number: u64,
     work: Work,
+}
+
+impl Primary {
+    fn new(last: Last) -> Self {
+        Self { last, newest: 0, connection: None, kept: 0 }
+    }
 }
 
 impl Link {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            last: Last::Nothing,
-            newest: 0,
-            connection: None,
-            kept: 0,
+            primaries: BTreeMap::new(),
+            here: Arc::default(),
+            inherited: None,
             failing: BTreeSet::new(),
             failure: None,
             is_silent: false,
@@ -56,50 +78,78 @@ impl Link {
         }
     }
 
-    /// Something was deleted before this process began, and its mark was stored.
-    pub(super) fn resume(&mut self, stored: Option<&str>) {
-        if self.last == Last::Nothing {
-            self.last = Last::read(stored);
+    /// Something was deleted before this process began, and its marks were stored.
+    pub(super) fn resume(&mut self, now: Instant, stored: Option<&str>) {
+        if self.inherited.is_none() && self.here.is_empty() {
+            let marks = mark::read_stored(stored.unwrap_or_default()).map(|(tag, mark)| (tag.into(), mark)).collect();
+            self.inherited = Some(Inherited { at: now, marks });
         }
     }
 
-    /// The mark up to which everything that was deleted is proven to be.
+    /// The marks up to which everything that was deleted is proven to be.
     pub(super) fn stored(&self) -> Option<String> {
-        self.last.stored()
+        let inherited = self.inherited.as_ref().filter(|_| self.here.is_empty());
+        match inherited {
+            Some(inherited) => mark::stored(inherited.marks.iter().map(|(tag, mark)| (&**tag, mark))),
+            None => mark::stored(self.primaries.iter().filter_map(|(tag, primary)| match &primary.last {
+                Last::Mark(mark) => Some((&**tag, mark)),
+                Last::Nothing | Last::Unmarked => None,
+            })),
+        }
     }
 
-    /// Redis has done a command. Returns what a new connection tells about what was done before, and whether all is well again.
-    pub(super) fn done(&mut self, now: Instant, id: u64, answer: &Answer) -> (Kept, bool) {
+    /// These primaries there are now. Returns what that tells of those that there are no more.
+    pub(super) fn are_here(&mut self, now: Instant, tags: &Arc<BTreeSet<Arc<str>>>, window: Duration) -> Vec<(Arc<str>, Kept)> {
+        if Arc::ptr_eq(&self.here, tags) || self.here == *tags {
+            return Vec::new();
+        }
+        let is_first = self.here.is_empty();
+        self.here = tags.clone();
+        let mut gone = Vec::new();
+        let mut marks = match &mut self.inherited {
+            Some(inherited) if is_first => Some(std::mem::take(&mut inherited.marks)),
+            _ => None,
+        };
+        for tag in tags.iter() {
+            let last = match &mut marks {
+                Some(marks) => marks.remove(tag).map_or(Last::Unmarked, Last::Mark),
+                None => Last::Nothing,
+            };
+            self.primaries.entry(tag.clone()).or_insert_with(|| Primary::new(last));
+        }
+        // Nobody can say any more what became of their deletions.
+        gone.extend(marks.into_iter().flatten().map(|(tag, _)| (tag, Kept::Unknown)));
+        let is_remembered = !self.recent.is_partial && self.inherited.as_ref().is_none_or(|inherited| inherited.at + window < now);
+        for (tag, primary) in self.primaries.extract_if(.., |tag, _| !tags.contains(tag)) {
+            match primary.last {
+                Last::Nothing => {}
+                _ if is_remembered => gone.push((tag.clone(), Kept::UpTo(self.recent.forgotten.get(&tag).copied().unwrap_or(0)))),
+                _ => gone.push((tag, Kept::Unknown)),
+            }
+        }
+        gone
+    }
+
+    /// A primary has done something. Returns what a new connection tells about what it had done before.
+    pub(super) fn done(&mut self, now: Instant, answer: &Answer) -> Kept {
         self.answered = now;
         self.is_silent = false;
-        let kept = self.kept(answer);
+        let Some(primary) = self.primaries.get_mut(&answer.tag) else {
+            return Kept::UpTo(answer.mark.number - 1); // of one that is gone since
+        };
+        let kept = primary.kept(answer, self.recent.forgotten.get(&answer.tag).copied().unwrap_or(0));
         // A mark covers all smaller numbers, whichever answer comes first.
-        if answer.mark.number > self.newest {
-            self.newest = answer.mark.number;
-            self.last = if answer.is_marked { Last::Mark(answer.mark.clone()) } else { Last::Unmarked };
+        if answer.mark.number > primary.newest {
+            primary.newest = answer.mark.number;
+            primary.last = if answer.is_marked { Last::Mark(answer.mark.clone()) } else { Last::Unmarked };
         }
-        self.failing.remove(&id);
-        let recovered = self.failing.is_empty() && self.failure.take().is_some();
-        (kept, recovered)
+        kept
     }
 
-    fn kept(&mut self, answer: &Answer) -> Kept {
-        let RedisMark { connection, number, .. } = answer.mark;
-        if self.connection == Some(connection) {
-            return Kept::All;
-        }
-        if self.connection.is_some_and(|newest| connection < newest) {
-            // An answer that was on its way when its connection ended: does the server of the next one know of it?
-            return if number <= self.kept { Kept::All } else { Kept::UpTo(number - 1) };
-        }
-        self.connection = Some(connection);
-        let kept = self.last.kept(answer);
-        self.kept = if let Kept::UpTo(number) = kept { number } else { 0 };
-        match kept {
-            Kept::UpTo(number) if self.newest <= number => Kept::All,
-            Kept::UpTo(number) if number < self.recent.forgotten => Kept::Unknown,
-            kept => kept,
-        }
+    /// A command fails no more. Is all well again?
+    pub(super) fn is_well_again(&mut self, id: u64) -> bool {
+        self.failing.remove(&id);
+        self.failing.is_empty() && self.failure.take().is_some()
     }
 
     /// A command failed, and will be repeated. Is it the first?
@@ -131,11 +181,11 @@ impl Link {
     }
 
     /// Keeps what was done, within the window and the bounds of the batch; as it is while it is `needed`, if that fits.
-    pub(super) fn remember(&mut self, now: Instant, number: u64, work: Work, limits: Limits, window: Duration, needed: bool) {
+    pub(super) fn remember(&mut self, now: Instant, answer: &Answer, work: Work, limits: Limits, window: Duration, needed: bool) {
         let Recent { works, keys, bytes, forgotten, is_partial } = &mut self.recent;
         *keys += work.targets();
         *bytes += work.bytes();
-        works.push_back(Done { at: now, number, work });
+        works.push_back(Done { at: now, tag: answer.tag.clone(), number: answer.mark.number, work });
         let fits = |keys, bytes| keys <= limits.max_pending && bytes <= limits.max_bytes();
         if needed && fits(*keys, *bytes) {
             return;
@@ -148,23 +198,25 @@ impl Link {
             *is_partial = !is_old;
             *keys -= oldest.work.targets();
             *bytes -= oldest.work.bytes();
+            let forgotten = forgotten.entry(oldest.tag.clone()).or_default();
             *forgotten = oldest.number.max(*forgotten);
             works.pop_front();
         }
     }
 
-    /// What was deleted after this number; `None`: not all of it is remembered.
-    pub(super) fn since(&self, number: u64) -> Option<Vec<Target>> {
-        (self.recent.forgotten <= number).then(|| self.targets(number))
+    /// What a primary deleted after this number; `None`: not all of it is remembered.
+    pub(super) fn since(&self, tag: &Arc<str>, number: u64) -> Option<Vec<Target>> {
+        let is_remembered = self.recent.forgotten.get(tag).is_none_or(|forgotten| *forgotten <= number);
+        is_remembered.then(|| self.targets(|done| done.tag == *tag && done.number > number))
     }
 
     /// What is remembered of the last `replay.window`.
     pub(super) fn recent(&self) -> Vec<Target> {
-        self.targets(0)
+        self.targets(|_| true)
     }
 
-    fn targets(&self, after: u64) -> Vec<Target> {
-        let works = self.recent.works.iter().filter(|done| done.number > after);
+    fn targets(&self, wanted: impl Fn(&Done) -> bool) -> Vec<Target> {
+        let works = self.recent.works.iter().filter(|done| wanted(done));
         let targets = works.flat_map(|done| match &done.work {
             Work::Keys(keys) => keys.iter().cloned().map(Target::Key).collect::<Vec<_>>(),
             Work::Patterns(patterns) => patterns.iter().cloned().map(Target::Pattern).collect(),
@@ -175,5 +227,27 @@ impl Link {
     /// How many keys are remembered, and whether there were more.
     pub(super) fn remembered(&self) -> (usize, bool) {
         (self.recent.keys, self.recent.is_partial)
+    }
+}
+
+impl Primary {
+    /// `forgotten`: the largest number that is not remembered any more.
+    fn kept(&mut self, answer: &Answer, forgotten: u64) -> Kept {
+        let RedisMark { connection, number, .. } = answer.mark;
+        if self.connection == Some(connection) {
+            return Kept::All;
+        }
+        if self.connection.is_some_and(|newest| connection < newest) {
+            // An answer that was on its way when its connection ended: does the server of the next one know of it?
+            return if number <= self.kept { Kept::All } else { Kept::UpTo(number - 1) };
+        }
+        self.connection = Some(connection);
+        let kept = self.last.kept(answer);
+        self.kept = if let Kept::UpTo(number) = kept { number } else { 0 };
+        match kept {
+            Kept::UpTo(number) if self.newest <= number => Kept::All,
+            Kept::UpTo(number) if number < forgotten => Kept::Unknown,
+            kept => kept,
+        }
     }
 }

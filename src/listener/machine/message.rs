@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::batch::Command;
-use crate::mark::Answer;
+use crate::delivered::Delivered;
 use crate::observe::{Cause, GapSummary, Observation};
 use crate::rule::Rule;
 use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Stored};
@@ -33,12 +33,12 @@ pub enum Input {
     SweepEnded,
     /// The sweep failed.
     SweepFailed(String),
-    /// Redis has done a command.
+    /// Redis has done a command, or what could be done of it.
     Acknowledged {
         /// The command.
         id: u64,
-        /// Who did it.
-        answer: Answer,
+        /// Who did what.
+        delivered: Delivered,
     },
     /// Redis failed to do a command; the sink repeats it.
     RedisFailed {

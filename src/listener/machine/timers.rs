@@ -15,8 +15,8 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         let heart =
             [self.heart.asked + self.settings.interval, self.heart.asked + self.settings.timeout, self.heart.heard + self.settings.timeout];
-        let stall = self.batch.is_full(Lane::Live).then(|| self.link.answered() + self.settings.stall);
-        let walk = self.batch.next_walk().into_iter().chain(self.next_repeat()).min();
+        let stall = self.batch.is_full(Lane::Live).then(|| self.idle_since() + self.settings.stall);
+        let walk = self.batch.due().into_iter().chain(self.next_repeat()).min();
         match &self.state {
             State::Waiting { until } | State::Draining { until } => walk.into_iter().chain([*until]).min(),
             State::Connecting { since } => walk.into_iter().chain([*since + self.settings.timeout]).min(),
@@ -82,9 +82,15 @@ impl Machine {
         }
         self.tell_skipped(now);
         self.tell_progress(now);
-        if self.batch.is_full(Lane::Live) && now >= self.link.answered() + self.settings.stall {
+        if self.batch.is_full(Lane::Live) && now >= self.idle_since() + self.settings.stall {
             self.overflow(now);
         }
+    }
+
+    /// Since when Redis, or a part of it, has done nothing about what waits.
+    fn idle_since(&self) -> Instant {
+        let answered = self.link.answered();
+        self.batch.handed_back_since().map_or(answered, |since| since.min(answered))
     }
 
     pub(super) fn beat(&mut self, now: Instant) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use unstale::batch::{Command, Lane, Work};
 use unstale::glob::Globs;
 use unstale::listener::machine::{Action, Input, Opening, State};
+use unstale::delivered::Delivered;
 use unstale::mark::{Answer, Found, RedisMark};
 use unstale::rule::Rule;
 use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
@@ -204,9 +205,9 @@ impl World {
                 }
             }
             Event::RedisAttempt { listener, command } => self.redis(listener, command),
-            Event::RedisReply { listener, id, redis, answer } if listener == self.listener => {
+            Event::RedisReply { listener, id, redis, answer, work } if listener == self.listener => {
                 self.redis_heard = redis;
-                self.handle(Input::Acknowledged { id, answer });
+                self.handle(Input::Acknowledged { id, delivered: Delivered::whole(answer, work) });
             }
             Event::PostgresBack => self.up = true,
             Event::RedisBack => {
@@ -252,9 +253,9 @@ impl World {
         self.numbers += 1;
         let mark = RedisMark { life: self.listener.to_string().into(), connection: number, number: self.numbers };
         if self.flaw == Flaw::FailOverUnnoticed {
-            return Answer { found: Found::Mark(RedisMark { number: u64::MAX, ..mark.clone() }), mark, is_marked: true };
+            return Answer { tag: "".into(), found: Found::Mark(RedisMark { number: u64::MAX, ..mark.clone() }), mark, is_marked: true };
         }
-        Answer { found, mark, is_marked: true }
+        Answer { tag: "".into(), found, mark, is_marked: true }
     }
 
     fn redis(&mut self, listener: u64, command: Command) {
@@ -285,7 +286,7 @@ impl World {
             self.later(1_000, Event::RedisAttempt { listener, command });
         } else {
             self.untold = None;
-            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id, answer });
+            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id, answer, work: command.work });
         }
     }
 }

@@ -1,0 +1,316 @@
+//! What a command to a cluster becomes: shares for the primaries, redirections, and what is handed back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fred::bytes::BytesMut;
+use fred::types::{Key, Value};
+use tokio::task::JoinSet;
+
+use super::Done;
+use super::cluster::Cluster;
+use super::error::Error;
+use super::map::{Map, PATIENCE, Primary};
+use super::server::{Manner, Outcome};
+use super::slots::{self, Redirect};
+use super::url::Node;
+use crate::batch::Work;
+use crate::delivered::{Delivered, Left, Part};
+
+/// How often keys are sent after their slots, before they are handed back.
+const ROUNDS: usize = 4;
+
+/// Walks through all primaries, one after the other, before the pattern is handed back.
+const MAX_PASSES: usize = 6;
+
+/// What is done so far.
+#[derive(Default)]
+struct Sum {
+    existed: u64,
+    parts: Vec<Part>,
+    left: Vec<String>,
+    reason: Option<String>,
+}
+
+/// Keys that were sent to a primary.
+struct Share {
+    primary: Arc<Primary>,
+    groups: Vec<Vec<String>>,
+    result: Result<Outcome, String>,
+}
+
+impl Cluster {
+    /// Does what can be done of it.
+    ///
+    /// # Errors
+    /// If no node answers.
+    pub(super) async fn perform(self: &Arc<Self>, work: &Work) -> Result<Done, Error> {
+        let mut sum = Sum::default();
+        let map = match work {
+            Work::Keys(keys) => self.keys(keys, &mut sum).await?,
+            Work::Patterns(patterns) => self.patterns(patterns, &mut sum).await?,
+        };
+        let left = (!sum.left.is_empty()).then(|| Left {
+            reason: sum.reason.unwrap_or_else(|| "its slots are on the move".into()),
+            work: match work {
+                Work::Keys(_) => Work::Keys(Arc::new(sum.left)),
+                Work::Patterns(_) => Work::Patterns(Arc::new(sum.left)),
+            },
+        });
+        Ok(Done { existed: sum.existed, delivered: Delivered { parts: sum.parts, left, tags: map.tags.clone() } })
+    }
+
+    async fn keys(self: &Arc<Self>, keys: &[String], sum: &mut Sum) -> Result<Arc<Map>, Error> {
+        let mut map = self.map().await?;
+        let canary = self.marks.as_ref().map(|marks| marks.canary());
+        let mut rest = Vec::with_capacity(keys.len());
+        for key in keys {
+            // Each heartbeat wants an answer of every primary.
+            if canary.is_some_and(|canary| canary == key) {
+                rest.extend(map.primaries.iter().map(|primary| format!("{key}:{{{}}}", primary.tag)));
+            } else {
+                rest.push(key.clone());
+            }
+        }
+        for round in 0..ROUNDS {
+            let (shares, homeless) = split(&map, std::mem::take(&mut rest), round > 0);
+            if !homeless.is_empty() {
+                sum.reason = Some("no primary has the slots of some keys (CLUSTER INFO)".into());
+                rest.extend(homeless);
+            }
+            let (mut asks, mut moved) = (BTreeMap::<Node, Vec<(usize, String)>>::new(), !rest.is_empty());
+            let shares = self.send(shares, Manner::BySlot).await;
+            for share in shares {
+                let part = sum.parts.len();
+                for (group, redirect) in sum.take(share) {
+                    match redirect {
+                        Redirect::Moved => moved = true,
+                        Redirect::Apart => {}
+                        Redirect::Ask(node) => {
+                            asks.entry(node).or_default().extend(group.into_iter().map(|key| (part, key)));
+                            continue;
+                        }
+                    }
+                    rest.extend(group);
+                }
+            }
+            for (node, keys) in asks {
+                rest.extend(self.ask(&map, node, keys, sum).await);
+            }
+            if moved || round + 1 == ROUNDS {
+                map = self.refresh(Some(&map)).await.unwrap_or(map);
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        sum.left.extend(rest);
+        if let Some(canary) = canary
+            && sum.left.iter().any(|key| is_of(key, canary))
+        {
+            sum.left.retain(|key| !is_of(key, canary));
+            sum.left.push(canary.to_owned());
+        }
+        Ok(map)
+    }
+
+    /// Sends keys to the node that takes their slot in. Returns those that it has not either.
+    async fn ask(self: &Arc<Self>, map: &Map, mut node: Node, keys: Vec<(usize, String)>, sum: &mut Sum) -> Vec<String> {
+        if node.0.is_empty()
+            && let Some(Part { answer, .. }) = keys.first().and_then(|(part, _)| sum.parts.get(*part))
+            && let Some(primary) = map.primaries.iter().find(|primary| primary.tag == answer.tag)
+        {
+            node.0.clone_from(&primary.address.0);
+        }
+        if let Some(primary) = map.primaries.iter().find(|primary| primary.address == node) {
+            let groups = keys.into_iter().map(|(_, key)| vec![key]).collect();
+            let mut rest = Vec::new();
+            for share in self.send(vec![(primary.clone(), groups)], Manner::Asking).await {
+                rest.extend(sum.take(share).into_iter().flat_map(|(group, _)| group));
+            }
+            return rest;
+        }
+        let groups: Vec<_> = keys.iter().map(|(_, key)| vec![Key::from(key.as_str())]).collect();
+        let server = self.stranger(&node);
+        let result = tokio::time::timeout(PATIENCE, server.delete(&groups, Manner::Asking)).await;
+        let Ok(Ok(outcome)) = result else { return keys.into_iter().map(|(_, key)| key).collect() };
+        sum.existed += outcome.existed;
+        let mut rest = Vec::new();
+        for (place, (part, key)) in keys.into_iter().enumerate() {
+            if outcome.elsewhere.iter().any(|(group, _)| *group == place) {
+                rest.push(key);
+            } else if let Some(Part { work: Work::Keys(done), .. }) = sum.parts.get_mut(part) {
+                // It has no slot, so no mark, either: whoever gives the slot away vouches for it.
+                Arc::make_mut(done).push(key);
+            }
+        }
+        rest
+    }
+
+    /// All at once.
+    async fn send(self: &Arc<Self>, shares: Vec<(Arc<Primary>, Vec<Vec<String>>)>, manner: Manner) -> Vec<Share> {
+        if let [_] = &shares[..] {
+            let mut done = Vec::with_capacity(1);
+            for (primary, groups) in shares {
+                let result = self.send_to(&primary, &groups, manner).await;
+                done.push(Share { primary, groups, result });
+            }
+            return done;
+        }
+        let (mut sent, mut done) = (JoinSet::new(), Vec::with_capacity(shares.len()));
+        for (primary, groups) in shares {
+            let cluster = self.clone();
+            sent.spawn(async move {
+                let result = cluster.send_to(&primary, &groups, manner).await;
+                Share { primary, groups, result }
+            });
+        }
+        while let Some(share) = sent.join_next().await {
+            done.extend(share.ok());
+        }
+        done
+    }
+
+    async fn send_to(self: &Arc<Self>, primary: &Arc<Primary>, groups: &[Vec<String>], manner: Manner) -> Result<Outcome, String> {
+        if let Some(reason) = primary.doubt() {
+            return Err(reason);
+        }
+        let keys: Vec<_> = groups.iter().map(|group| shared(group)).collect();
+        let patience = primary.patience();
+        let reason = match tokio::time::timeout(patience, primary.server.delete(&keys, manner)).await {
+            Ok(Ok(outcome)) => return Ok(outcome),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => {
+                primary.be_patient(self.settings.timeout);
+                format!("no answer within {patience:?}")
+            }
+        };
+        self.doubt(primary, reason.clone());
+        Err(reason)
+    }
+
+    async fn patterns(self: &Arc<Self>, patterns: &[String], sum: &mut Sum) -> Result<Arc<Map>, Error> {
+        let (mut map, mut open) = self.look_closely().await?;
+        let mut earlier: Option<Arc<Map>> = None;
+        for _ in 0..MAX_PASSES {
+            self.pass(&map, patterns, sum).await;
+            let (after, open_after) = self.look_closely().await?;
+            let is_still = map.seen == after.seen && (open, open_after) == (Some(false), Some(false));
+            // In two passes, a key whose slot moved once was in the same place for one of them.
+            let gave_once = earlier.is_some_and(|earlier| !Map::moved_twice([&earlier, &map, &after]));
+            earlier = Some(std::mem::replace(&mut map, after));
+            open = open_after;
+            if sum.reason.is_some() {
+                break;
+            }
+            if is_still || gave_once {
+                return Ok(map);
+            }
+        }
+        sum.left.extend(patterns.iter().cloned());
+        Ok(map)
+    }
+
+    /// Every primary once, all at the same time.
+    async fn pass(self: &Arc<Self>, map: &Map, patterns: &[String], sum: &mut Sum) {
+        let mut walks = JoinSet::new();
+        for primary in map.primaries.iter().cloned() {
+            let (cluster, patterns) = (self.clone(), patterns.to_vec());
+            walks.spawn(async move { (cluster.walk(&primary, &patterns).await, primary) });
+        }
+        while let Some(walk) = walks.join_next().await {
+            match walk {
+                Ok((Ok(outcome), _)) => {
+                    sum.existed += outcome.existed;
+                    sum.parts.push(Part { answer: outcome.answer, work: Work::Patterns(Arc::new(patterns.to_vec())) });
+                }
+                Ok((Err(reason), primary)) => sum.reason = Some(format!("{}: {reason}", primary.name())),
+                Err(_) => sum.reason = Some("the walk's task ended".into()),
+            }
+        }
+    }
+
+    async fn walk(self: &Arc<Self>, primary: &Arc<Primary>, patterns: &[String]) -> Result<Outcome, String> {
+        if let Some(reason) = primary.doubt() {
+            return Err(reason);
+        }
+        primary.server.walk(patterns, Manner::BySlot).await.map_err(|error| {
+            self.doubt(primary, error.to_string());
+            error.to_string()
+        })
+    }
+
+    /// The newest map, and whether a slot is on its way; `None`: nobody may say.
+    async fn look_closely(self: &Arc<Self>) -> Result<(Arc<Map>, Option<bool>), Error> {
+        let known = self.map().await?;
+        let map = self.refresh(Some(&known)).await.unwrap_or(known);
+        let mut looks = JoinSet::new();
+        for primary in map.primaries.iter().filter(|primary| primary.doubt().is_none()).cloned() {
+            looks.spawn(async move {
+                let connection = primary.server.connection().await?;
+                connection.say::<Value>("CLUSTER", vec!["NODES".into()]).await
+            });
+        }
+        let (mut open, mut is_known) = (false, true);
+        while let Ok(Some(look)) = tokio::time::timeout(Duration::from_secs(1), looks.join_next()).await {
+            match look {
+                Ok(Ok(nodes)) => open |= nodes.as_string().is_some_and(|nodes| !slots::open_slots(&nodes).is_empty()),
+                _ => is_known = false,
+            }
+        }
+        is_known &= looks.is_empty();
+        Ok((map, is_known.then_some(open)))
+    }
+}
+
+impl Sum {
+    /// Returns what is to be sent elsewhere.
+    fn take(&mut self, share: Share) -> Vec<(Vec<String>, Redirect)> {
+        let Share { primary, mut groups, result } = share;
+        match result {
+            Ok(Outcome { existed, answer, elsewhere }) => {
+                self.existed += existed;
+                let redirected = elsewhere.into_iter().map(|(group, redirect)| (std::mem::take(&mut groups[group]), redirect)).collect();
+                let keys = groups.into_iter().flatten().collect();
+                self.parts.push(Part { answer, work: Work::Keys(Arc::new(keys)) });
+                redirected
+            }
+            Err(reason) => {
+                self.reason = Some(format!("{}: {reason}", primary.name()));
+                self.left.extend(groups.into_iter().flatten());
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// The shares of the primaries, grouped by slot, or one by one; and the keys of slots that none has.
+fn split(map: &Map, keys: Vec<String>, one_by_one: bool) -> (Vec<(Arc<Primary>, Vec<Vec<String>>)>, Vec<String>) {
+    let mut shares: Vec<BTreeMap<(u16, usize), Vec<String>>> = vec![BTreeMap::new(); map.primaries.len()];
+    let mut homeless = Vec::new();
+    for (place, key) in keys.into_iter().enumerate() {
+        match map.owner(&key) {
+            Some(owner) => {
+                let group = (slots::slot(key.as_bytes()), if one_by_one { place } else { 0 });
+                shares[owner].entry(group).or_default().push(key);
+            }
+            None => homeless.push(key),
+        }
+    }
+    let shares = map.primaries.iter().cloned().zip(shares).filter(|(_, groups)| !groups.is_empty());
+    (shares.map(|(primary, groups)| (primary, groups.into_values().collect())).collect(), homeless)
+}
+
+/// Is it the canary of one of the primaries?
+fn is_of(key: &str, canary: &str) -> bool {
+    key.strip_prefix(canary).is_some_and(|rest| rest.starts_with(":{"))
+}
+
+/// The same keys for fred, in one buffer: it wants to own them, and so does who may have to repeat them.
+pub(super) fn shared(keys: &[String]) -> Vec<Key> {
+    let mut all = BytesMut::with_capacity(keys.iter().map(String::len).sum());
+    keys.iter().for_each(|key| all.extend_from_slice(key.as_bytes()));
+    let mut all = all.freeze();
+    keys.iter().map(|key| all.split_to(key.len()).into()).collect()
+}

@@ -1,0 +1,290 @@
+//! One server: its connection, deletions with their marks, and what its answers say.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::task::Poll;
+
+use fred::interfaces::{ClientLike as _, KeysInterface};
+use fred::types::{Key, Value};
+use tokio::sync::Mutex;
+
+use super::connection::{Connection, Settings, command_error, custom};
+use super::error::{self, Error};
+use super::fence::Breach;
+use super::marks::{self, Marks};
+use super::sentinel::{self, Sentinels};
+use super::slots::Redirect;
+use super::wire::{Address, End};
+use crate::mark::{Answer, Found, RedisMark};
+
+/// How a server is found.
+pub(super) enum Way {
+    /// There it is.
+    At(Address),
+    /// The same, and it wants neither password nor database.
+    Bare(Address),
+    /// Where the sentinels say.
+    Sentinels(Arc<Sentinels>),
+}
+
+/// See the module.
+pub(super) struct Server {
+    settings: Settings,
+    way: Way,
+    pub(super) marking: Option<Marking>,
+    pub(super) scan_count: AtomicU32,
+    connection: Mutex<Option<Connection>>,
+}
+
+/// The marks of a server.
+#[derive(Clone)]
+pub(super) struct Marking {
+    pub(super) marks: Arc<Marks>,
+    /// Of the key; empty where there is one server.
+    pub(super) tag: Arc<str>,
+    /// Its name.
+    key: String,
+    untold: Arc<SyncMutex<Option<Found>>>, // what a connection found, until one of its answers told it
+}
+
+impl Marking {
+    pub(super) fn new(marks: &Arc<Marks>, tag: Arc<str>) -> Self {
+        let key = if tag.is_empty() { marks.key().to_owned() } else { format!("{}:{{{tag}}}", marks.key()) };
+        Self { marks: marks.clone(), tag, key, untold: Arc::default() }
+    }
+}
+
+/// What a command brought.
+pub(super) struct Outcome {
+    /// How many of the keys existed.
+    pub(super) existed: u64,
+    pub(super) answer: Answer,
+    /// Which of the groups live elsewhere, by their places in the command.
+    pub(super) elsewhere: Vec<(usize, Redirect)>,
+}
+
+/// How a command for keys is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// To the one server that there is.
+    Alone,
+    /// Each group is of one slot.
+    BySlot,
+    /// Each group is of one slot that is on its way to this server.
+    Asking,
+}
+
+impl Server {
+    /// Connects when first asked for something.
+    pub(super) fn new(settings: Settings, way: Way, marking: Option<Marking>) -> Self {
+        Self { settings, way, marking, scan_count: AtomicU32::new(super::walk::SCAN_COUNT), connection: Mutex::new(None) }
+    }
+
+    /// UNLINK of each group, and the mark.
+    ///
+    /// # Errors
+    /// Then some of it may have been done, and all of it is to be repeated.
+    pub(super) async fn delete(&self, groups: &[Vec<Key>], manner: Manner) -> Result<Outcome, Error> {
+        let connection = self.connection().await?;
+        let result = self.delete_over(&connection, groups, manner).await;
+        self.concluded(&connection, result).await
+    }
+
+    pub(super) async fn delete_over(&self, connection: &Connection, groups: &[Vec<Key>], manner: Manner) -> Result<Outcome, Error> {
+        match self.delete_and_mark(connection, groups, manner).await {
+            Err(Error::Refused(words)) if connection.needs_del(&words) => self.delete_and_mark(connection, groups, manner).await,
+            result => result,
+        }
+    }
+
+    /// What an answer told is told. A connection that failed is replaced.
+    pub(super) async fn concluded<T>(&self, connection: &Connection, result: Result<T, Error>) -> Result<T, Error> {
+        match result {
+            Ok(done) => {
+                if let Some(Marking { untold, .. }) = &self.marking {
+                    drop(lock(untold).take_if(|untold| *untold == connection.found));
+                }
+                Ok(done)
+            }
+            Err(error) => {
+                self.replace(connection).await;
+                if let Some(End::Breach(Breach::Bytes | Breach::Parts)) = connection.verdict.get() {
+                    // Perhaps of a thousand very long keys: the next walk asks for fewer at once.
+                    let _ = self.scan_count.fetch_update(Relaxed, Relaxed, |count| Some((count / 10).max(1)));
+                }
+                Err(connection.verdict.get().map_or(error, |end| end.clone().into_error()))
+            }
+        }
+    }
+
+    /// UNLINK and the mark behind it, in this order on the same connection. Nothing is deleted without keys.
+    pub(super) async fn delete_and_mark(&self, connection: &Connection, groups: &[Vec<Key>], manner: Manner) -> Result<Outcome, Error> {
+        let Connection { client, number, found, state, timeout, .. } = connection;
+        let tag = self.marking.as_ref().map_or_else(|| "".into(), |marking| marking.tag.clone());
+        let mark = RedisMark { life: "".into(), connection: *number, number: 0 };
+        let mut answer = Answer { tag, found: found.clone(), mark, is_marked: false };
+        let unlinks = state.unlinks.load(Relaxed);
+        let in_words = |error: fred::error::Error| command_error(&error, *timeout);
+
+        let order = state.order.lock().await;
+        let pipeline = client.pipeline();
+        for group in groups {
+            if manner == Manner::Asking {
+                pipeline.custom::<(), String>(custom("ASKING"), Vec::new()).await.map_err(in_words)?;
+            }
+            match unlinks {
+                true => pipeline.unlink::<(), _>(group.clone()).await.map_err(in_words)?,
+                false => pipeline.del::<(), _>(group.clone()).await.map_err(in_words)?,
+            }
+        }
+        let least = lock(&state.acknowledged).clone();
+        if let Some(Marking { marks, key, .. }) = &self.marking {
+            answer.mark = marks.next(*number);
+            if state.may_mark.load(Relaxed) {
+                pipeline.set::<(), _, _>(key, answer.mark.to_string(), None, None, true).await.map_err(in_words)?;
+                answer.is_marked = true;
+            }
+        }
+        let mut replies = pin!(pipeline.try_all::<Value>());
+        // The first poll hands it over.
+        let first = std::future::poll_fn(|context| Poll::Ready(replies.as_mut().poll(context))).await;
+        drop(order);
+        let replies = match first {
+            Poll::Ready(replies) => replies,
+            Poll::Pending => connection.ask(async { Ok(replies.await) }).await?,
+        };
+
+        let mut replies = replies.into_iter();
+        let (existed, elsewhere) = counted(connection, groups.len(), manner, &mut replies)?;
+        if answer.is_marked {
+            answer.is_marked = self.marked(connection, &answer.mark, &least, replies.next())?;
+        }
+        Ok(Outcome { existed, answer, elsewhere })
+    }
+
+    /// What SET said to the mark: was it written? It also brings the mark before it, which tells a server that was set back behind a
+    /// proxy, so that the connection did not end.
+    fn marked(
+        &self,
+        connection: &Connection,
+        mark: &RedisMark,
+        least: &Found,
+        reply: Option<Result<Value, fred::error::Error>>,
+    ) -> Result<bool, Error> {
+        let before = match reply {
+            Some(Ok(before)) => marks::found(before.as_str().as_deref()),
+            Some(Err(error)) => {
+                let error = command_error(&error, connection.timeout);
+                let Error::Refused(words) = &error else { return Err(error) };
+                // A full server refuses it now and then, one whose slot is moved until another key is chosen; one that does not know
+                // the command, or whose user may not, always.
+                if error::code(words) != Some("OOM") && Redirect::read(words).is_none() {
+                    connection.state.may_mark.store(false, Relaxed);
+                }
+                return Ok(false);
+            }
+            None => return Err(Error::Ended),
+        };
+        if marks::is_set_back(&before, least)
+            && let Some(Marking { untold, .. }) = &self.marking
+        {
+            let mut untold = lock(untold);
+            *untold = Some(before.after(untold.take(), &mark.life));
+            return Err(Error::SetBack);
+        }
+        *lock(&connection.state.acknowledged) = Found::Mark(mark.clone());
+        Ok(true)
+    }
+
+    /// Does it answer?
+    ///
+    /// # Errors
+    /// [`Error`]; the next command connects anew.
+    pub(super) async fn touch(&self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        let answer = connection.say::<Value>("PING", Vec::new()).await;
+        if answer.is_err() {
+            self.replace(&connection).await;
+        }
+        answer.map(drop)
+    }
+
+    /// The connection that there is, or a new one.
+    pub(super) async fn connection(&self) -> Result<Connection, Error> {
+        let mut place = self.connection.lock().await;
+        if let Some(connection) = place.as_ref().filter(|connection| !connection.ended.is_cancelled()) {
+            return Ok(connection.clone());
+        }
+        let connection = self.connect().await?;
+        *place = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn connect(&self) -> Result<Connection, Error> {
+        let mut connection = match &self.way {
+            Way::At(server) => Connection::open(&self.settings, server, true).await?,
+            Way::Bare(server) => Connection::open(&self.settings, server, false).await?,
+            Way::Sentinels(sentinels) => sentinel::open(self.settings.clone(), sentinels.clone()).await?,
+        };
+        if let Some(Marking { marks, key, untold, .. }) = &self.marking {
+            connection.number = marks.next_connection();
+            let read = read_mark(&connection, key).await?;
+            *lock(&connection.state.acknowledged) = read.clone();
+            let mut untold = lock(untold);
+            connection.found = read.after(untold.take(), marks.life());
+            *untold = Some(connection.found.clone());
+        }
+        Ok(connection)
+    }
+
+    /// The next command connects anew, unless somebody has already done so.
+    async fn replace(&self, failed: &Connection) {
+        failed.close();
+        let mut place = self.connection.lock().await;
+        if place.as_ref().is_some_and(|current| Arc::ptr_eq(&current.state, &failed.state)) {
+            *place = None;
+        }
+    }
+}
+
+/// How many keys existed, and which groups live elsewhere.
+fn counted(
+    connection: &Connection,
+    groups: usize,
+    manner: Manner,
+    replies: &mut impl Iterator<Item = Result<Value, fred::error::Error>>,
+) -> Result<(u64, Vec<(usize, Redirect)>), Error> {
+    let (mut existed, mut elsewhere) = (0, Vec::new());
+    for group in 0..groups {
+        if manner == Manner::Asking {
+            replies.next();
+        }
+        match replies.next().unwrap_or(Ok(Value::Null)).and_then(Value::convert::<u64>) {
+            Ok(number) => existed += number,
+            Err(error) => {
+                let error = command_error(&error, connection.timeout);
+                let Error::Refused(words) = &error else { return Err(error) };
+                match Redirect::read(words).filter(|_| manner != Manner::Alone) {
+                    Some(redirect) => elsewhere.push((group, redirect)),
+                    None => return Err(error),
+                }
+            }
+        }
+    }
+    Ok((existed, elsewhere))
+}
+
+async fn read_mark(connection: &Connection, key: &str) -> Result<Found, Error> {
+    match connection.ask(connection.client.get::<Option<String>, _>(key)).await {
+        Ok(value) => Ok(marks::found(value.as_deref())),
+        Err(Error::Refused(words)) if matches!(error::code(&words), Some("NOPERM" | "ERR")) => Ok(Found::Refused),
+        // The slot is on its way elsewhere: what was marked there is not known here.
+        Err(Error::Refused(words)) if Redirect::read(&words).is_some() => Ok(Found::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn lock<T>(mutex: &SyncMutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner) // nobody panics with it
+}
