@@ -36,3 +36,4 @@ mod tls;
 mod trigger;
 mod uninstall;
 mod upgrade;
+mod writers;
