@@ -2,8 +2,8 @@
 //!
 //! Beside it, the same burst with what people write instead: Node with pg-listen and ioredis, Python with asyncpg and
 //! redis-py (`benches/peers`, from npm and PyPI); and as the limit, Redis alone, which is handed the keys of the burst by
-//! clients that have them ready. All alternate within a round; figures are medians of five.
-//! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker.
+//! clients that have them ready; and a cluster of three primaries on the same cores. All alternate within a round; figures are medians of five.
+//! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker, and so is `UNSTALE_PEERS=no`.
 
 mod stage;
 
@@ -15,7 +15,8 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use stage::Stage;
 use stage::peers::{self, Kind};
 use stage::report::{Report, median};
-use unstale::scratch::redis::Client;
+use unstale::scratch::Redis;
+use unstale::scratch::redis::{self, Client, Cluster};
 
 const ROWS: u64 = 1_000_000;
 const KEYS_PER_COMMAND: usize = 500;
@@ -32,6 +33,12 @@ const CASES: [(&str, Option<Kind>, &str); 5] = [
 
 /// What none of them can pass.
 const ALONE: &str = "Redis alone";
+
+/// The same through a cluster.
+const IN_CLUSTER: &str = "unstale, row, into a cluster of three";
+
+/// How long a node of it may be busy.
+const NODE_TIMEOUT_MS: u32 = 15_000;
 
 /// Enough that Redis never waits for one.
 const ALONE_CLIENTS: usize = 4;
@@ -52,7 +59,10 @@ async fn main() -> anyhow::Result<()> {
         return Ok(()); // `cargo test --benches` measures nothing
     }
     let rounds = stage::rounds()?;
-    peers::install()?;
+    let cases: Vec<_> = CASES.into_iter().filter(|(_, kind, _)| kind.is_none() || !without_peers()).collect();
+    if !without_peers() {
+        peers::install()?;
+    }
     let stage = Stage::build()?;
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
     sql.execute("create table users (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp()) with (fillfactor = 45)").await?;
@@ -60,32 +70,37 @@ async fn main() -> anyhow::Result<()> {
     sql.execute("vacuum analyze users").await?;
 
     let mut report = Report::new("drain", "A burst of a million changes");
-    let mut bursts: Vec<Vec<Burst>> = CASES.iter().map(|_| Vec::new()).collect();
-    let mut alone = Vec::new();
+    let mut bursts: Vec<Vec<Burst>> = cases.iter().map(|_| Vec::new()).collect();
+    let cluster = Cluster::start(3, 0, NODE_TIMEOUT_MS, &redis::Options::default())?;
+    let (mut alone, mut in_cluster) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        for (case, bursts) in CASES.iter().zip(&mut bursts) {
+        for (case, bursts) in cases.iter().zip(&mut bursts) {
             eprintln!("round {round} of {rounds}: {}", case.0);
             bursts.push(burst(&stage, &mut sql, case).await.with_context(|| case.0)?);
         }
+        eprintln!("round {round} of {rounds}: {IN_CLUSTER}");
+        in_cluster.push(burst_into_cluster(&stage, &mut sql, &cluster).await.context(IN_CLUSTER)?);
         eprintln!("round {round} of {rounds}: {ALONE}");
         alone.push(redis_alone(&stage)?);
     }
     let mut rows = vec![["", "changes/s", "against unstale, row", "CPU seconds", "peak RSS"].map(str::to_owned).to_vec()];
     let mut groups = Vec::new();
     let mut first = 0.0;
-    for ((name, ..), bursts) in CASES.iter().zip(&bursts) {
+    let names = cases.iter().map(|(name, ..)| *name).chain([IN_CLUSTER]);
+    bursts.push(in_cluster);
+    for (name, bursts) in names.zip(&bursts) {
         let of = |figure: fn(&Burst) -> f64| median(bursts.iter().map(figure).collect());
         let speed = of(|burst| burst.speed);
         first = if first == 0.0 { speed } else { first };
         let (cpu, memory) = (of(|burst| burst.cpu), of(|burst| burst.memory));
         rows.push(vec![
-            (*name).to_owned(),
+            name.to_owned(),
             format!("{speed:.0}"),
             format!("{:.2}", speed / first),
             format!("{cpu:.2}"),
             format!("{memory:.0} MB"),
         ]);
-        groups.push(((*name).to_owned(), vec![speed]));
+        groups.push((name.to_owned(), vec![speed]));
     }
     let alone = median(alone);
     rows.push(vec![ALONE.to_owned(), format!("{alone:.0}"), format!("{:.2}", alone / first), String::new(), String::new()]);
@@ -99,6 +114,11 @@ async fn main() -> anyhow::Result<()> {
     report.plot("drain.svg", "changes deleted in a second", &["changes/s"], &groups)?;
     idle(&stage, &mut report)?;
     report.save()
+}
+
+/// `UNSTALE_PEERS=no`: only what is ours is measured.
+fn without_peers() -> bool {
+    std::env::var("UNSTALE_PEERS").is_ok_and(|text| text == "no")
 }
 
 async fn burst(stage: &Stage, sql: &mut PgConnection, (_, kind, delivery): &(&str, Option<Kind>, &str)) -> anyhow::Result<Burst> {
@@ -124,6 +144,27 @@ async fn burst(stage: &Stage, sql: &mut PgConnection, (_, kind, delivery): &(&st
     }
     let speed = ROWS as f64 / committed.elapsed().as_secs_f64();
     Ok(Burst { speed, cpu: cpu_seconds(pid)? - before, memory: stage::peak_megabytes(pid)? })
+}
+
+async fn burst_into_cluster(stage: &Stage, sql: &mut PgConnection, cluster: &Cluster) -> anyhow::Result<Burst> {
+    sql.execute("select unstale.watch('users', array['user:{id}'], 'row')").await?;
+    sql.execute("vacuum users").await?;
+    let mut caches = cluster.nodes.iter().map(Redis::client).collect::<Result<Vec<_>, _>>()?;
+    let mut size = move || caches.iter_mut().try_fold(0, |sum, cache| Ok::<_, std::io::Error>(sum + cache.size()?));
+    cluster.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
+    let listener = stage.listen_to(&cluster.url())?;
+    cluster.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
+    ensure!(size()? >= ROWS, "the keys are not there");
+    let before = cpu_seconds(listener.pid())?;
+    sql.execute("update users set name = 'new', updated_at = clock_timestamp()").await?;
+    let committed = Instant::now();
+    while size()? > cluster.nodes.len() as u64 {
+        // The marks stay.
+        ensure!(committed.elapsed() < Duration::from_secs(120), "{} keys are still cached", size()?);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let speed = ROWS as f64 / committed.elapsed().as_secs_f64();
+    Ok(Burst { speed, cpu: cpu_seconds(listener.pid())? - before, memory: stage::peak_megabytes(listener.pid())? })
 }
 
 /// Keys a second, by clients that have nothing else to do.

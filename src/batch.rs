@@ -142,8 +142,8 @@ pub struct Batch {
     in_flight: HashMap<u64, OnItsWay>,
     in_flight_bytes: usize,
     walk: Option<Walk>,
-    next_walk: Option<Instant>, // not before
-    next_retry: Option<Instant>, // of what was handed back
+    next_walk: Option<Instant>,   // not before
+    next_retry: Option<Instant>,  // of what was handed back
     handed_back: Option<Instant>, // since when something always is
     last_id: u64,
 }

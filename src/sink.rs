@@ -25,7 +25,6 @@ pub mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-
 use crate::batch::Work;
 use crate::config::{Source, Tls};
 use crate::delivered::Delivered;
@@ -37,6 +36,7 @@ pub use error::Error;
 pub use marks::Marks;
 use sentinel::Sentinels;
 use server::{Manner, Marking, Server, Way};
+pub use slots::slot;
 use url::Place;
 use wire::Address;
 
@@ -52,7 +52,7 @@ pub struct Sink {
 }
 
 enum Kind {
-    One(Server),
+    One(Box<Server>),
     Cluster(Arc<Cluster>),
 }
 
@@ -98,7 +98,7 @@ impl Sink {
             Place::Sentinel { nodes, service } => Way::Sentinels(Arc::new(Sentinels::new(&settings, nodes, service))),
         };
         let marking = marks.as_ref().map(|marks| Marking::new(marks, "".into()));
-        let kind = Kind::One(Server::new(settings.clone(), way, marking));
+        let kind = Kind::One(Box::new(Server::new(settings.clone(), way, marking)));
         Ok(Arc::new(Self { settings, kind, marks }))
     }
 

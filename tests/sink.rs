@@ -451,7 +451,8 @@ async fn a_redis_that_loads_its_keys_is_waited_for() {
     world.users(10).await;
     // 0.3 ms a key; it looks up from its loading, to say so, after each thousand.
     let slow = ["--key-load-delay", "300"].map(str::to_owned).to_vec();
-    world.redis = Redis::start(&redis::Options { tcp: true, append_only: true, arguments: slow, ..redis::Options::default() }).expect("Redis starts");
+    world.redis =
+        Redis::start(&redis::Options { tcp: true, append_only: true, arguments: slow, ..redis::Options::default() }).expect("Redis starts");
     world.cache = world.redis.client().expect("it is up");
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;

@@ -51,16 +51,31 @@ impl Stage {
     }
 
     /// Starts the listener.
+    #[allow(dead_code, reason = "not every bench kills it")]
     pub(crate) fn start(&self) -> anyhow::Result<Listener> {
+        self.start_for(&self.redis.url())
+    }
+
+    fn start_for(&self, redis_url: &str) -> anyhow::Result<Listener> {
         let port = free_port()?;
         let mut command = self.guard.command("TERM", env!("CARGO_BIN_EXE_unstale"))?;
-        command.arg("run").env_clear().envs(self.environment()).env("UNSTALE_HTTP__LISTEN", format!("127.0.0.1:{port}"));
+        command
+            .arg("run")
+            .env_clear()
+            .envs(self.environment())
+            .env("REDIS_URL", redis_url)
+            .env("UNSTALE_HTTP__LISTEN", format!("127.0.0.1:{port}"));
         Ok(Listener { process: Process::start(command)?, port })
     }
 
     /// Starts the listener, and waits until it is ready and has stored where it is.
     pub(crate) fn listen(&self) -> anyhow::Result<Listener> {
-        let listener = self.start()?;
+        self.listen_to(&self.redis.url())
+    }
+
+    /// The same with another Redis.
+    pub(crate) fn listen_to(&self, redis_url: &str) -> anyhow::Result<Listener> {
+        let listener = self.start_for(redis_url)?;
         let deadline = Instant::now() + PATIENCE;
         while listener.readiness().is_err() {
             ensure!(Instant::now() < deadline, "the listener was not ready within {PATIENCE:?}");

@@ -157,7 +157,8 @@ impl Asked {
             {
                 return Err(Error::Connect("it is no cluster; let REDIS_URL begin with redis://".into()));
             }
-            slots::view(server.concluded(&connection, answer).await?, host).ok_or_else(|| Error::Connect("it knows no primaries yet".into()))
+            slots::view(server.concluded(&connection, answer).await?, host)
+                .ok_or_else(|| Error::Connect("it knows no primaries yet".into()))
         };
         view.await.map_err(|error| format!("{host}:{port}: {error}"))
     }

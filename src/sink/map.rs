@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-
 use super::connection::Settings;
 use super::marks::Marks;
 use super::server::{Marking, Server, Way, lock};
@@ -94,7 +93,14 @@ impl Primary {
         };
         let way = Way::At(Address::Host(one.address.clone()));
         let server = Server::new(settings.clone(), way, marking);
-        Arc::new(Self { id: one.id.clone(), address: one.address.clone(), tag, server, doubt: Mutex::new(None), patience: Mutex::new(PATIENCE) })
+        Arc::new(Self {
+            id: one.id.clone(),
+            address: one.address.clone(),
+            tag,
+            server,
+            doubt: Mutex::new(None),
+            patience: Mutex::new(PATIENCE),
+        })
     }
 
     /// For people.
@@ -133,7 +139,11 @@ mod tests {
     }
 
     fn map(seen: Vec<Seen>, before: Option<&Map>) -> Map {
-        let settings = Settings { secret: Source::from(secrecy::SecretString::from("redis-cluster://h")), tls: Tls::default(), timeout: Duration::from_secs(1) };
+        let settings = Settings {
+            secret: Source::from(secrecy::SecretString::from("redis-cluster://h")),
+            tls: Tls::default(),
+            timeout: Duration::from_secs(1),
+        };
         Map::new(seen, before, &settings, Some(&Arc::new(Marks::new("test"))))
     }
 

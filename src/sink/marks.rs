@@ -23,7 +23,13 @@ impl Marks {
     #[must_use]
     pub fn new(instance: &str) -> Self {
         let life = format!("{:016x}", RandomState::new().hash_one(())).into();
-        Self { key: format!("unstale:mark:{instance}"), canary: canary(instance), life, connections: AtomicU64::new(0), numbers: AtomicU64::new(0) }
+        Self {
+            key: format!("unstale:mark:{instance}"),
+            canary: canary(instance),
+            life,
+            connections: AtomicU64::new(0),
+            numbers: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn key(&self) -> &str {

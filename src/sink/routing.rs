@@ -33,6 +33,9 @@ struct Sum {
     reason: Option<String>,
 }
 
+/// Keys for a primary, in groups of one slot.
+type Sending = (Arc<Primary>, Vec<Vec<String>>);
+
 /// Keys that were sent to a primary.
 struct Share {
     primary: Arc<Primary>,
@@ -149,7 +152,7 @@ impl Cluster {
     }
 
     /// All at once.
-    async fn send(self: &Arc<Self>, shares: Vec<(Arc<Primary>, Vec<Vec<String>>)>, manner: Manner) -> Vec<Share> {
+    async fn send(self: &Arc<Self>, shares: Vec<Sending>, manner: Manner) -> Vec<Share> {
         if let [_] = &shares[..] {
             let mut done = Vec::with_capacity(1);
             for (primary, groups) in shares {
@@ -286,7 +289,7 @@ impl Sum {
 }
 
 /// The shares of the primaries, grouped by slot, or one by one; and the keys of slots that none has.
-fn split(map: &Map, keys: Vec<String>, one_by_one: bool) -> (Vec<(Arc<Primary>, Vec<Vec<String>>)>, Vec<String>) {
+fn split(map: &Map, keys: Vec<String>, one_by_one: bool) -> (Vec<Sending>, Vec<String>) {
     let mut shares: Vec<BTreeMap<(u16, usize), Vec<String>>> = vec![BTreeMap::new(); map.primaries.len()];
     let mut homeless = Vec::new();
     for (place, key) in keys.into_iter().enumerate() {

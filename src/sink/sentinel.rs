@@ -165,7 +165,7 @@ async fn watch(settings: Settings, sentinels: Arc<Sentinels>, address: Node, con
             }
         }
     };
-    if connection.ended.run_until_cancelled(look).await.is_some() {
+    if connection.ended.run_until_cancelled(Box::pin(look)).await.is_some() {
         connection.close();
     }
 }

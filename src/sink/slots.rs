@@ -12,7 +12,8 @@ use super::url::Node;
 pub(super) const SLOTS: u16 = 16_384;
 
 /// The slot of a key: of what is between its first brace and the next, if something is, else of the whole.
-pub(super) fn slot(key: &[u8]) -> u16 {
+#[must_use]
+pub fn slot(key: &[u8]) -> u16 {
     let tagged = key.iter().position(|&byte| byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
         rest.iter().position(|&byte| byte == b'}').filter(|&length| length > 0).map(|length| &rest[..length])

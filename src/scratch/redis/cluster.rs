@@ -3,11 +3,13 @@
 //! Must hold: every slot is served once this returns, and every replica is in step. A primary that is gone does not take the others'
 //! slots with it. Refuses: slots of its own choosing; whoever wants others moves them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Instant;
 
 use super::{Client, Options, Redis, Reply};
 use crate::scratch::{Error, PATIENCE, POLL};
+use crate::sink::slot;
 
 /// How many slots there are.
 const SLOTS: u16 = 16_384;
@@ -61,9 +63,11 @@ impl Cluster {
         }
         let all = self.nodes.len();
         self.until("they know each other", || {
-            Ok((0..all).map(|node| self.nodes_of(node)).collect::<io::Result<Vec<_>>>()?.iter().all(|nodes| {
-                nodes.lines().filter(|line| line.contains("connected") && !line.contains("handshake")).count() == all
-            }))
+            Ok((0..all)
+                .map(|node| self.nodes_of(node))
+                .collect::<io::Result<Vec<_>>>()?
+                .iter()
+                .all(|nodes| nodes.lines().filter(|line| line.contains("connected") && !line.contains("handshake")).count() == all))
         })?;
         for node in self.primaries..all {
             let id = self.id(node % self.primaries)?;
@@ -153,9 +157,7 @@ impl Cluster {
     /// # Errors
     /// When none has its slot.
     pub fn primary_of(&self, key: &str) -> io::Result<usize> {
-        let node = self.running().next().ok_or_else(|| io::Error::other("no node runs"))?;
-        let slot = self.nodes[node].client()?.count(&["cluster", "keyslot", key])?;
-        self.owner(u16::try_from(slot).map_err(io::Error::other)?)
+        self.owner(slot(key.as_bytes()))
     }
 
     /// Which node is the primary of a slot, likewise.
@@ -230,10 +232,17 @@ impl Cluster {
     /// # Errors
     /// When a primary does not run.
     pub fn put_all(&self, keys: impl IntoIterator<Item = String>, value: &str) -> io::Result<()> {
+        let mut shares: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        let mut owners = BTreeMap::new();
         for key in keys {
-            self.client_for(&key)?.put(&key, value)?;
+            let slot = slot(key.as_bytes());
+            let owner = match owners.get(&slot) {
+                Some(owner) => *owner,
+                None => *owners.entry(slot).or_insert(self.owner(slot)?),
+            };
+            shares.entry(owner).or_default().push(key);
         }
-        Ok(())
+        shares.into_iter().try_for_each(|(node, keys)| self.nodes[node].client()?.put_all(keys, value))
     }
 
     /// Gives a slot to another primary, with its keys, as `redis-cli --cluster reshard` does; `between` is called when the slot is on its
@@ -246,11 +255,9 @@ impl Cluster {
         self.ask(to, &["cluster", "setslot", &slot, "importing", &ids[0]])?;
         self.ask(from, &["cluster", "setslot", &slot, "migrating", &ids[1]])?;
         between();
-        loop {
-            let Reply::List(keys) = self.ask(from, &["cluster", "getkeysinslot", &slot, "100"])? else { break };
-            if keys.is_empty() {
-                break;
-            }
+        while let Reply::List(keys) = self.ask(from, &["cluster", "getkeysinslot", &slot, "100"])?
+            && !keys.is_empty()
+        {
             for key in keys {
                 let Reply::Value(Some(key)) = key else { continue };
                 let (key, port) = (String::from_utf8_lossy(&key).into_owned(), self.port(to).to_string());

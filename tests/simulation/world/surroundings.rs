@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use unstale::batch::{Command, Lane, Work};
+use unstale::delivered::Delivered;
 use unstale::glob::Globs;
 use unstale::listener::machine::{Action, Input, Opening, State};
-use unstale::delivered::Delivered;
 use unstale::mark::{Answer, Found, RedisMark};
 use unstale::rule::Rule;
 use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
