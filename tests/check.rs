@@ -20,7 +20,7 @@ const FAULTS: &[Fault] = &[
     ("drop function unstale.update_1() cascade", "public.users", "unstale_1_update is missing"),
     ("drop function unstale.same_1", "public.users", "unstale.same_1 is missing"),
     ("drop function unstale.row_1(users) cascade", "public.users", "dropped with CASCADE"),
-    ("create table events_2 partition of events for values from (100) to (200)", "public.events_2", "unstale_2_truncate is missing"),
+    ("drop trigger unstale_2_truncate on events", "public.events", "unstale_2_truncate is missing"),
     ("create table child () inherits (users)", "public.child", "inherits from public.users"),
     ("alter table users set unlogged", "public.users", "unlogged"),
     ("drop table gone cascade", "public.gone", "was dropped"),

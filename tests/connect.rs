@@ -88,6 +88,7 @@ fn a_url_that_cannot_be_meant_is_exit_code_2_and_named_by_its_part() {
         ("postgres://h/d?pool=5", "DATABASE_URL: there is no part pool in libpq's URLs"),
         ("postgres://h/d?target_session_attrs=standby", "LISTEN does not work on a standby"),
         ("postgres://h/d?sslrootcert=system&sslmode=require", "sslmode=verify-full"),
+        ("postgres://h/d?sslrootcert=/no/where.crt&sslmode=verify-full", "DATABASE_URL: sslrootcert /no/where.crt cannot be read"),
         ("mysql://h/d", "is not a PostgreSQL URL"),
     ] {
         for arguments in ["run", "check", "migrate"] {

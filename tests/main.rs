@@ -19,6 +19,7 @@ mod pooler;
 mod readers_model;
 mod reload;
 mod repeat;
+mod replication;
 mod rim;
 mod schema;
 mod scratch;

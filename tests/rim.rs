@@ -70,6 +70,15 @@ fn a_name_of_no_regular_file_is_refused_at_once_wherever_a_file_is_named() {
             assert!(text.contains(&name) && text.contains(says), "{variable} {name}: {text}");
             assert!(variable == "UNSTALE_CONFIG" || text.contains(variable), "{text}");
         }
+        if !says.contains("UTF-8") {
+            for part in ["sslrootcert={}", "sslcert={}&sslkey=/x", "passfile={}"] {
+                let url = format!("postgres://h/d?sslmode=verify-full&{}", part.replace("{}", &name));
+                let output = command("migrate", &[("DATABASE_URL", &url)]);
+                let text = stderr(&output);
+                assert_eq!(output.status.code(), Some(2), "{url}: {text}");
+                assert!(text.contains(&name) && (text.contains(says) || text.contains("chmod 600")), "{url}: {text}");
+            }
+        }
         if !file.starts_with(directory.path()) || file == directory.path() {
             continue;
         }

@@ -13,7 +13,7 @@ use crate::support::migrations::{files, psql};
 use crate::support::world::World;
 
 /// The numbered files, as the ledger has them.
-const NUMBERED: [&str; 2] = ["0001_tables", "0006_private"];
+const NUMBERED: [&str; 3] = ["0001_tables", "0006_private", "0007_policy"];
 
 fn unstale(world: &World, arguments: &str) -> Output {
     daemon::command(arguments, &[("DATABASE_URL", &world.database_url())])
@@ -221,12 +221,16 @@ async fn apply_makes_the_watches_equal_the_list() {
 
     std::fs::write(
         file.path(),
-        "[[watch]]\ntable = \"users\"\nkeys = [\"user:{id}\", \"by:{email}\"]\nonly_columns = [\"email\"]\nmax_ttl = \"1h\"\n",
+        "[[watch]]\ntable = \"users\"\nkeys = [\"user:{id}\", \"by:{email}\"]\nonly_columns = [\"email\"]\nmax_ttl = \"1h\"\nguarantee = \"bounded\"\nreason = \"slow\"\n\
+         version = \"id\"\nversion_path = \"$.v\"\n",
     )
     .expect("it is ours");
     let done = says(&world, &apply);
     assert!(done.contains("- key users\n") && done.contains("+ key by:{email}\n") && done.contains("public.users: changed"), "{done}");
-    assert!(done.contains("max_ttl  any -> 1h\n"), "{done}");
+    assert!(done.contains("max_ttl  any -> 1h\n") && done.contains("guarantee  none -> bounded\n"), "{done}");
+    assert!(done.contains("version_path  none -> $.v\n"), "{done}");
+    let policy = "select concat_ws(' ', guarantee, reason, version, version_path) from unstale.watches where table_name = 'public.users'";
+    assert_eq!(rows(&world, policy).await, ["bounded slow id $.v"]);
     assert_eq!(rows(&world, listed).await, ["public.users {\"user:{id}\",\"by:{email}\"}"]);
     assert!(says(&world, &apply).contains("1 unchanged"));
 }

@@ -176,3 +176,25 @@ async fn by_hand_what_cannot_be_swept_is_said_with_the_remedy() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(words), "{arguments}: {output:?}");
     }
 }
+
+/// A `timestamp` has no zone: it may hold the local time of wherever it was written.
+#[tokio::test]
+async fn by_hand_a_stamp_of_local_time_is_found_wherever_that_is() {
+    for zone in ["America/Los_Angeles", "UTC", "Asia/Tokyo"] {
+        let mut world = World::new().await;
+        let sql = format!(
+            "create table visits (id int primary key, updated_at timestamp);
+             insert into visits select n, clock_timestamp() - interval '3 days' from generate_series(1, 9) n;
+             select unstale.watch('visits', array['visit:{{id}}']);
+             alter table visits disable trigger user;
+             begin; set local timezone = '{zone}'; update visits set updated_at = localtimestamp where id <= 3; commit;
+             alter table visits enable trigger user"
+        );
+        world.execute(&sql).await;
+        world.fill((1..=9).map(|n| format!("visit:{n}")));
+        let output = by_hand(&world, "--since 2h --table visits");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(world.count((1..=3).map(|n| format!("visit:{n}"))), 0, "{zone}");
+        assert_eq!(world.count((4..=9).map(|n| format!("visit:{n}"))), 6, "{zone}");
+    }
+}

@@ -35,21 +35,40 @@ begin
 end
 $$;
 
--- What a partitioned table's triggers do not tell: partitions that come and go, and the TRUNCATE of one that came after the
--- watch, which gets a new file. Not pg_partition_tree(), which waits for whoever locks a partition.
+-- What a partitioned table's triggers do not announce: partitions that come and go, and the TRUNCATE of one that came after the
+-- watch, which gets a new file. A list of `oid filenode`, the second empty where a TRUNCATE has a trigger; releases before kept its
+-- md5. Not pg_partition_tree(), which waits for whoever locks a partition.
 create or replace function unstale.layout(w unstale.watch) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
+begin
+    return (
     with recursive tree(oid) as (
         select i.inhrelid from pg_inherits i where i.inhparent = w.relation and not i.inhdetachpending
         union all
         select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
     )
-    select coalesce(md5(string_agg(format('%s %s', c.oid, case when t.oid is null then c.relfilenode end), ' ' order by c.oid)), '')
+    select coalesce(string_agg(format('%s %s', c.oid, case when t.oid is null then c.relfilenode end), ' ' order by c.oid), '')
       from tree
       join pg_class c on c.oid = tree.oid
-      left join pg_trigger t on t.tgrelid = c.oid and t.tgname = format('unstale_%s_truncate', w.id)
+      left join pg_trigger t on t.tgrelid = c.oid and t.tgname = format('unstale_%s_truncate', w.id));
+end
+$$;
+
+-- Did a layout grow by partitions alone that never had a row? Nothing that is cached concerns those: pg_partman and its relatives make
+-- some every day. A table's first file has its oid for a name, and a TRUNCATE, after rows that were announced, gives it another.
+create or replace function unstale.grew_by_empty(before text, after text) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with old as (select m[1] || ' ' || m[2] as entry from regexp_matches(before, '(\d+) (\d*)', 'g') m),
+         new as (select m[1]::oid as oid, m[1] || ' ' || m[2] as entry from regexp_matches(after, '(\d+) (\d*)', 'g') m)
+    select (before = '' or before ~ ' ')
+       and not exists (select from old where entry not in (select entry from new))
+       and not exists (select from new join pg_class c on c.oid = new.oid
+                        where entry not in (select entry from old)
+                          and not (c.relkind = 'p' or c.relkind = 'r' and c.relfilenode = c.oid and pg_relation_size(c.oid) = 0))
 $$;
 
 -- Announces what no trigger tells: DROP TABLE ... CASCADE, which takes the triggers along, and partitions. Every listener
@@ -89,7 +108,7 @@ as $$
 declare
     known unstale.watch;
 begin
-    for known in select (n).* from unstale.to_notice() n where (n).table_name = name loop
+    for known in select (n).* from unstale.to_notice() n where n.table_name = name loop
         perform unstale.notice(known);
     end loop;
 end
@@ -99,25 +118,30 @@ create or replace function unstale.notice(known unstale.watch) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    layout_now text;
 begin
     if known.ended is not null then
         delete from unstale.watch w where w.id = known.id;
     elsif not exists (select from pg_class c where c.oid = known.relation) then
         perform unstale.retire(known);
     else
-        update unstale.watch w set layout = unstale.layout(known) where w.id = known.id;
-        perform unstale.announce_all(known);
+        layout_now := unstale.layout(known);
+        update unstale.watch w set layout = layout_now where w.id = known.id;
+        if not unstale.grew_by_empty(known.layout, layout_now) then
+            perform unstale.announce_all(known);
+        end if;
     end if;
 end
 $$;
 
+-- Called by the two above alone, and inlined there: so it has no SET of its own.
 create or replace function unstale.to_notice() returns setof unstale.watch
     language sql stable
-    set search_path = pg_catalog, pg_temp
 as $$
     select w.* from unstale.watch w left join pg_class c on c.oid = w.relation
      where w.ended is null
-       and (c.oid is null or (c.relkind = 'p' or w.layout <> '') and w.layout <> unstale.layout(w))
+       and (c.oid is null or (c.relkind = 'p' or w.layout <> '') and w.layout not in (unstale.layout(w), md5(unstale.layout(w))))
     union all
     -- Of instances that are forgotten, too: they are to delete all keys when they come back.
     select w.* from unstale.watch w

@@ -11,14 +11,17 @@ create or replace function unstale.watch_call(w unstale.watch, relation regclass
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('select unstale.watch(%L, keys => array[%s]%s%s%s%s%s);', relation::text,
+    select format('select unstale.watch(%L, keys => array[%s]%s%s%s%s%s%s%s%s);', relation::text,
                   (select string_agg(quote_literal(k), ', ' order by n) from unnest(w.keys) with ordinality u(k, n)),
                   case when w.delivery <> 'row' then format(', delivery => %L', w.delivery) end,
                   case when w.updated_at is distinct from 'updated_at' then format(', updated_at => %L', w.updated_at) end,
                   case when w.only_columns is not null
                        then (select format(', only_columns => array[%s]', string_agg(quote_literal(c), ', ')) from unnest(w.only_columns) c) end,
                   case when w.max_ttl is not null then format(', max_ttl => %L', w.max_ttl) end,
-                  case when exists (select from unnest(w.keys) k where unstale.has_short_prefix(k)) then ', any_prefix => true' end)
+                  case when exists (select from unnest(w.keys) k where unstale.has_short_prefix(k)) then ', any_prefix => true' end,
+                  case when w.guarantee is not null then format(', guarantee => %L', w.guarantee) end,
+                  case when w.reason is not null then format(', reason => %L', w.reason) end,
+                  case when w.version is not null then format(', version => %L, version_path => %L', w.version, w.version_path) end)
 $$;
 
 -- Watches whose table is there, and whether its generated functions are.
@@ -40,7 +43,7 @@ as $$
                   case when t.fires is null then 'is missing' when t.fires = 'D' then 'is disabled' else 'does not fire in the sessions that it should' end),
            unstale.watch_call(f.w, (f.w).relation)
       from unstale.watches_in_force() f
-     cross join lateral unstale.wrong_triggers(f.w) t
+     cross join lateral unstale.silent_triggers(f.w) t
      where f.whole
     union all
     select 'error', (f.w).relation::text, format('function unstale.%s is missing: writes fail, or changes go unannounced', missing),
@@ -65,6 +68,7 @@ as $$
            format('drop trigger %I on %s;', t.tgname, t.tgrelid::regclass)
       from pg_proc p
       join pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0
+      join pg_class c on c.oid = t.tgrelid and c.relnamespace <> 'unstale'::regnamespace
       left join unstale.watch w on w.ended is null and p.proname ~ '_[0-9]{1,9}$' and w.id = substring(p.proname from '_([0-9]{1,9})$')::integer
      where p.pronamespace = 'unstale'::regnamespace and p.prorettype = 'trigger'::regtype
        and (w.id is null or t.tgrelid <> w.relation and t.tgrelid not in (select unstale.tree(w.relation)))
@@ -88,7 +92,7 @@ as $$
      where c.relpersistence = 'u'
     union all
     select 'error', i.inhrelid::regclass::text, format('it inherits from %s, whose triggers do not see its rows', i.inhparent::regclass),
-           unstale.watch_call(f.w, i.inhrelid)
+           unstale.watch_call(case (f.w).delivery when 'statement' then jsonb_populate_record(f.w, '{"delivery": "row"}') else f.w end, i.inhrelid)
       from unstale.watches_in_force() f
       join pg_inherits i on i.inhparent = (f.w).relation
       join pg_class c on c.oid = i.inhrelid and not c.relispartition

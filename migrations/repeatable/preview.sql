@@ -4,6 +4,8 @@
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
 
+drop function if exists unstale.preview(regclass, text[], text, text, text[], interval, boolean, integer);
+
 -- The statements that unstale.watch() would execute with the same arguments, in their order; none if nothing would change. Changes
 -- nothing, and locks nothing that anybody would wait for. A new watch is shown under the number that is next, or as the `nth` of several
 -- new ones: if another watch is made first, it gets a later one.
@@ -15,6 +17,10 @@ create or replace function unstale.preview(
     only_columns text[] default null,
     max_ttl      interval default null,
     any_prefix   boolean default false,
+    guarantee    text default null,
+    reason       text default null,
+    version      text default null,
+    version_path text default null,
     nth          integer default 1
 ) returns setof text
     language plpgsql stable
@@ -25,8 +31,9 @@ create or replace function unstale.preview(
 as $$
 #variable_conflict use_column
 declare
-    wanted unstale.watch := unstale.wanted(preview.relation, preview.keys, preview.delivery, preview.updated_at, preview.only_columns,
-                                           preview.max_ttl, preview.any_prefix);
+    wanted unstale.watch := unstale.with_policy(
+        unstale.wanted(preview.relation, preview.keys, preview.delivery, preview.updated_at, preview.only_columns, preview.max_ttl, preview.any_prefix),
+        preview.guarantee, preview.reason, preview.version, preview.version_path);
     known unstale.watch;
     statement text;
 begin

@@ -7,20 +7,25 @@ set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
 
 create or replace function unstale.owner() returns regrole
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select n.nspowner::regrole from pg_namespace n where n.nspname = 'unstale'
+begin
+    return (select n.nspowner::regrole from pg_namespace n where n.nspname = 'unstale');
+end
 $$;
 
 -- Roles other than the owner that may create something here: they could put code of their own into the triggers.
 create or replace function unstale.may_create() returns table (role text)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
+begin
+    return query
     select case a.grantee when 0 then 'public' else a.grantee::regrole::text end
       from pg_namespace n cross join lateral aclexplode(n.nspacl) a
-     where n.nspname = 'unstale' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
+     where n.nspname = 'unstale' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner;
+end
 $$;
 
 -- What of the schema belongs to another role than it should, with its rightful owner and the SQL that gives it back. A page of the
@@ -32,14 +37,14 @@ as $$
     select format('%s %s', case c.relkind when 'S' then 'sequence' when 'v' then 'view' when 'c' then 'type' else 'table' end, c.oid::regclass), c.relowner::regrole,
            format('alter %s %s owner to %s;', case c.relkind when 'S' then 'sequence' when 'v' then 'view' when 'c' then 'type' else 'table' end, c.oid::regclass, unstale.owner())
       from pg_class c
-     where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f', 'c') and c.relowner <> unstale.owner()
+     where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f', 'c') and c.relowner <> (select unstale.owner())
        and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and c.relkind = 'S' and d.deptype in ('a', 'i')) -- goes with its table
     union all
     select format('function %s', p.oid::regprocedure), p.proowner::regrole,
            case when w.id is null then format('alter function %s owner to %s;', p.oid::regprocedure, unstale.owner()) else unstale.watch_call(w, w.relation) end
       from pg_proc p
       left join (unstale.watch w join pg_class t on t.oid = w.relation) on w.ended is null and p.proname = format('page_%s', w.id)::name
-     where p.pronamespace = 'unstale'::regnamespace and p.proowner <> coalesce(t.relowner, unstale.owner())
+     where p.pronamespace = 'unstale'::regnamespace and p.proowner <> coalesce(t.relowner, (select unstale.owner()))
     union all
     select format('type %s', t.oid::regtype), t.typowner::regrole, format('alter type %s owner to %s;', t.oid::regtype, unstale.owner())
       from pg_type t
@@ -59,11 +64,11 @@ as $$
      cross join unnest(case when c.relkind = 'S' then array['usage'] when c.relname like 'change\_log%' then array['select', 'insert', 'truncate']
                             else array['select', 'insert', 'update', 'delete'] end) wanted
      where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'S')
-       and not case when c.relkind = 'S' then has_sequence_privilege(unstale.owner()::oid, c.oid, wanted) else has_table_privilege(unstale.owner()::oid, c.oid, wanted) end
+       and not case when c.relkind = 'S' then has_sequence_privilege((select unstale.owner())::oid, c.oid, wanted) else has_table_privilege((select unstale.owner())::oid, c.oid, wanted) end
     union all
     select format('execute on function %s', p.oid::regprocedure)
       from pg_proc p
-     where p.pronamespace = 'unstale'::regnamespace and p.proowner = unstale.owner() and not has_function_privilege(unstale.owner()::oid, p.oid, 'execute')
+     where p.pronamespace = 'unstale'::regnamespace and p.proowner = (select unstale.owner()) and not has_function_privilege((select unstale.owner())::oid, p.oid, 'execute')
 $$;
 
 -- Refuses a caller whose functions would not belong to the schema's owner, and a schema in which others may create.
@@ -112,26 +117,28 @@ $$;
 
 -- Does `alter default privileges` give the role something on each new object of this kind (pg_default_acl: r, S, f, T, n)?
 create or replace function unstale.has_by_default(role oid, kind "char") returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select exists (select from pg_default_acl d cross join lateral aclexplode(d.defaclacl) a
+begin
+    return (select exists (select from pg_default_acl d cross join lateral aclexplode(d.defaclacl) a
                     where d.defaclrole = unstale.owner() and d.defaclobjtype = kind and d.defaclnamespace in (0, 'unstale'::regnamespace)
-                      and a.grantee = role)
+                      and a.grantee = role));
+end
 $$;
 
--- Takes back from everybody but its owner what a function was given when it was created.
-create or replace function unstale.revoke_all(f regprocedure) returns void
+-- Takes back from everybody but their owners what functions were given when they were created.
+create or replace function unstale.revoke_all(functions oid[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee text;
+    granted record;
 begin
-    for grantee in select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end
+    for granted in select string_agg(distinct p.oid::regprocedure::text, ', ') as functions, case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee
                      from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
-                    where p.oid = f and a.grantee <> p.proowner loop
-        execute format('revoke all on function %s from %s', f, grantee);
+                    where p.oid = any (functions) and a.grantee <> p.proowner group by a.grantee loop
+        execute format('revoke all on function %s from %s', granted.functions, granted.grantee);
     end loop;
 end
 $$;
@@ -207,16 +214,19 @@ comment on function unstale.grant_listener is 'Lets a role listen: EXECUTE on fu
 -- The roles that may listen, beside the owner: those that unstale.grant_listener() was called for, not those that may call each new
 -- function of this owner by default.
 create or replace function unstale.listeners() returns setof regrole
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
+begin
+    return query
     select distinct a.grantee::regrole
       from pg_proc p cross join lateral aclexplode(p.proacl) a
      where p.pronamespace = 'unstale'::regnamespace and p.proname = 'listen' and a.grantee not in (0, p.proowner)
        and (not unstale.has_by_default(a.grantee, 'f')
             or not unstale.has_by_default(a.grantee, 'n')
                and exists (select from pg_namespace n cross join lateral aclexplode(n.nspacl) u
-                            where n.oid = p.pronamespace and u.grantee = a.grantee and u.privilege_type = 'USAGE'))
+                            where n.oid = p.pronamespace and u.grantee = a.grantee and u.privilege_type = 'USAGE'));
+end
 $$;
 
 -- A new function of a watch, for the owner and those that listen.

@@ -12,10 +12,11 @@ set check_function_bodies = off; -- files come in any order
 -- stamps; `page_rows` of them and all that have the last one's stamp. The settings: a plan that begins at the stamp and ends with the
 -- page, whatever the arguments; and 42501 instead of a policy, if row-level security is forced upon the owner.
 create or replace function unstale.page_definition(w unstale.watch) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format(
+begin
+    return (select format(
         $f$create or replace function unstale.page_%1$s(from_stamp timestamptz, after_stamp timestamptz, page_rows bigint)
     returns table (image text, stamp timestamptz)
     language sql stable security definer
@@ -33,30 +34,47 @@ end$f$,
         case when is_local then 'timezone(''UTC'', from_stamp)' else 'from_stamp' end,
         case when is_local then 'timezone(''UTC'', after_stamp)' else 'after_stamp' end)
       from (select a.attname as column_now, a.atttypid = 'timestamp'::regtype as is_local
-              from pg_attribute a where a.attrelid = w.relation and a.attnum = w.sweep_attnum) a
+              from pg_attribute a where a.attrelid = w.relation and a.attnum = w.sweep_attnum) a);
+end
 $$;
 
 -- The number of the column that a sweep may trust, null for none. Not unstale.watch.sweep_attnum: pg_restore numbers the
--- columns anew where some were dropped, but what unstale.fresh_N() reads is always what the triggers decided by.
-create or replace function unstale.sweep_column(w unstale.watch) returns smallint
+-- columns anew where some were dropped, but what unstale.fresh_N() reads is always what the triggers decided by. As a set, because
+-- PostgreSQL inlines that.
+create or replace function unstale.swept_by(watch_id integer, relation regclass) returns setof smallint
     language sql stable
+begin atomic
+    select (select d.refobjsubid::smallint
+              from pg_proc p join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid
+             where p.pronamespace = 'unstale'::regnamespace and p.proname = format('fresh_%s', watch_id)::name
+               and d.refclassid = 'pg_class'::regclass and d.refobjid = relation and d.refobjsubid > 0 limit 1);
+end;
+
+create or replace function unstale.sweep_column(w unstale.watch) returns smallint
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select d.refobjsubid::smallint
-      from pg_proc p join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid
-     where p.pronamespace = 'unstale'::regnamespace and p.proname = format('fresh_%s', w.id)
-       and d.refclassid = 'pg_class'::regclass and d.refobjid = w.relation and d.refobjsubid > 0
+begin
+    return (select s from unstale.swept_by(w.id, w.relation) s);
+end
 $$;
+
+-- Does a page run as this role?
+create or replace function unstale.runs_as(page pg_proc, owner oid) returns boolean
+    language sql immutable
+    return (page).proowner = owner and (page).prosecdef and 'row_security=off' = any ((page).proconfig);
 
 -- Does the page run as the table's owner, and does what it was made to do? unstale.watch() makes one that does.
 create or replace function unstale.page_is_right(w unstale.watch) returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select w.sweep_attnum is null
+begin
+    return (select w.sweep_attnum is null
         or exists (select from pg_proc p join pg_class c on c.oid = w.relation
                     where p.pronamespace = 'unstale'::regnamespace and p.proname = format('page_%s', w.id)
-                      and p.proowner = c.relowner and p.prosecdef and 'row_security=off' = any (p.proconfig))
+                      and unstale.runs_as(p, c.relowner)));
+end
 $$;
 
 -- Why a table is not swept, and all of its keys are deleted instead; null: it is. A page must run as the table's owner, and all
@@ -65,9 +83,9 @@ create or replace function unstale.unsweepable(w unstale.watch) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select case when unstale.sweep_column(w) is null or p.oid is null
+    select case when s.attnum is null or p.oid is null
                 then 'the column that it was swept by is gone; call unstale.watch() again'
-                when not unstale.page_is_right(w)
+                when not unstale.runs_as(p, c.relowner)
                 then format('function unstale.page_%s does not run as the table''s owner; call unstale.watch() again', w.id)
                 when c.relforcerowsecurity and not (o.rolsuper or o.rolbypassrls)
                 then 'row-level security is forced upon its owner, and hides rows from the sweep; call unstale.watch() again'
@@ -77,7 +95,8 @@ as $$
            end
       from pg_class c
       join pg_roles o on o.oid = c.relowner
-      left join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname = format('page_%s', w.id)
+     cross join unstale.swept_by(w.id, w.relation) s(attnum)
+      left join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname = format('page_%s', w.id)::name
      where c.oid = w.relation
 $$;
 
@@ -96,7 +115,8 @@ as $$
       from unstale.watch w
       join pg_class c on c.oid = w.relation
       join pg_namespace n on n.oid = c.relnamespace
-      left join pg_attribute a on a.attrelid = c.oid and a.attnum = unstale.sweep_column(w)
+     cross join lateral unstale.swept_by(w.id, w.relation) s(attnum)
+      left join pg_attribute a on a.attrelid = c.oid and a.attnum = s.attnum
      where w.sweep_attnum is not null and w.ended is null and (only_watches is null or w.id = any (only_watches))
      order by w.id
 $$;

@@ -25,30 +25,38 @@
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
 
+-- What is called for each watch by a session that makes many is plpgsql, whose plans are kept; a SQL function with a SET is planned for
+-- each statement anew, and one without is inlined, if it returns a set.
+
 -- What a column is called now.
 create or replace function unstale.column_now(relation regclass, attnum smallint) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select a.attname::text from pg_attribute a where a.attrelid = column_now.relation and a.attnum = column_now.attnum and not a.attisdropped
+begin
+    return (select a.attname::text from pg_attribute a where a.attrelid = column_now.relation and a.attnum = column_now.attnum and not a.attisdropped);
+end
 $$;
 
 -- The sweep's column as a timestamptz, with the same meaning in trigger and sweep whatever the session's TimeZone.
 create or replace function unstale.sweep_expression(relation regclass, attnum smallint, variable text) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format(case when a.atttypid = 'timestamp'::regtype then 'timezone(''UTC'', (%s).%I)' else '(%s).%I' end, variable, a.attname)
-      from pg_attribute a where a.attrelid = sweep_expression.relation and a.attnum = sweep_expression.attnum
+begin
+    return (select format(case when a.atttypid = 'timestamp'::regtype then 'timezone(''UTC'', (%s).%I)' else '(%s).%I' end, variable, a.attname)
+      from pg_attribute a where a.attrelid = sweep_expression.relation and a.attnum = sweep_expression.attnum);
+end
 $$;
 
 -- A condition: do two rows differ in one of the columns, by image? 1.0 and 1.00, or two cases of a citext, are equal but make
 -- other keys. Where equal values have one image, as the type's B-tree tells, its operator is three times as quick.
 create or replace function unstale.differ(relation regclass, attnums smallint[], one text, other text) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(string_agg(format(case when exists (
+begin
+    return (select coalesce(string_agg(format(case when exists (
                select from pg_opclass c
                  join pg_amproc p on p.amprocfamily = c.opcfamily and (p.amproclefttype, p.amprocrighttype) = (c.opcintype, c.opcintype) and p.amprocnum = 4
                  left join pg_collation l on l.oid = a.attcollation
@@ -57,7 +65,8 @@ as $$
                   and (p.amproc = 'btequalimage'::regproc or p.amproc = 'btvarstrequalimage'::regproc and l.collisdeterministic))
                then '%1$s.%3$I is distinct from %2$s.%3$I' else 'record_image_ne(row(%1$s.%3$I), row(%2$s.%3$I))' end,
                one, other, a.attname), ' or ' order by a.attnum), 'false')
-      from pg_attribute a where a.attrelid = relation and a.attnum = any(attnums)
+      from pg_attribute a where a.attrelid = relation and a.attnum = any(attnums));
+end
 $$;
 
 -- The kinds of functions that a watch may have: its name is the kind, an underscore, and the watch's number.
@@ -127,43 +136,49 @@ begin
 end
 $$;
 
--- Partitions have row triggers: a statement's trigger fires only on the table that it names.
 create or replace function unstale.has_statement_triggers(w unstale.watch) returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select w.delivery <> 'row' and c.relkind = 'r' and not c.relispartition from pg_class c where c.oid = w.relation
+begin
+    return (select exists (select from unstale.trigger_names(w) n where n.operation = 'inserts'));
+end
 $$;
 
 -- SQL: does a trigger stand on another table than the one that it was made for? A partition is below its root.
 create or replace function unstale.foreign_condition(w unstale.watch) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format(case when c.relkind <> 'p' then 'pg_catalog.oidne(tg_relid, unstale.table_%s())'
+begin
+    return (select format(case when c.relkind <> 'p' then 'pg_catalog.oidne(tg_relid, unstale.table_%s())'
                        when c.relispartition then 'unstale.is_foreign(tg_relid, unstale.table_%s())'
                        else 'pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_%s()) is not true' end, w.id)
-      from pg_class c where c.oid = w.relation
+      from pg_class c where c.oid = w.relation);
+end
 $$;
 
 -- SQL: nothing, if a column was dropped with CASCADE, and with it what the function would call.
 create or replace function unstale.presence_check(w unstale.watch) returns text
-    language sql immutable
+    language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$    if pg_catalog.to_regproc('unstale.uses_%s') is null then
+begin
+    return format($f$    if pg_catalog.to_regproc('unstale.uses_%s') is null then
         return null; -- a column was dropped with CASCADE
     end if;
-$f$, w.id)
+$f$, w.id);
+end
 $$;
 
 -- A row's trigger function. `change` and `sweepable` (null: never) are expressions. Assignments, not PERFORM or SELECT: plpgsql
 -- evaluates them by itself. A TRUNCATE's trigger has no WHEN, and so stays when a column goes.
 create or replace function unstale.trigger_function(w unstale.watch, operation text, sweepable text, change text) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$create or replace function unstale.%2$s_%1$s() returns trigger
+begin
+    return format($f$create or replace function unstale.%2$s_%1$s() returns trigger
     language plpgsql security definer
 as $body$
 declare
@@ -181,7 +196,8 @@ $f$, w.id, operation,
      case operation when 'truncate' then unstale.presence_check(w) else '' end,
      unstale.foreign_condition(w),
      case operation when 'update' then format(E'    same := unstale.same_%s(old, new);\n', w.id) else '' end,
-     change, coalesce(sweepable, 'false'), (w.delivery <> 'log')::text)
+     change, coalesce(sweepable, 'false'), (w.delivery <> 'log')::text);
+end
 $$;
 
 -- Cuts images, one a line, into chunks that NOTIFY could take. As bytes: of a text, PostgreSQL would count each character up to
@@ -215,23 +231,26 @@ $$;
 -- The rows of a transition table after the first ones, half a million at the most, as one text, if each is short: else it holds 0
 -- rows. OFFSET keeps the planner from making each image twice.
 create or replace function unstale.joined(w unstale.watch, transition text, fresh text, first text) returns text
-    language sql immutable
+    language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
+begin
+    return format($f$select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
                pg_catalog.bool_and(i.fresh) as fresh,
                case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
           into joined
-          from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset %4$s limit 500000) i$f$, w.id, fresh, transition, first)
+          from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset %4$s limit 500000) i$f$, w.id, fresh, transition, first);
+end
 $$;
 
 -- All rows of a transition table after the first ones, packed into chunks that NOTIFY could take: what was joined is cut, and the
 -- others are packed by a running length, which takes longer, but holds no text of them all.
 create or replace function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
-    language sql immutable
+    language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
+begin
+    return format($f$select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
             union all
             select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
@@ -239,17 +258,19 @@ as $$
                       from (select unstale.row_%1$s(r.*) as image, %2$s as fresh
                               from (select * from %3$s offset %4$s operator(pg_catalog.+) joined.rows) r
                             offset 0) i) s
-             group by s.part$f$, w.id, fresh, transition, first)
+             group by s.part$f$, w.id, fresh, transition, first);
+end
 $$;
 
 -- A statement's trigger function: the rows as they are now, or were. An UPDATE that changes keys has a row trigger beside it.
 -- Most statements have few rows, and want few steps. Beyond 64 payloads the log is cheaper, for everybody. `r.*`: a bare r would be
 -- the column of that name in a table that has one. Images are cut off where they would not fit anyway: 33 huge ones would not add up.
 create or replace function unstale.statement_function(w unstale.watch, operation text, transition text, fresh text, head text) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select format($f$create or replace function unstale.%2$s_%1$s() returns trigger
+begin
+    return format($f$create or replace function unstale.%2$s_%1$s() returns trigger
     language plpgsql security definer
 as $body$
 declare
@@ -280,16 +301,20 @@ end
 $body$
 $f$, w.id, operation, unstale.presence_check(w), unstale.foreign_condition(w), coalesce(fresh, 'false'), transition,
      unstale.joined(w, transition, coalesce(fresh, 'false'), '0'), unstale.chunks(w, transition, coalesce(fresh, 'false'), '0'),
-     head || '"rows":[', case when w.delivery = 'log' then 'false' else 'pg_catalog.int8lt(told, 64)' end, (w.delivery <> 'log')::text)
+     head || '"rows":[', case when w.delivery = 'log' then 'false' else 'pg_catalog.int8lt(told, 64)' end, (w.delivery <> 'log')::text);
+end
 $$;
 
--- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those.
+-- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those. Partitions have row triggers:
+-- a statement's trigger fires only on the table that it names. Written as it is so that PostgreSQL inlines it: what looks at every watch
+-- is planned once.
 create or replace function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
     language sql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select t.operation, format('unstale_%s_%s', w.id, t.operation), t.enabled::"char"
-      from (select unstale.has_statement_triggers(w) as by_statement, w.only_columns is null as all_updates) s,
+begin atomic
+    select t.operation, format('unstale_%s_%s', (w).id, t.operation), t.enabled::"char"
+      from (select (w).delivery <> 'row' and c.relkind = 'r' and not exists (select from pg_inherits i where i.inhrelid = c.oid) as by_statement,
+                   (w).only_columns is null as all_updates
+              from pg_class c where c.oid = (w).relation) s,
            lateral (values
                ('insert', case when by_statement then 'R' else 'A' end),
                ('update', case when by_statement and all_updates then 'R' else 'A' end),
@@ -297,11 +322,11 @@ as $$
                ('truncate', 'A'),
                ('inserts', case when by_statement then 'O' end),
                ('updates', case when by_statement and all_updates then 'O' end),
-               ('rekeys', case when by_statement and all_updates and cardinality(w.attnums) > 0 then 'O' end),
+               ('rekeys', case when by_statement and all_updates and cardinality((w).attnums) > 0 then 'O' end),
                ('deletes', case when by_statement then 'O' end)
            ) t(operation, enabled)
-     where t.enabled is not null
-$$;
+     where t.enabled is not null;
+end;
 
 -- The triggers of a watch: name, event, level with its WHEN, function, and when it fires.
 create or replace function unstale.trigger_definitions(w unstale.watch)
@@ -344,80 +369,86 @@ end
 $$;
 
 -- The table and, if it is partitioned, every table below it: a row trigger is cloned to them, a TRUNCATE trigger is not.
--- Not pg_partition_tree(), which waits for whoever locks a partition: a sweep, and unstale.findings(), must not.
+-- Not pg_partition_tree(), which waits for whoever locks a partition: a sweep, and unstale.findings(), must not. Inlined, too.
 create or replace function unstale.tree(relation regclass) returns setof regclass
     language sql stable
-    set search_path = pg_catalog, pg_temp
-as $$
+begin atomic
     with recursive tree(oid) as (
         select relation::oid
         union
         select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
           join pg_class c on c.oid = i.inhrelid and c.relispartition
     )
-    select t.oid::regclass from tree t
-$$;
+    select t.oid::regclass from tree t;
+end;
 
 -- The triggers of the watch that are not there, or do not fire when they should; `fires` is null for one that is missing.
+-- Scalar subqueries, here and below: a few of many triggers and functions, by their index, whatever the planner thinks of a tree's size.
 create or replace function unstale.wrong_triggers(w unstale.watch) returns table (relation regclass, name text, fires "char")
     language sql stable
-    set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off -- few of many triggers: whatever the planner thinks of a tree's size
-as $$
-    select r.relation, d.name, t.tgenabled
-      from unstale.tree(w.relation) r(relation)
+begin atomic
+    select r.relation, d.name, t.fires
+      from unstale.tree((w).relation) r(relation)
      cross join unstale.trigger_names(w) d
-      left join pg_trigger t on t.tgrelid = r.relation and t.tgname = d.name
-     where t.tgenabled is distinct from d.enabled
+     cross join lateral (select (select t.tgenabled from pg_trigger t where t.tgrelid = r.relation and t.tgname = d.name::name)) t(fires)
+     where t.fires is distinct from d.enabled;
+end;
+
+-- Those of them whose absence lets changes go unannounced. Not a TRUNCATE's on a partition that came after the watch: its layout
+-- shows that (ddl.sql), and somebody's maintenance makes one every day.
+create or replace function unstale.silent_triggers(w unstale.watch) returns table (relation regclass, name text, fires "char")
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select t.* from unstale.wrong_triggers(w) t
+     where not (t.fires is null and t.name = format('unstale_%s_truncate', w.id)
+                and t.relation <> w.relation and (select c.relkind = 'p' from pg_class c where c.oid = w.relation))
 $$;
 
 -- The generated functions of the watch that are not there.
 create or replace function unstale.missing_functions(w unstale.watch) returns setof text
     language sql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select format('%s_%s', kind, w.id)
+begin atomic
+    select format('%s_%s', kind, (w).id)
       from unnest(unstale.function_kinds()) kind
-     where (kind not in ('fresh', 'page') or w.sweep_attnum is not null)
-       and (kind not in ('inserts', 'updates', 'deletes') or unstale.has_statement_triggers(w))
-       and not exists (select from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', kind, w.id))
-$$;
+     where (kind not in ('fresh', 'page') or (w).sweep_attnum is not null)
+       and (kind not in ('inserts', 'updates', 'deletes') or exists (select from unstale.trigger_names(w) n where n.operation = 'inserts'))
+       and (select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', kind, (w).id)::name limit 1) is null;
+end;
 
 -- Are all triggers of the watch there, everywhere, firing when they should, and all functions, owned as they should be?
 create or replace function unstale.installed(w unstale.watch) returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w)) and unstale.page_is_right(w)
+begin
+    return (select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w)) and unstale.page_is_right(w));
+end
 $$;
 
 -- Triggers on the table that call our functions and are not the watch's: those that another delivery had, and those of a watch of
 -- another database or table, which a dump or a clone has brought along.
 create or replace function unstale.surplus(w unstale.watch) returns table (name name, relation regclass)
     language sql stable
-    set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-as $$
+begin atomic
     select t.tgname, t.tgrelid::regclass
-      from unstale.tree(w.relation) tree(relation)
-      join pg_trigger t on t.tgrelid = tree.relation and t.tgparentid = 0 and not t.tgisinternal
-      join pg_proc p on p.oid = t.tgfoid and p.pronamespace = 'unstale'::regnamespace
-     where t.tgname not in (select d.name from unstale.trigger_names(w) d)
-$$;
+      from unstale.tree((w).relation) tree(relation)
+     cross join lateral (select t.tgname, t.tgrelid, t.tgfoid from pg_trigger t where t.tgrelid = tree.relation and t.tgparentid = 0 and not t.tgisinternal offset 0) t
+     where (select p.pronamespace from pg_proc p where p.oid = t.tgfoid) = 'unstale'::regnamespace
+       and t.tgname not in (select d.name::name from unstale.trigger_names(w) d);
+end;
 
 -- The statements that create what is missing, and everything if `replace_all`, and drop what another delivery had.
 create or replace function unstale.trigger_statements(w unstale.watch, replace_all boolean) returns setof text
     language sql stable
-    set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-as $$
+begin atomic
     with wanted as (
-        select d.*, r.relation, t.tgenabled, r.relation <> w.relation and d.condition like '%for each row%' as is_clone, -- of the parent's
-               replace_all or not exists (select from pg_trigger own where own.tgname = d.name
-                                             and own.tgrelid = case when d.condition like '%for each row%' then w.relation else r.relation end) as is_made
+        select d.*, r.relation, (select t.tgenabled from pg_trigger t where t.tgrelid = r.relation and t.tgname = d.name::name) as tgenabled,
+               r.relation <> (w).relation and d.condition like '%for each row%' as is_clone, -- of the parent's
+               replace_all or (select own.oid from pg_trigger own
+                                where own.tgrelid = case when d.condition like '%for each row%' then (w).relation else r.relation end and own.tgname = d.name::name) is null as is_made
           from unstale.trigger_definitions(w) d
-         cross join unstale.tree(w.relation) r(relation)
-          left join pg_trigger t on t.tgrelid = r.relation and t.tgname = d.name
+         cross join unstale.tree((w).relation) r(relation)
     )
     select s.statement from (
         select 1 as step, wanted.name, wanted.relation,
@@ -430,8 +461,8 @@ as $$
           from wanted where enabled <> case when is_made then 'O' else tgenabled end
         union all
         select 3, surplus.name, surplus.relation, format('drop trigger %I on %s', surplus.name, surplus.relation) from unstale.surplus(w) surplus
-    ) s order by s.step, s.name, s.relation::text
-$$;
+    ) s order by s.step, s.name, s.relation::text;
+end;
 
 -- Executes them. The caller holds the locks.
 create or replace function unstale.install(w unstale.watch, replace_all boolean) returns void
@@ -441,7 +472,7 @@ as $$
 declare
     statement text;
 begin
-    foreach statement in array array(select unstale.trigger_statements(w, replace_all)) loop
+    foreach statement in array array(select s.statement from unstale.trigger_statements(w, replace_all) s(statement)) loop
         execute statement;
     end loop;
 end

@@ -6,7 +6,7 @@ set check_function_bodies = off; -- files come in any order
 -- The release of these functions, and of the code that they generate. It grows with every release that changes either, or a table.
 create or replace function unstale.release() returns integer
     language sql immutable
-    return 6;
+    return 7;
 
 -- The version of the schema: that of the functions, or of a table that a newer release has made.
 create or replace function unstale.version() returns integer
@@ -30,7 +30,7 @@ declare
     signature text;
 begin
     foreach signature in array array[
-        'wanted(regclass,text[],text,text,text[],interval)', 'lacking(oid)', 'execute_all(text[])',
+        'wanted(regclass,text[],text,text,text[],interval)', 'lacking(oid)', 'execute_all(text[])', 'revoke_all(regprocedure)',
         'into_log(unstale.watch,text,text)', 'aloud(unstale.watch,text,text,text)'] loop
         if to_regprocedure('unstale.' || signature) is not null then
             execute 'drop function unstale.' || signature;
@@ -118,6 +118,7 @@ begin
             using errcode = 'insufficient_privilege', hint = format('Drop it if nobody knows it, or give it to %s.', unstale.owner());
     end if;
     perform unstale.drop_retired();
+    perform unstale.guard_bookkeeping();
     for f in select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute') loop
         execute format('revoke all on function %s from public', f);
     end loop;

@@ -8,6 +8,7 @@ set check_function_bodies = off; -- files come in any order
 
 -- Of release 0.1.0: two of one name could not be told apart by a call that leaves the last arguments out.
 drop function if exists unstale.watch(regclass, text[], text, text, text[], interval);
+drop function if exists unstale.watch(regclass, text[], text, text, text[], interval, boolean);
 
 create or replace function unstale.watch(
     relation     regclass,
@@ -16,7 +17,11 @@ create or replace function unstale.watch(
     updated_at   text   default 'updated_at',
     only_columns text[] default null,
     max_ttl      interval default null, -- how long its cached values may live; only `unstale check --keys` asks
-    any_prefix   boolean default false  -- templates may begin with a column: the pattern of all their keys may be everybody's
+    any_prefix   boolean default false, -- templates may begin with a column: the pattern of all their keys may be everybody's
+    guarantee    text default null, -- what readers were promised: 'lease', 'bounded' (by max_ttl) or 'eventual'; `unstale policy` asks
+    reason       text default null, -- why it is cached, and for so long
+    version      text default null, -- the column whose value each cached copy carries; `unstale audit` asks
+    version_path text default null  -- and where: a JSONPath in a string, or the name of a field of a hash
 ) returns text -- 'added', 'changed' or 'unchanged'
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -29,10 +34,12 @@ declare
     wanted unstale.watch;
     known unstale.watch;
     complete boolean := true; -- has every change been announced since `known.since`?
+    has_surplus boolean; -- triggers that another delivery had
     caller_timeout constant text := current_setting('lock_timeout');
 begin
     perform unstale.refuse_caller();
     wanted := unstale.wanted(watch.relation, watch.keys, watch.delivery, watch.updated_at, watch.only_columns, watch.max_ttl, watch.any_prefix);
+    wanted := unstale.with_policy(wanted, watch.guarantee, watch.reason, watch.version, watch.version_path);
 
     select * into known from unstale.watch w where w.relation = watch.relation and w.ended is null;
     if found and unstale.digests(wanted, known) = known and unstale.installed(known) then
@@ -55,7 +62,7 @@ begin
         return 'unchanged';
     else
         -- What was left to a sweep by the column of before is found by no sweep from now on.
-        complete := not exists (select from unstale.wrong_triggers(known)) and not exists (select from unstale.missing_functions(known) missing where missing !~ '^(page|table)_')
+        complete := not exists (select from unstale.silent_triggers(known)) and not exists (select from unstale.missing_functions(known) missing where missing !~ '^(page|table)_')
                     and known.sweep_attnum is not distinct from wanted.sweep_attnum;
         if not known.keys <@ wanted.keys then
             perform unstale.retire_templates(known, wanted.keys);
@@ -66,10 +73,11 @@ begin
         known.rev := known.rev + 1;
     end if;
     wanted := unstale.digests(wanted, known);
-    if wanted.triggers <> known.triggers or exists (select from unstale.wrong_triggers(wanted)) or exists (select from unstale.surplus(wanted)) then
+    has_surplus := exists (select from unstale.surplus(wanted));
+    if wanted.triggers <> known.triggers or has_surplus or exists (select from unstale.wrong_triggers(wanted)) then
         -- While this waits, everybody else who wants the table waits behind it. To drop a trigger takes the stronger lock; to take it
         -- later would be a deadlock with a writer that has read the table before.
-        perform unstale.lock(watch.relation, case when exists (select from unstale.surplus(wanted)) then 'access exclusive' else 'share row exclusive' end,
+        perform unstale.lock(watch.relation, case when has_surplus then 'access exclusive' else 'share row exclusive' end,
                              caller_timeout, '1s');
         if known.functions = '' then
             wanted.since := clock_timestamp(); -- every writer that the triggers have missed has ended
@@ -82,7 +90,8 @@ begin
     update unstale.watch w
        set table_name = wanted.table_name, keys = wanted.keys, columns = wanted.columns, attnums = wanted.attnums, delivery = wanted.delivery,
            updated_at = wanted.updated_at, sweep_attnum = wanted.sweep_attnum, only_columns = wanted.only_columns, max_ttl = wanted.max_ttl, rev = wanted.rev,
-           functions = wanted.functions, triggers = wanted.triggers, code = wanted.code, since = wanted.since, layout = unstale.layout(wanted)
+           functions = wanted.functions, triggers = wanted.triggers, code = wanted.code, since = wanted.since, layout = unstale.layout(wanted),
+           guarantee = wanted.guarantee, reason = wanted.reason, version = wanted.version, version_path = wanted.version_path
      where w.id = known.id;
     perform unstale.say_watches();
     if wanted.sweep_attnum is null and watch.updated_at is not null then
@@ -132,6 +141,7 @@ $$;
 create or replace function unstale.create_functions(w unstale.watch) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set check_function_bodies = off -- to try to compile each costs as much as all the rest; they are always made of the same text
 as $$
 declare
     schema_owner constant regrole := unstale.owner();
@@ -155,12 +165,11 @@ begin
     foreach statement in array unstale.function_definitions(w) loop
         execute statement;
     end loop;
+    perform unstale.revoke_all(array(select p.oid from pg_proc p -- new ones, of PUBLIC, and of whoever has them by default
+                                      where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and (p.oid <> all (known) or p.proacl is null)));
     for f in select p.oid::regprocedure as signature, p.proname = page as is_page, p.proowner <> case when p.proname = page then table_owner else schema_owner end as is_foreign,
-                    p.oid <> all (known) or p.proacl is null as is_new, p.proname = format('row_%s', w.id) as is_row
+                    p.proname = format('row_%s', w.id) as is_row
                from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) loop
-        if f.is_new then
-            perform unstale.revoke_all(f.signature); -- of PUBLIC, and of whoever has it by default
-        end if;
         if f.is_foreign then
             perform unstale.hand_over(f.signature, case when f.is_page then table_owner else schema_owner end);
         end if;
@@ -203,6 +212,9 @@ begin
         perform unstale.refuse(format('delivery %s is unknown', coalesce(quote_literal(delivery), 'null')), 'Use ''row'', ''statement'' or ''log''.');
     elsif delivery = 'statement' and (select c.relkind = 'p' or c.relispartition from pg_class c where c.oid = relation) then
         perform unstale.refuse(format('%s is partitioned, or a partition: a statement''s trigger does not fire on partitions that it does not name', relation),
+                               'Use delivery => ''row'' or ''log''.');
+    elsif delivery = 'statement' and exists (select from pg_inherits i where i.inhrelid = relation) then
+        perform unstale.refuse(format('%s is an inheritance child: PostgreSQL allows it no triggers with transition tables', relation),
                                'Use delivery => ''row'' or ''log''.');
     end if;
     if coalesce(cardinality(keys), 0) = 0 or array_position(keys, null) is not null then

@@ -63,6 +63,10 @@ async fn resolve(connection: &mut PgConnection, configured: &[Watch]) -> anyhow:
             updated_at: watch.updated_at.clone(),
             only_columns: watch.only_columns.clone(),
             max_ttl: watch.max_ttl,
+            guarantee: watch.guarantee.clone(),
+            reason: watch.reason.clone(),
+            version: watch.version.clone(),
+            version_path: watch.version_path.clone(),
             any_prefix: watch.any_prefix,
         };
         watches::check(connection, &table, &spec).await.map_err(|error| anyhow::anyhow!("{table}: {}", error.in_full()))?;
@@ -120,6 +124,15 @@ fn in_words(step: &Step) -> String {
                 let ttl = |ttl: Option<Duration>| ttl.map_or("any".into(), |ttl| humantime::format_duration(ttl).to_string());
                 let _ = writeln!(text, "      max_ttl  {} -> {}", ttl(from.max_ttl), ttl(spec.max_ttl));
             }
+            let policy = [
+                ("guarantee", &from.guarantee, &spec.guarantee),
+                ("reason", &from.reason, &spec.reason),
+                ("version", &from.version, &spec.version),
+                ("version_path", &from.version_path, &spec.version_path),
+            ];
+            for (name, before, now) in policy.into_iter().filter(|(_, before, now)| before != now) {
+                let _ = writeln!(text, "      {name}  {} -> {}", column(before), column(now));
+            }
             text
         }
     }
@@ -171,7 +184,7 @@ mod tests {
 
     fn spec(keys: &[&str]) -> Spec {
         let keys = keys.iter().map(ToString::to_string).collect();
-        Spec { keys, delivery: "row".into(), updated_at: Some("updated_at".into()), only_columns: None, max_ttl: None, any_prefix: false }
+        Spec { keys, delivery: "row".into(), updated_at: Some("updated_at".into()), ..Spec::default() }
     }
 
     fn watched(table: &str, keys: &[&str]) -> Watched {

@@ -267,6 +267,18 @@ pub struct Watch {
     /// How long a cached value may live; `unstale check --keys` holds the keys against it.
     #[serde(with = "text::span_if_any")]
     pub max_ttl: Option<Duration>,
+    /// What readers were promised: `lease`, `bounded` or `eventual`; the database refuses another word.
+    #[serde(with = "text::column")]
+    pub guarantee: Option<String>,
+    /// Why it is cached, and for so long, in a sentence for `unstale policy`.
+    #[serde(with = "text::column")]
+    pub reason: Option<String>,
+    /// The column whose value each cached copy carries, for `unstale audit`.
+    #[serde(with = "text::column")]
+    pub version: Option<String>,
+    /// Where a cached copy carries it: a JSONPath in a string, or a field of a hash.
+    #[serde(with = "text::column")]
+    pub version_path: Option<String>,
     /// The templates may begin with a column, although the pattern of all their keys may then match the keys of others.
     pub any_prefix: bool,
 }
@@ -280,6 +292,10 @@ impl Default for Watch {
             updated_at: Some("updated_at".to_owned()),
             only_columns: None,
             max_ttl: None,
+            guarantee: None,
+            reason: None,
+            version: None,
+            version_path: None,
             any_prefix: false,
         }
     }

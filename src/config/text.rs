@@ -133,7 +133,7 @@ pub(super) mod path {
     }
 }
 
-/// A column, or `""` for none.
+/// A column, or another text, or `""` for none.
 pub(super) mod column {
     use super::*;
 

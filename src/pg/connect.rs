@@ -6,7 +6,7 @@
 //! a role's and can stay in no pool. A pooler refuses or swallows them: then it must be one that gives each client a server of its
 //! own, and they are SET. Refuses: a pooler in transaction mode, before anything that would stay in its pool was said.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 
 use super::Error;
 use super::url::{Host, Mode, Url, Wants, password_in};
-use crate::config::{Problem, Source};
+use crate::config::{Problem, Source, reading};
 use crate::exposure::{Exposure, ToPostgres};
 
 /// What holds in each of our sessions, whatever the database's and the role's settings say.
@@ -61,6 +61,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Looks at a pool in transaction mode before it is believed to be none. One look nearly always suffices, because such a pool lends
 /// the server that was given back last.
 const LOOKS: usize = 8;
+
+/// Some ten thousand servers.
+const PASSFILE_BYTES: u64 = 1 << 20;
 
 /// Where the socket of a server is, if nobody says: of Debian, and of PostgreSQL itself.
 const SOCKET_DIRECTORIES: [&str; 3] = ["/var/run/postgresql", "/private/tmp", "/tmp"];
@@ -380,10 +383,10 @@ fn options(url: &Url, host: &Host, mode: PgSslMode) -> Result<PgConnectOptions, 
         None => options.application_name(super::APPLICATION),
     };
     if let Some(root) = &url.tls.root {
-        options = options.ssl_root_cert(root);
+        options = options.ssl_root_cert_from_pem(pem("sslrootcert", root)?);
     }
     if let (Some(cert), Some(key)) = (&url.tls.cert, &url.tls.key) {
-        options = options.ssl_client_cert(cert).ssl_client_key(key);
+        options = options.ssl_client_cert_from_pem(pem("sslcert", cert)?).ssl_client_key_from_pem(pem("sslkey", key)?);
     }
     let password = match &url.password {
         Some(password) => Some(password.clone()),
@@ -395,6 +398,11 @@ fn options(url: &Url, host: &Host, mode: PgSslMode) -> Result<PgConnectOptions, 
         .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO))
 }
 
+/// A file of certificates or a key. A name may stand there that would never end, or never begin.
+fn pem(part: &str, file: &str) -> Result<Vec<u8>, Error> {
+    reading::bytes(Path::new(file), reading::PEM_BYTES).map_err(|fault| Error::Url(format!("{part} {file} {fault}")))
+}
+
 /// libpq ignores a file that others may read, with a warning; here it is refused, because nobody would see a warning.
 fn from_passfile(url: &Url, host: &str, port: u16, database: &str, user: &str) -> Result<Option<String>, Error> {
     use std::os::unix::fs::PermissionsExt as _;
@@ -402,15 +410,18 @@ fn from_passfile(url: &Url, host: &str, port: u16, database: &str, user: &str) -
     let Some(file) = url.passfile.clone().or_else(home) else { return Ok(None) };
     let refused = |fault: String| Error::Url(format!("passfile {} {fault}", file.display()));
     let permissions = match std::fs::metadata(&file) {
-        Ok(metadata) if metadata.is_file() => metadata.permissions(),
-        _ if url.passfile.is_none() => return Ok(None),
-        Ok(_) => return Err(refused("is no file".into())),
+        Ok(metadata) => metadata.permissions(),
+        Err(_) if url.passfile.is_none() => return Ok(None),
         Err(error) => return Err(refused(format!("cannot be read: {error}"))),
+    };
+    let text = match reading::bytes(&file, PASSFILE_BYTES) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| refused("is not UTF-8".into()))?,
+        Err(_) if url.passfile.is_none() => return Ok(None), // as if it were not there
+        Err(fault) => return Err(refused(fault.to_string())),
     };
     if permissions.mode() & 0o077 != 0 {
         return Err(refused("can be read by others; chmod 600".into()));
     }
-    let text = std::fs::read_to_string(&file).map_err(|error| refused(format!("cannot be read: {error}")))?;
     let host = if SOCKET_DIRECTORIES.contains(&host) { "localhost" } else { host };
     Ok(password_in(&text, [host, &port.to_string(), database, user]))
 }

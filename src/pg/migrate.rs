@@ -19,8 +19,11 @@ const TABLE: &str = "unstale.migrations";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Version, name, text. The text is the same that psql would run. Numbers 2 to 5 were functions, which are repeatable now.
-const NUMBERED: &[(i64, &str, &str)] =
-    &[(1, "tables", include_str!("../../migrations/0001_tables.sql")), (6, "private", include_str!("../../migrations/0006_private.sql"))];
+const NUMBERED: &[(i64, &str, &str)] = &[
+    (1, "tables", include_str!("../../migrations/0001_tables.sql")),
+    (6, "private", include_str!("../../migrations/0006_private.sql")),
+    (7, "policy", include_str!("../../migrations/0007_policy.sql")),
+];
 
 /// Name and text, in any order.
 const REPEATABLE: &[(&str, &str)] = &[
@@ -29,8 +32,10 @@ const REPEATABLE: &[(&str, &str)] = &[
     ("instances", include_str!("../../migrations/repeatable/instances.sql")),
     ("legacy", include_str!("../../migrations/repeatable/legacy.sql")),
     ("locks", include_str!("../../migrations/repeatable/locks.sql")),
+    ("policy", include_str!("../../migrations/repeatable/policy.sql")),
     ("preview", include_str!("../../migrations/repeatable/preview.sql")),
     ("privileges", include_str!("../../migrations/repeatable/privileges.sql")),
+    ("replication", include_str!("../../migrations/repeatable/replication.sql")),
     ("rotation", include_str!("../../migrations/repeatable/rotation.sql")),
     ("sweep", include_str!("../../migrations/repeatable/sweep.sql")),
     ("templates", include_str!("../../migrations/repeatable/templates.sql")),
@@ -214,7 +219,8 @@ async fn ledger(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
 /// The newest numbered file whose objects are there, made with psql, or with a tool that has its own ledger; 0: none.
 async fn applied_by_hand(connection: &mut PgConnection) -> Result<i64, Error> {
     let row = sqlx::query(
-        "select case when to_regclass('unstale.repeatable') is not null then 6
+        "select case when exists (select from pg_attribute a where a.attrelid = to_regclass('unstale.watch') and a.attname = 'guarantee') then 7
+                     when to_regclass('unstale.repeatable') is not null then 6
                      when to_regclass('unstale.change_log') is not null then 1 else 0 end::bigint",
     );
     Ok(row.fetch_one(connection).await.map_err(Error::of("looking for the schema"))?.get(0))

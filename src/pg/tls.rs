@@ -13,7 +13,7 @@ pub(super) fn remedy(source: &sqlx::Error) -> &'static str {
             Some(error) => of_handshake(error),
             // Hardly anything but a file can be missing or closed to us; sqlx does not say which.
             None if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
-                " (what DATABASE_URL names must be there, and open to this user: the files of sslrootcert, sslcert and sslkey, or the socket)"
+                " (the socket that DATABASE_URL names must be there, and open to this user)"
             }
             None => "",
         },

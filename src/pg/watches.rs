@@ -26,7 +26,7 @@ pub struct Watched {
 }
 
 /// The arguments of `unstale.watch()` after the table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Spec {
     /// Key templates.
     pub keys: Vec<String>,
@@ -38,6 +38,14 @@ pub struct Spec {
     pub only_columns: Option<Vec<String>>,
     /// How long a cached value may live.
     pub max_ttl: Option<Duration>,
+    /// What its readers were promised: `lease`, `bounded` or `eventual`.
+    pub guarantee: Option<String>,
+    /// Why it is cached, and for so long.
+    pub reason: Option<String>,
+    /// The column whose value each cached copy carries.
+    pub version: Option<String>,
+    /// Where a cached copy carries it: a JSONPath in a string, or a field of a hash.
+    pub version_path: Option<String>,
     /// Templates may begin with a column. Asked when a watch is made, and not kept.
     pub any_prefix: bool,
 }
@@ -48,7 +56,8 @@ pub struct Spec {
 /// [`Error::Statement`].
 pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> {
     let rows = sqlx::query(
-        "select id, rev, table_name, ended, sweepable, keys, delivery, updated_at, only_columns, max_ttl_microseconds from unstale.list_watches()",
+        "select id, rev, table_name, ended, sweepable, keys, delivery, updated_at, only_columns, max_ttl_microseconds,
+                guarantee, reason, version, version_path from unstale.list_watches()",
     )
     .fetch_all(connection)
     .await
@@ -65,6 +74,10 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
             updated_at: row.get(7),
             only_columns: row.get(8),
             max_ttl: row.get::<Option<i64>, _>(9).map(|micros| Duration::from_micros(micros.unsigned_abs())),
+            guarantee: row.get(10),
+            reason: row.get(11),
+            version: row.get(12),
+            version_path: row.get(13),
             any_prefix: false,
         },
     };
@@ -95,7 +108,7 @@ pub async fn full_name(connection: &mut PgConnection, table: &str) -> Result<Opt
 pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<(), Error> {
     call(
         connection,
-        "select unstale.wanted($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7) is not null",
+        "select unstale.with_policy(unstale.wanted($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7), $8, $9, $10, $11) is not null",
         "this watch",
         table,
         spec,
@@ -109,7 +122,7 @@ pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> R
 /// # Errors
 /// [`Error::Statement`] with the sentence of the refusal.
 pub async fn preview(connection: &mut PgConnection, table: &str, spec: &Spec, nth: i32) -> Result<Vec<String>, Error> {
-    let sql = "select unstale.preview($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7, $8)";
+    let sql = "select unstale.preview($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7, $8, $9, $10, $11, $12)";
     let rows = bind(sql, table, spec).bind(nth).fetch_all(connection).await.map_err(Error::of("unstale.preview()"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -121,7 +134,7 @@ pub async fn preview(connection: &mut PgConnection, table: &str, spec: &Spec, nt
 pub async fn watch(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<String, Error> {
     let row = call(
         connection,
-        "select unstale.watch($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7)",
+        "select unstale.watch($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7, $8, $9, $10, $11)",
         "unstale.watch()",
         table,
         spec,
@@ -134,7 +147,7 @@ async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static s
     bind(sql, table, spec).fetch_one(connection).await.map_err(Error::of(what))
 }
 
-/// $1 to $7: the arguments of `unstale.watch()`.
+/// $1 to $11: the arguments of `unstale.watch()`.
 fn bind<'a>(sql: &'static str, table: &'a str, spec: &'a Spec) -> Query<'a, sqlx::Postgres, PgArguments> {
     sqlx::query(sql)
         .bind(table)
@@ -144,6 +157,10 @@ fn bind<'a>(sql: &'static str, table: &'a str, spec: &'a Spec) -> Query<'a, sqlx
         .bind(&spec.only_columns)
         .bind(spec.max_ttl.map(|ttl| ttl.as_secs_f64()))
         .bind(spec.any_prefix)
+        .bind(&spec.guarantee)
+        .bind(&spec.reason)
+        .bind(&spec.version)
+        .bind(&spec.version_path)
 }
 
 /// Announces what no trigger tells: dropped tables, partitions that come and go.

@@ -28,7 +28,12 @@ CREATE TABLE unstale.watch (
     layout text DEFAULT ''::text NOT NULL,
     ended xid8,
     code integer DEFAULT 0 NOT NULL,
-    CONSTRAINT watch_delivery_check CHECK ((delivery = ANY (ARRAY['row'::text, 'statement'::text, 'log'::text])))
+    guarantee text,
+    reason text,
+    version text,
+    version_path text,
+    CONSTRAINT watch_delivery_check CHECK ((delivery = ANY (ARRAY['row'::text, 'statement'::text, 'log'::text]))),
+    CONSTRAINT watch_guarantee_check CHECK ((guarantee = ANY (ARRAY['lease'::text, 'bounded'::text, 'eventual'::text])))
 );
 
 CREATE SEQUENCE unstale.channel_id
@@ -143,7 +148,11 @@ CREATE VIEW unstale.watches AS
     (w.sweep_attnum IS NULL) AS logs_everything,
     w.since,
     w.id,
-    w.rev
+    w.rev,
+    w.guarantee,
+    w.reason,
+    w.version,
+    w.version_path
    FROM ((unstale.watch w
      LEFT JOIN pg_class c ON ((c.oid = (w.relation)::oid)))
      LEFT JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
@@ -197,3 +206,35 @@ CREATE INDEX change_log_3_xid_id_idx ON unstale.change_log_3 USING btree (xid, i
 CREATE INDEX gap_instance_opened_at_idx ON unstale.gap USING btree (instance, opened_at);
 
 CREATE UNIQUE INDEX watch_relation_key ON unstale.watch USING btree (relation) WHERE (ended IS NULL);
+
+CREATE TRIGGER guard AFTER TRUNCATE ON unstale.change_log_1 FOR EACH STATEMENT EXECUTE FUNCTION unstale.widen_replicated();
+
+ALTER TABLE unstale.change_log_1 ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard AFTER TRUNCATE ON unstale.change_log_2 FOR EACH STATEMENT EXECUTE FUNCTION unstale.widen_replicated();
+
+ALTER TABLE unstale.change_log_2 ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard AFTER TRUNCATE ON unstale.change_log_3 FOR EACH STATEMENT EXECUTE FUNCTION unstale.widen_replicated();
+
+ALTER TABLE unstale.change_log_3 ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.gap FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.gap ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.instance FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.instance ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.migrations FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.migrations ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.repeatable FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.repeatable ENABLE REPLICA TRIGGER guard;
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.watch FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.watch ENABLE REPLICA TRIGGER guard;

@@ -148,3 +148,55 @@ async fn a_restored_dump_announces_logs_and_sweeps_as_before() {
     ear.hears(AGAIN).await;
     assert_eq!(ear.rows(AGAIN).await, ["unchanged"]);
 }
+
+/// An upgrade by `pg_dump -s` and logical replication, or a `structure.sql`: functions and triggers, and no row of `unstale.watch`.
+#[tokio::test]
+async fn after_a_dump_of_the_schema_alone_writes_succeed_and_tables_are_watched_in_any_order() {
+    let ear = Ear::after(TABLE).await;
+    ear.world.execute("create table u (id int primary key); select unstale.watch('u', array['u:{id}'], delivery => 'statement')").await;
+    let programs = ear.world.postgres().programs();
+    let url = ear.world.postgres().socket_url(ear.world.database());
+    let restored = crate::support::world::World::bare().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let dump = file.path().to_str().expect("plain").to_owned();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(programs.join(program)).args(arguments).output().expect("it is beside the server");
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("pg_dump", &["-s", "-f", &dump, "-d", &url]);
+    run("psql", &["-qX", "-v", "ON_ERROR_STOP=1", "-f", &dump, "-d", &restored.postgres().socket_url(restored.database())]);
+    restored.execute("insert into t values (1, 'a'); insert into u values (1); update u set id = 2").await;
+    let migrated = daemon::command("migrate", &[("DATABASE_URL", &restored.database_url())]);
+    assert!(migrated.status.success(), "{migrated:?}");
+
+    let mut ear = Ear::in_world(restored, "").await;
+    let orphans = "select about from unstale.findings() where finding like '%was made for another table%' order by 1";
+    assert!(ear.rows(orphans).await.contains(&"public.t".to_owned()), "{:?}", ear.rows("select f::text from unstale.findings() f").await);
+    ear.hears("select unstale.watch('u', array['u:{id}'], delivery => 'statement')").await;
+    ear.hears(AGAIN).await;
+    assert_eq!(ear.rows("select finding from unstale.findings()").await, [""; 0]);
+    assert_eq!(ear.hears("insert into t values (2, 'b')").await, [r#"1 "new":{"id":"2","k":"b"}"#]);
+    assert_eq!(ear.hears("insert into u values (3)").await, [r#"1 "rows":[{"id":"3"}]"#]);
+}
+
+#[tokio::test]
+async fn an_inheritance_child_has_row_triggers_in_every_delivery_that_it_can_have() {
+    let mut ear = Ear::after(
+        "create table parent (id int primary key, updated_at timestamptz default now());
+         select unstale.watch('parent', array['parent:{id}'], delivery => 'statement');
+         create table child (primary key (id)) inherits (parent)",
+    )
+    .await;
+    let refusal = ear.refuses("select unstale.watch('child', array['child:{id}'], delivery => 'statement')").await;
+    assert!(refusal.contains("public.child") || refusal.contains("child is an inheritance child"), "{refusal}");
+    assert!(refusal.contains("delivery => 'row'"), "{refusal}");
+    let remedies = ear.rows("select remedy from unstale.findings() where finding like 'it inherits from%'").await;
+    assert_eq!(remedies.len(), 1);
+    ear.hears(&remedies[0]).await;
+    assert_eq!(ear.rows("select finding from unstale.findings()").await, [""; 0]);
+    assert_eq!(ear.hears("insert into child values (1)").await, [r#"1 "new":{"id":"1"}"#]);
+    ear.hears("select unstale.watch('child', array['child:{id}'], delivery => 'log')").await;
+    ear.logged().await;
+    ear.hears("insert into child values (2); update child set id = 3 where id = 2; delete from child where id = 3").await;
+    assert_eq!(ear.logged().await.len(), 3);
+}

@@ -44,11 +44,37 @@ async fn other_keys_are_another_revision_and_other_columns_only_another_trigger(
     assert_eq!(ear.hears("update users set email = 'c', updated_at = clock_timestamp()").await, [""; 0]);
 }
 
+/// It says something of the values, and nothing that a trigger does.
+#[tokio::test]
+async fn another_policy_touches_no_trigger_and_needs_no_lock_of_the_table() {
+    let mut ear = Ear::after(USERS).await;
+    let triggers = "select string_agg(format('%s %s %s', oid, xmin, tgname), ' ' order by oid) from pg_trigger where not tgisinternal";
+    let before = ear.rows(triggers).await;
+    let mut writer = ear.session().await;
+    writer.execute("begin; insert into users values (7)").await;
+    let policy = "guarantee => 'lease', reason => 'read on every page', version => 'updated_at', version_path => '$.user[\"last change\"]'";
+    let call = format!("select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], {policy})");
+    assert_eq!(ear.rows(&call).await, ["changed"]);
+    assert_eq!(ear.rows(&call).await, ["unchanged"]);
+    assert_eq!(ear.rows(triggers).await, before);
+    assert_eq!(ear.rows("select rev::text from unstale.watches").await, ["1"]);
+    let shown = "select format('%s|%s|%s|%s', guarantee, reason, version, version_path) from";
+    let expected = "lease|read on every page|updated_at|$.user[\"last change\"]";
+    assert_eq!(ear.rows(&format!("{shown} unstale.watches")).await, [expected]);
+    assert_eq!(ear.rows(&format!("{shown} unstale.list_watches()")).await, [expected]);
+    let call_again = "select unstale.watch_call(w, w.relation) from unstale.watch w";
+    let remedy = ear.rows(call_again).await.remove(0);
+    assert_eq!(ear.rows(remedy.trim_end_matches(';')).await, ["unchanged"], "{remedy}");
+    assert_eq!(ear.rows(&format!("select unstale.preview('users', array['user:{{id}}', 'by-email:{{email}}'], {policy})")).await, [""; 0]);
+    writer.execute("commit").await;
+    assert_eq!(ear.hears("select 1").await.len(), 1, "the writer's row alone");
+}
+
 #[tokio::test]
 async fn it_lists_what_is_watched_and_how() {
     let ear = Ear::after(USERS).await;
     let row = "select to_jsonb(w) - 'since' #>> '{}' from (select * from unstale.watches) w";
-    let expected = r#"{"id": 1, "rev": 1, "keys": ["user:{id}", "by-email:{email}"], "max_ttl": null, "delivery": "row", "table_name": "public.users", "updated_at": "updated_at", "only_columns": null, "logs_everything": false}"#;
+    let expected = r#"{"id": 1, "rev": 1, "keys": ["user:{id}", "by-email:{email}"], "reason": null, "max_ttl": null, "version": null, "delivery": "row", "guarantee": null, "table_name": "public.users", "updated_at": "updated_at", "only_columns": null, "version_path": null, "logs_everything": false}"#;
     assert_eq!(ear.rows(row).await, [expected]);
     assert_eq!(ear.rows("select (since between now() - interval '1 minute' and now())::text from unstale.watches").await, ["true"]);
 }
@@ -156,7 +182,7 @@ async fn unwatch_leaves_nothing_of_any_delivery_nor_of_one_before() {
 #[tokio::test]
 async fn what_cannot_be_watched_is_refused_with_a_remedy() {
     let ear = Ear::after(
-        "create table t (id int primary key, v int); create view a_view as select 1 as id; create materialized view matview as select 1 as id;
+        "create table t (id int primary key, v int, f float8); create view a_view as select 1 as id; create materialized view matview as select 1 as id;
          create unlogged table unlogged (id int); create table parent (id int); create table child () inherits (parent); create sequence a_sequence",
     )
     .await;
@@ -174,7 +200,7 @@ async fn what_cannot_be_watched_is_refused_with_a_remedy() {
         ("'t', '{}'", "at least one key"),
         ("'t', '{a,null}'", "at least one key"),
         ("'t', '{\"{id}\"}'", "has no literal part"),
-        ("'t', '{\"t:{nope}\"}'", "no column 'nope'\nIts columns are id, v."),
+        ("'t', '{\"t:{nope}\"}'", "no column 'nope'\nIts columns are id, v, f."),
         ("'t', '{\"t:{ctid}\"}'", "no column 'ctid'"),
         ("'t', '{t}', only_columns => '{nope}'", "only_columns: table public.t has no column 'nope'"),
         ("'t', '{t}', updated_at => 'nope'", "updated_at: table public.t has no column 'nope'"),
@@ -184,6 +210,15 @@ async fn what_cannot_be_watched_is_refused_with_a_remedy() {
         ("'t', '{t}', max_ttl => '300000 years'", "no time to live"),
         ("'t', '{\"{id}:{v}\"}'", "any_prefix => true"),
         ("'t', '{\"u{id}\"}'", "any_prefix => true"),
+        ("'t', '{t}', guarantee => 'maybe'", "guarantee 'maybe' is unknown"),
+        ("'t', '{t}', reason => E' \\n'", "reason is empty"),
+        ("'t', '{t}', version => 'id'", "belong together"),
+        ("'t', '{t}', version_path => 'v'", "belong together"),
+        ("'t', '{t}', version => 'nope', version_path => 'v'", "version: table public.t has no column 'nope'"),
+        ("'t', '{t}', version => 'f', version_path => 'v'", "neither a number"),
+        ("'t', '{t}', version => 'id', version_path => '$.*'", "'$.*' is not the place of one value"),
+        ("'t', '{t}', version => 'id', version_path => '$'", "'$' is not the place of one value"),
+        ("'t', '{t}', version => 'id', version_path => ''", "version_path is empty"),
     ] {
         let refusal = ear.refuses(&format!("select unstale.watch({arguments})")).await;
         assert!(refusal.contains(part) && refusal.contains('\n'), "{arguments}: {refusal}");
