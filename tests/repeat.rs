@@ -57,6 +57,31 @@ async fn without_repeats_a_value_that_is_put_back_stays() {
 }
 
 #[tokio::test]
+async fn a_watch_whose_readers_hold_leases_has_no_second_delete_and_the_others_do() {
+    let mut world = World::new().await;
+    world.users(3).await;
+    world.execute("select unstale.watch('public.users', keys => array['user:{id}', 'all'], guarantee => 'lease')").await;
+    world.execute("create table pages (id int primary key, updated_at timestamptz not null default now())").await;
+    world.execute("select unstale.watch('public.pages', keys => array['page:{id}', 'all'])").await;
+    let mut daemon = world.daemon().with("UNSTALE_REPEAT__AFTER", "300ms").start();
+    daemon.ready().await;
+    world.fill(["user:1", "all"]);
+    world.execute(CHANGE).await;
+    world.gone(["user:1", "all"]).await;
+    daemon.settles().await;
+    world.fill(["user:1"]);
+    // What is deleted later is repeated later.
+    world.fill(["page:7"]);
+    world.execute("insert into pages (id) values (7)").await;
+    world.gone(["page:7"]).await;
+    world.fill(["page:7"]);
+    world.gone(["page:7"]).await;
+    again(&daemon, "time", 2.0).await;
+    assert_eq!(world.left(["user:1"]), ["user:1"]);
+    assert!(daemon.metric("unstale_repeated_keys_total", &[]) < 3.0, "page:7 and all, which is of both");
+}
+
+#[tokio::test]
 async fn neither_readiness_nor_the_end_waits_for_a_repeat() {
     let mut world = World::new().await;
     world.users(3).await;

@@ -133,7 +133,7 @@ class Stage:
         """Reads of rows where the readers read, the writers' included."""
         time.sleep(2)  # until the sessions that are idle have told their figures
         with psycopg.connect((self.standby or self.postgres).url, autocommit=True) as database:
-            return database.execute("select idx_scan from pg_stat_user_tables where relname = 'items'").fetchone()[0]
+            return database.execute("select idx_scan + seq_scan from pg_stat_user_tables where relname = 'items'").fetchone()[0]
 
     def close(self) -> None:
         if self.listener:

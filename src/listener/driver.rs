@@ -358,6 +358,7 @@ fn compile(watches: Vec<Watched>) -> Vec<Rule> {
     let rule = |watched: Watched| match Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys) {
         Ok(mut rule) => {
             rule.ended = watched.ended;
+            rule.leased = watched.spec.guarantee.as_deref() == Some("lease");
             Some(rule)
         }
         Err(error) => {

@@ -91,6 +91,8 @@ impl Daemon {
             ("UNSTALE_HTTP__LISTEN", format!("127.0.0.1:{port}")),
             ("UNSTALE_LOG__FORMAT", "json".to_owned()),
             ("UNSTALE_INSTANCE", "test".to_owned()),
+            // A second delete would hide that a first one was lost.
+            ("UNSTALE_REPEAT__AFTER", String::new()),
         ];
         Settings { arguments: "run".to_owned(), environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), port }
     }
