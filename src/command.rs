@@ -11,6 +11,7 @@ pub mod run;
 pub mod sweep;
 pub mod tail;
 pub mod uninstall;
+pub mod wait;
 
 use std::io::{ErrorKind, Write as _, stdout};
 

@@ -34,3 +34,4 @@ mod tls;
 mod trigger;
 mod uninstall;
 mod upgrade;
+mod wait;

@@ -15,6 +15,8 @@ pub const LISTENER_FUNCTIONS: &[&str] = &[
     "listen",
     "beat",
     "probe",
+    "barrier",
+    "before_barrier",
     "list_watches",
     "register",
     "touch",
