@@ -102,6 +102,13 @@ pub enum Command {
     /// role of unstale.grant_wait() or of a listener, and a running listener.
     #[command(after_help = "Examples:\n  unstale wait\n  unstale wait --timeout 5m --instance eu1 && start-the-next-step")]
     Wait(Wait),
+    /// Print the caching policy of the database as a document
+    ///
+    /// Markdown, or JSON: for each watch its keys, what readers were promised, how long a value may live and why, and how it is
+    /// deleted. --check also says what is missing, and then exits with 1: a watch without guarantee, max_ttl and reason, and keys in
+    /// Redis that begin as those of a watch and that no watch deletes. Needs DATABASE_URL, and REDIS_URL with --check.
+    #[command(after_help = "Examples:\n  unstale policy > CACHING.md\n  unstale policy --check --json | jq -r '.missing[]'")]
+    Policy(Policy),
     /// Show changes as they are committed, and the keys that they make stale
     ///
     /// A line for each: the time, how it was announced (notify or log), the table, the keys. Deletes nothing, needs no Redis, and a
@@ -201,6 +208,17 @@ pub struct Wait {
     /// The listener whose Redis it is about; without it the configured `instance`
     #[arg(long, value_name = "NAME")]
     pub instance: Option<String>,
+}
+
+/// `unstale policy`.
+#[derive(Debug, Args)]
+pub struct Policy {
+    /// Also look for what is missing; exit code 1 if anything is
+    #[arg(long)]
+    pub check: bool,
+    /// Print JSON: {"watches": [{"table": ..., "keys": [...], "guarantee": ..., "max_ttl_seconds": ..., "reason": ..., ...}], "missing": [...]}
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `unstale tail`.

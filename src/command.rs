@@ -7,6 +7,7 @@ pub mod demo;
 pub mod explain;
 pub mod man;
 pub mod migrate;
+pub mod policy;
 pub mod run;
 pub mod sweep;
 pub mod tail;

@@ -15,6 +15,7 @@ mod gap;
 mod hostile;
 mod log;
 mod monitoring;
+mod policy;
 mod pooler;
 mod readers_model;
 mod reload;
