@@ -12,6 +12,7 @@ mod demo;
 mod frameworks;
 mod fuzz;
 mod gap;
+mod guide;
 mod hostile;
 mod log;
 mod monitoring;
