@@ -253,6 +253,7 @@ impl Hand {
         self.begin(work);
         self.count.keys += keys;
         if let Some(rate) = self.rate {
+            self.wait_for(0).await?;
             tokio::time::sleep_until(self.began + Duration::from_secs_f64(self.count.keys as f64 / f64::from(rate))).await;
         }
         if self.told.elapsed() >= PROGRESS[usize::from(!stderr().is_terminal())] {

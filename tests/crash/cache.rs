@@ -3,6 +3,7 @@
 //! Must hold: when a fill returns, the server has done it, or is dead, or has refused it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::path::PathBuf;
 
@@ -81,7 +82,7 @@ impl Servers {
                 let primary = guarded.primary().unwrap_or(0);
                 // The primary more often.
                 let count = guarded.servers.len();
-                &mut guarded.servers[if which % 4 == 0 { which % count } else { primary }]
+                &mut guarded.servers[if which.is_multiple_of(4) { which % count } else { primary }]
             }
         };
         if fault == Fault::Killed { node.kill9() } else { node.pause() }
@@ -236,10 +237,10 @@ impl Cache {
             Routes::One(path) => path,
             Routes::Cluster(servers) | Routes::Guarded { servers, .. } => servers.get(&port).ok_or(io::ErrorKind::NotFound)?,
         };
-        if !self.connections.contains_key(&port) {
-            self.connections.insert(port, Client::connect(path)?);
+        match self.connections.entry(port) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(Client::connect(path)?)),
         }
-        self.connections.get_mut(&port).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 

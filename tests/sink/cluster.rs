@@ -87,7 +87,7 @@ async fn keys_and_patterns_are_deleted_wherever_they_live() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_on_its_way_to_another_primary_is_deleted_before_during_and_after() {
     let (world, cluster, mut daemon) = clustered(0, |settings| settings.in_one_session()).await;
     let from = cluster.primary_of("user:1").expect("a primary");
