@@ -182,6 +182,9 @@ impl Machine {
 
     /// When a repeat is due that would find a place. One that finds none waits for Redis' next answer.
     pub(super) fn next_repeat(&self) -> Option<Instant> {
+        if matches!(self.state, State::Draining { .. } | State::Stopped) {
+            return None; // nothing more is sent: see `send_repeats`
+        }
         let due = self.repeats.due().filter(|_| self.batch.has_place_aside());
         due.into_iter().chain(self.next_of_replicas()).min()
     }
