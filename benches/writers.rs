@@ -1,12 +1,16 @@
 //! What does being watched cost the writer, in each delivery, with the listener running?
 //!
 //! A statement over 200,000 rows, and 1 to 64 concurrent writers of one row (pgbench), with and without waiting for the disk.
-//! The kinds alternate within each round; figures are medians of five rounds, beside a table that is not watched.
-//! `./dev bench writers`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker.
+//! The kinds alternate within each round; figures are medians of five rounds, beside a table that is not watched. Then, how long a key
+//! outlives its row's commit while others write (delays.rs).
+//! `./dev bench writers`, in about twenty minutes; `UNSTALE_ROUNDS=1` is quicker, and `UNSTALE_PART=bulk`, `concurrent` or `delays` is one
+//! of the three.
 
+#[path = "writers/delays.rs"]
+mod delays;
 mod stage;
 
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -41,10 +45,18 @@ async fn main() -> anyhow::Result<()> {
     bench.prepare().await?;
     let listener = bench.stage.listen()?;
     bench.settle().await?;
-    bench.bulk().await?;
-    bench.concurrent().await?;
+    let part = std::env::var("UNSTALE_PART").unwrap_or_default();
+    if part.is_empty() || part == "bulk" {
+        bench.bulk().await?;
+    }
+    if part.is_empty() || part == "concurrent" {
+        bench.concurrent().await?;
+    }
+    if part.is_empty() || part == "delays" {
+        delays::measure(&mut bench).await?;
+    }
     bench.report.say(&format!("The listener's peak RSS throughout: {:.0} MB.", stage::peak_megabytes(listener.pid())?));
-    bench.report.save()
+    if part.is_empty() { bench.report.save() } else { Ok(()) }
 }
 
 impl Bench {
@@ -153,21 +165,27 @@ impl Bench {
 
     /// Transactions a second.
     fn pgbench(&self, kind: &str, clients: u32, sync: &str) -> anyhow::Result<f64> {
+        let output = self.start_pgbench(kind, clients, sync, SECONDS)?.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let speed = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+        speed.with_context(|| format!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    fn start_pgbench(&self, kind: &str, clients: u32, sync: &str, seconds: u32) -> anyhow::Result<Child> {
         let script = self.stage.postgres.directory().join("script.sql");
         let sql =
             format!("\\set id random(1, {ROWS})\nupdate {kind}_small set name = 'new', updated_at = clock_timestamp() where id = :id;\n");
         std::fs::write(&script, sql)?;
-        let output = Command::new(self.stage.postgres.programs().join("pgbench"))
-            .args(["-n", "-M", "prepared", "-j", "2", "-c", &clients.to_string(), "-T", &SECONDS.to_string(), "-U", "postgres"])
+        Command::new(self.stage.postgres.programs().join("pgbench"))
+            .args(["-n", "-M", "prepared", "-j", "2", "-c", &clients.to_string(), "-T", &seconds.to_string(), "-U", "postgres"])
             .arg("-f")
             .arg(&script)
             .args(["-h", &self.stage.postgres.directory().display().to_string(), "-p", &self.stage.postgres.port().to_string(), "postgres"])
             .env("PGOPTIONS", format!("-c synchronous_commit={sync}"))
-            .output()
-            .context("pgbench, which comes with PostgreSQL's server")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let speed = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-        speed.with_context(|| format!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("pgbench, which comes with PostgreSQL's server")
     }
 }
 

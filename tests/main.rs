@@ -35,3 +35,4 @@ mod tls;
 mod trigger;
 mod uninstall;
 mod upgrade;
+mod writers;

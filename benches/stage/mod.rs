@@ -35,10 +35,15 @@ impl Stage {
         let postgres = Postgres::start(&postgres::Options { tcp: true, fsync: true, on_disk: true, settings, ..Default::default() })?;
         let redis = Redis::start(&redis::Options { tcp: true, ..Default::default() })?;
         let stage = Self { postgres, redis, guard: Guard::new()? };
-        let mut migrate = Command::new(env!("CARGO_BIN_EXE_unstale"));
-        migrate.arg("migrate").env_clear().envs(stage.environment()).stdout(Stdio::null());
-        ensure!(migrate.status()?.success(), "unstale migrate failed");
+        ensure!(stage.command("migrate").stdout(Stdio::null()).status()?.success(), "unstale migrate failed");
         Ok(stage)
+    }
+
+    /// A command of the program.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
+        command.arg(name).env_clear().envs(self.environment());
+        command
     }
 
     fn environment(&self) -> [(&'static str, String); 3] {

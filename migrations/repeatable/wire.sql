@@ -53,7 +53,7 @@ create or replace function unstale.one_row(head text, one text) returns text
     language sql immutable
     return head || one || '}';
 
--- What an UPDATE says; `before` is null if no key changed.
+-- What an UPDATE says that changes a key; `before` is null if none changed, in code that release 0.1.0 has generated.
 create or replace function unstale.two_rows(head text, after text, before text) returns text
     language sql immutable
     return head || after || coalesce(',"old":' || before, '') || '}';
@@ -95,7 +95,8 @@ begin
 end
 $$;
 
--- Writes a change to the log that was announced, and one that was not as unstale.tell() would.
+-- Writes a change to the log that was announced, and one that was not as unstale.tell() would. For what is rare: the change of a watch,
+-- and code that release 0.1.0 has generated.
 create or replace function unstale.log(watch_id integer, change text, announced boolean) returns boolean
     language plpgsql
 as $$
@@ -103,13 +104,8 @@ begin
     if not announced then
         return unstale.tell(watch_id, change, false, false);
     end if;
-    if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (watch_id, true, change);
-    elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (watch_id, true, change);
-    else
-        insert into unstale.change_log_3 (watch, announced, change) values (watch_id, true, change);
-    end if;
+    execute pg_catalog.format('insert into unstale.change_log_%s (watch, announced, change) values ($1, true, $2)', unstale.part())
+        using watch_id, change;
     return true;
 end
 $$;

@@ -38,13 +38,19 @@ create or replace function unstale.update_1() returns trigger
 as $body$
 declare
     same pg_catalog.bool;
+    change pg_catalog.text;
     done pg_catalog.bool;
 begin
     if pg_catalog.oidne(tg_relid, unstale.table_1()) then
         return null; -- a copy of the table that it was made for
     end if;
     same := unstale.same_1(old, new);
-    done := unstale.tell(1, unstale.two_rows('{"watch":1,"rev":1,"new":', unstale.row_1(new), case when same then null else unstale.row_1(old) end), same and unstale.fresh_1(new), true);
+    if same then
+        change := unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new));
+    else
+        change := unstale.two_rows('{"watch":1,"rev":1,"new":', unstale.row_1(new), unstale.row_1(old));
+    end if;
+    done := unstale.tell(1, change, same and unstale.fresh_1(new), true);
     return null;
 end
 $body$;
