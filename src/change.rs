@@ -12,6 +12,7 @@
 //! {"bell":true}
 //! {"heartbeat":12}
 //! {"watches":true}
+//! {"wait":true}
 //! {"probe":"eu1:0123456789abcdef0123456789abcdef"}
 //! ```
 
@@ -33,6 +34,8 @@ pub enum Announcement<'a> {
     Heartbeat(u64),
     /// `unstale.watch()` or `unstale.unwatch()` changed something.
     Watches,
+    /// Somebody waits until everything that was committed before this is deleted (`unstale wait`).
+    Wait,
     /// `unstale check` asks the listener of an instance to delete the key that ends like this: instance, colon, 32 hexadecimal digits.
     Probe(Cow<'a, str>),
 }
@@ -123,6 +126,7 @@ struct Fields<'a> {
     bell: Option<bool>,
     heartbeat: Option<u64>,
     watches: Option<bool>,
+    wait: Option<bool>,
     #[serde(borrow)]
     probe: Option<Text<'a>>,
 }
@@ -135,22 +139,33 @@ pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
     let change = |watch, rev, what| Announcement::Change(Change { watch, rev, what });
     let fields = serde_json::from_str(payload)?;
     match fields {
-        Fields { watch: Some(watch), rev: Some(rev), new, old, rows, all, bell: None, heartbeat: None, watches: None, probe: None } => {
-            match (new, old, rows, all) {
-                (None, None, Some(rows), None) => Ok(change(watch, rev, What::Rows(rows.into_iter().collect()))),
-                (None, None, None, Some(true)) => Ok(change(watch, rev, What::All)),
-                (new, old, None, None) if new.is_some() || old.is_some() => {
-                    Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
-                }
-                _ => Err(Malformed::Meaningless),
+        Fields {
+            watch: Some(watch),
+            rev: Some(rev),
+            new,
+            old,
+            rows,
+            all,
+            bell: None,
+            heartbeat: None,
+            watches: None,
+            wait: None,
+            probe: None,
+        } => match (new, old, rows, all) {
+            (None, None, Some(rows), None) => Ok(change(watch, rev, What::Rows(rows.into_iter().collect()))),
+            (None, None, None, Some(true)) => Ok(change(watch, rev, What::All)),
+            (new, old, None, None) if new.is_some() || old.is_some() => {
+                Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
             }
-        }
-        Fields { watch: None, rev: None, new: None, old: None, rows: None, all: None, bell, heartbeat, watches, probe } => {
-            match (bell, heartbeat, watches, probe) {
-                (Some(true), None, None, None) => Ok(Announcement::Bell),
-                (None, Some(n), None, None) => Ok(Announcement::Heartbeat(n)),
-                (None, None, Some(true), None) => Ok(Announcement::Watches),
-                (None, None, None, Some(Text(probe))) if is_probe(&probe) => Ok(Announcement::Probe(probe)),
+            _ => Err(Malformed::Meaningless),
+        },
+        Fields { watch: None, rev: None, new: None, old: None, rows: None, all: None, bell, heartbeat, watches, wait, probe } => {
+            match (bell, heartbeat, watches, wait, probe) {
+                (Some(true), None, None, None, None) => Ok(Announcement::Bell),
+                (None, Some(n), None, None, None) => Ok(Announcement::Heartbeat(n)),
+                (None, None, Some(true), None, None) => Ok(Announcement::Watches),
+                (None, None, None, Some(true), None) => Ok(Announcement::Wait),
+                (None, None, None, None, Some(Text(probe))) if is_probe(&probe) => Ok(Announcement::Probe(probe)),
                 _ => Err(Malformed::Meaningless),
             }
         }
@@ -275,6 +290,7 @@ mod tests {
         assert_eq!(parse(r#"{"bell":true}"#).expect("bell"), Announcement::Bell);
         assert_eq!(parse(r#"{"heartbeat":12}"#).expect("heartbeat"), Announcement::Heartbeat(12));
         assert_eq!(parse(r#"{"watches":true}"#).expect("watches"), Announcement::Watches);
+        assert_eq!(parse(r#"{"wait":true}"#).expect("wait"), Announcement::Wait);
         let probe = parse(r#"{"probe":"eu-1:0123456789abcdef0123456789abcdef"}"#).expect("a probe");
         assert_eq!(probe, Announcement::Probe("eu-1:0123456789abcdef0123456789abcdef".into()));
     }
@@ -314,6 +330,8 @@ mod tests {
             r#"{"watch":7,"bell":true}"#,
             r#"{"bell":false}"#,
             r#"{"watches":true,"heartbeat":1}"#,
+            r#"{"wait":false}"#,
+            r#"{"wait":true,"watches":true}"#,
             r#"{"watches":true} {"watches":true}"#,
             r#"{"probe":"user:42"}"#,
             r#"{"probe":":0123456789abcdef0123456789abcdef"}"#,

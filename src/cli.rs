@@ -95,6 +95,20 @@ pub enum Command {
         after_help = "Examples:\n  unstale sweep --since 2h --dry-run\n  unstale sweep --since 2026-01-31T10:00:00Z --table public.users\n  unstale sweep --all --rate 5000\n\nOn a terminal it shows how far it is; elsewhere it prints a line of JSON every five seconds and at the end."
     )]
     Sweep(Sweep),
+    /// Wait until everything that was committed before this call is gone from Redis
+    ///
+    /// The last step of a bulk job, and of a test: write, wait, and the keys are gone. Milliseconds while all is well; during a gap
+    /// until that is closed. Exit code 1, with what it waits for, if that takes longer than --timeout. Needs DATABASE_URL, of a
+    /// role of unstale.grant_wait() or of a listener, and a running listener.
+    #[command(after_help = "Examples:\n  unstale wait\n  unstale wait --timeout 5m --instance eu1 && start-the-next-step")]
+    Wait(Wait),
+    /// Print the caching policy of the database as a document
+    ///
+    /// Markdown, or JSON: for each watch its keys, what readers were promised, how long a value may live and why, and how it is
+    /// deleted. --check also says what is missing, and then exits with 1: a watch without guarantee, max_ttl and reason, and keys in
+    /// Redis that begin as those of a watch and that no watch deletes. Needs DATABASE_URL, and REDIS_URL with --check.
+    #[command(after_help = "Examples:\n  unstale policy > CACHING.md\n  unstale policy --check --json | jq -r '.missing[]'")]
+    Policy(Policy),
     /// Show changes as they are committed, and the keys that they make stale
     ///
     /// A line for each: the time, how it was announced (notify or log), the table, the keys. Deletes nothing, needs no Redis, and a
@@ -185,6 +199,28 @@ pub enum Since {
     At(SystemTime),
 }
 
+/// `unstale wait`.
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// How long at the most
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
+    /// The listener whose Redis it is about; without it the configured `instance`
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
+}
+
+/// `unstale policy`.
+#[derive(Debug, Args)]
+pub struct Policy {
+    /// Also look for what is missing; exit code 1 if anything is
+    #[arg(long)]
+    pub check: bool,
+    /// Print JSON: {"watches": [{"table": ..., "keys": [...], "guarantee": ..., "max_ttl_seconds": ..., "reason": ..., ...}], "missing": [...]}
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `unstale tail`.
 #[derive(Debug, Args)]
 pub struct Tail {
@@ -235,6 +271,10 @@ fn since(text: &str) -> Result<Since, String> {
     }
     let time = humantime::parse_rfc3339_weak(text.trim_end_matches('Z')).ok().filter(|time| *time >= SystemTime::UNIX_EPOCH);
     time.map(Since::At).ok_or_else(|| "write a duration, as in 2h, or a time in UTC, as in 2026-01-31T10:00:00Z".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a duration with its unit, as in 10s or 2m".to_owned())
 }
 
 fn column(text: &str) -> Result<(String, String), String> {

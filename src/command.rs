@@ -7,10 +7,12 @@ pub mod demo;
 pub mod explain;
 pub mod man;
 pub mod migrate;
+pub mod policy;
 pub mod run;
 pub mod sweep;
 pub mod tail;
 pub mod uninstall;
+pub mod wait;
 
 use std::io::{ErrorKind, Write as _, stdout};
 

@@ -43,6 +43,17 @@ async fn dashboard_and_alerts_ask_for_metrics_that_there_are_and_leave_none_out(
     }
 }
 
+/// What nobody asks for is counted all the same.
+#[tokio::test]
+async fn a_trigger_that_does_not_fire_is_a_metric() {
+    let world = World::new().await;
+    world.users(3).await;
+    world.execute("alter table users disable trigger all").await;
+    let mut daemon = world.daemon().start();
+    daemon.ready().await;
+    until("it is counted", async || daemon.metric("unstale_findings", &[("severity", "error")]) >= 1.0).await;
+}
+
 #[test]
 fn the_dashboard_is_one_that_grafana_reads() {
     let dashboard: serde_json::Value = serde_json::from_str(&read("config/dashboard.json")).expect("JSON");

@@ -185,7 +185,7 @@ create or replace function unstale.listener_functions() returns setof regprocedu
 as $$
     select p.oid::regprocedure from pg_proc p
      where p.pronamespace = 'unstale'::regnamespace
-       and p.proname = any (array['version', 'listen', 'beat', 'probe', 'list_watches', 'register', 'touch', 'save', 'stored', 'forgotten', 'seen', 'open_gap',
+       and p.proname = any (array['version', 'listen', 'beat', 'probe', 'barrier', 'before_barrier', 'list_watches', 'register', 'touch', 'save', 'stored', 'forgotten', 'seen', 'open_gap',
                                   'close_gap', 'read_log', 'log_since', 'sweep_tables', 'notice_ddl', 'rotate_log', 'findings', 'microseconds', 'from_microseconds'])
     union all
     select p.oid::regprocedure

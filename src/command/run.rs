@@ -1,5 +1,6 @@
 //! `unstale run`: the listener. The only place that wires everything.
 
+mod findings;
 mod reload;
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -49,8 +50,10 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
     }
 
     let reloading = tokio::spawn(reload::on_hangup(hangup, file, config, filter, parts));
+    let counting = tokio::spawn(findings::count(parts_now.clone(), shutdown.clone()));
     driver::run(parts_now, readiness, shutdown).await;
     reloading.abort();
+    counting.abort();
     if let Some(probes) = probes {
         probes.await??;
     }

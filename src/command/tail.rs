@@ -40,7 +40,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
                 rules = self::rules(tail.watches().await?)?;
                 continue;
             }
-            Ok(Announcement::Bell | Announcement::Heartbeat(_) | Announcement::Probe(_)) => continue,
+            Ok(Announcement::Bell | Announcement::Heartbeat(_) | Announcement::Wait | Announcement::Probe(_)) => continue,
             Err(malformed) => {
                 let _ = writeln!(stderr(), "skipped: {}", visible::line(&malformed.to_string()));
                 continue;

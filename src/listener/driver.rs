@@ -263,6 +263,7 @@ impl Driver {
             }
             Action::StopSweep => self.sweep = None,
             Action::Send(command) => self.workers.begin(command),
+            Action::Keep(progress) => self.ask(Request::Keep(progress)),
             Action::Stop(progress) => {
                 if let Some(progress) = progress {
                     self.ask(Request::Save(progress));

@@ -14,6 +14,7 @@
 //!   dropped in favour of a new sweep from the watermark, and PostgreSQL is drained on.
 //! - `enter` alone assigns the state. Each timer is a field compared in [`Machine::deadline`] and in `tick` (timers.rs).
 
+mod barrier;
 mod gap;
 mod heart;
 mod intake;
@@ -34,6 +35,7 @@ use crate::observe::{Cause, Observation, Readiness};
 use crate::rule::{Rules, Target};
 use crate::watermark::{Proven, Server, Watermark};
 
+use barrier::Barrier;
 use gap::{Gap, Resume};
 use heart::Heart;
 use intake::Skipped;
@@ -122,6 +124,7 @@ pub struct Machine {
     watermark: Watermark,
     backoff: Backoff,
     heart: Heart,
+    barrier: Barrier,
     log: Log,
     gap: Option<Gap>,
     server: Option<Server>, // the PostgreSQL of the last session
@@ -150,6 +153,7 @@ impl Machine {
             rules: Rules::new(),
             backoff,
             heart: Heart::new(0, now),
+            barrier: Barrier::default(),
             log: Log::default(),
             gap: Some(Gap::new(Cause::Start, now)),
             server: None,
@@ -305,6 +309,7 @@ impl Machine {
             return;
         }
         self.heart = Heart::new(opening.backend, now);
+        self.barrier = Barrier::default();
         self.log = Log::default();
         self.reading = Reading::default();
         self.set_rules(opening.rules);
@@ -463,6 +468,7 @@ impl Machine {
             && let Some(n) = self.heart.take_settled()
         {
             self.watermark.acknowledged(n);
+            self.beat_is_proven(n);
         }
         if matches!(self.state, State::Draining { .. }) && self.batch.is_empty() {
             self.stop(true);

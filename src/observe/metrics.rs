@@ -39,6 +39,10 @@ fn describe() {
     describe_gauge!("unstale_watermark_age_seconds", Unit::Seconds, "How far the watermark is behind PostgreSQL's clock");
     describe_gauge!("unstale_notify_queue_ratio", "Share of PostgreSQL's notification queue in use, 0 to 1");
     describe_gauge!("unstale_pending_keys", "Keys and patterns that wait for Redis");
+    describe_gauge!(
+        "unstale_findings",
+        "What is not as it should be in the database, by severity: error or warning; NaN if it could not be asked"
+    );
     describe_gauge!("unstale_ready", "1 if ready, else 0");
     describe_histogram!(
         "unstale_freshness_seconds",
@@ -81,6 +85,13 @@ fn status(pending: usize, watermark_age: Option<Duration>) {
     gauge!("unstale_pending_keys").set(pending as f64);
     if let Some(age) = watermark_age {
         gauge!("unstale_watermark_age_seconds").set(age.as_secs_f64());
+    }
+}
+
+/// Errors and warnings in the database; `None`: it could not be asked.
+pub fn findings(found: Option<[u32; 2]>) {
+    for (n, severity) in ["error", "warning"].into_iter().enumerate() {
+        gauge!("unstale_findings", "severity" => severity).set(found.map_or(f64::NAN, |found| f64::from(found[n])));
     }
 }
 

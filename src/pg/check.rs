@@ -15,6 +15,8 @@ pub const LISTENER_FUNCTIONS: &[&str] = &[
     "listen",
     "beat",
     "probe",
+    "barrier",
+    "before_barrier",
     "list_watches",
     "register",
     "touch",
@@ -34,22 +36,30 @@ pub const LISTENER_FUNCTIONS: &[&str] = &[
     "from_microseconds",
 ];
 
+/// What does not depend on the role that asks: `unstale.findings()`.
+///
+/// # Errors
+/// [`Error::Statement`].
+pub async fn of_database(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let rows = sqlx::query("select severity, about, finding, remedy from unstale.findings()")
+        .fetch_all(connection)
+        .await
+        .map_err(Error::of("looking at the database"))?;
+    let finding = |row: &PgRow| Finding {
+        severity: if row.get::<&str, _>(0) == "error" { Severity::Error } else { Severity::Warning },
+        about: row.get(1),
+        finding: row.get(2),
+        remedy: row.get(3),
+    };
+    Ok(rows.iter().map(finding).collect())
+}
+
 /// All that is not as it should be.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
-    let mut findings = Vec::new();
-    let rows = sqlx::query("select severity, about, finding, remedy from unstale.findings()")
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(Error::of("looking at the database"))?;
-    findings.extend(rows.iter().map(|row| Finding {
-        severity: if row.get::<&str, _>(0) == "error" { Severity::Error } else { Severity::Warning },
-        about: row.get(1),
-        finding: row.get(2),
-        remedy: row.get(3),
-    }));
+    let mut findings = of_database(connection).await?;
     let unindexed = sweep::without_index(connection).await?;
     findings.extend(unindexed.into_iter().map(|(table, column, remedy)| {
         let sentence = format!("a large table without an index on {column}: after a gap each page of a sweep reads all of it");

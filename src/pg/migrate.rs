@@ -27,6 +27,7 @@ const NUMBERED: &[(i64, &str, &str)] = &[
 
 /// Name and text, in any order.
 const REPEATABLE: &[(&str, &str)] = &[
+    ("barrier", include_str!("../../migrations/repeatable/barrier.sql")),
     ("ddl", include_str!("../../migrations/repeatable/ddl.sql")),
     ("findings", include_str!("../../migrations/repeatable/findings.sql")),
     ("instances", include_str!("../../migrations/repeatable/instances.sql")),

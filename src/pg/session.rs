@@ -72,8 +72,10 @@ pub enum Request {
     OpenGap(Cause, Duration),
     /// Note that it is closed.
     CloseGap(GapSummary),
-    /// Store the checkpoint.
+    /// Store the checkpoint, and say so.
     Save(Progress),
+    /// Store the checkpoint.
+    Keep(Progress),
 }
 
 /// Under what name progress is kept, and for how long.
@@ -350,6 +352,10 @@ impl Control {
             Request::CloseGap(summary) => {
                 let noted = self.close_gap(summary).await;
                 self.tolerate(noted).map(|()| None)
+            }
+            Request::Keep(progress) => {
+                let kept = self.save(&progress).await;
+                self.tolerate(kept).map(|()| None)
             }
             Request::Save(progress) => {
                 let kept = self.save(&progress).await;

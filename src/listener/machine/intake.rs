@@ -44,6 +44,10 @@ impl Machine {
                 self.log_is_rung(now);
                 Ok(())
             }
+            Announcement::Wait => {
+                self.is_awaited();
+                Ok(())
+            }
             Announcement::Probe(probe) => {
                 self.probed(&probe);
                 Ok(())

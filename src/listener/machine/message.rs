@@ -97,6 +97,8 @@ pub enum Action {
     OpenGap(Cause, Duration),
     /// Note in the ledger that it is closed.
     CloseGap(GapSummary),
+    /// Store the progress now, and go on.
+    Keep(Progress),
     /// Store the progress now, then leave.
     Stop(Option<Progress>),
     /// Tell.

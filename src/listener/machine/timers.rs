@@ -36,6 +36,7 @@ impl Machine {
                     .chain(log)
                     .chain(walk)
                     .chain(self.reading.due())
+                    .chain(self.hurry_due())
                     .min()
             }
         }
@@ -80,6 +81,7 @@ impl Machine {
         if self.heart.answered && now >= self.heart.asked + self.settings.interval {
             self.beat(now);
         }
+        self.hurry(now);
         self.tell_skipped(now);
         self.tell_progress(now);
         if self.batch.is_full(Lane::Live) && now >= self.link.answered() + self.settings.stall {
@@ -89,6 +91,7 @@ impl Machine {
 
     pub(super) fn beat(&mut self, now: Instant) {
         let n = self.heart.ask(now);
+        self.beat_serves(n);
         let progress = self.progress();
         self.actions.push(Action::Beat { n, progress });
     }

@@ -25,7 +25,8 @@ impl World {
         let message = match self.below(8) {
             0 => format!(r#"{{"watch":1,"rev":{revs},"all":true}}"#),
             1 => format!(r#"{{"watch":{},"rev":1,"new":{{"id":"1"}}}}"#, revs + 2),
-            2..=4 => r#"{"watches":true}"#.to_owned(),
+            2 | 3 => r#"{"watches":true}"#.to_owned(),
+            4 => r#"{"wait":true}"#.to_owned(),
             _ => r#"{"bell":true}"#.to_owned(),
         };
         self.say(|| format!("forged: {message}"));

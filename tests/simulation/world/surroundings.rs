@@ -43,6 +43,7 @@ impl World {
             Action::Sweep { checkpoint, done } => self.start_sweep(checkpoint, done.get(&1).copied()),
             Action::StopSweep => self.sweep += 1,
             Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
+            Action::Keep(progress) if self.up && self.listening && !self.black_holed => self.save(progress),
             Action::Stop(Some(progress)) if self.up && self.listening && !self.black_holed => self.save(progress),
             Action::ReadWatches => {
                 let before = if self.flaw == Flaw::WatchesReadBefore { self.rev.max(2) - 1 } else { self.rev };
@@ -53,7 +54,7 @@ impl World {
             }
             Action::Observe(observation) => self.say(|| format!("    {observation:?}")),
             Action::CloseGap(_) => self.brought = None,
-            Action::Stop(_) | Action::OpenGap(..) => {}
+            Action::Keep(_) | Action::Stop(_) | Action::OpenGap(..) => {}
             Action::ReadLog => {
                 if self.listening && !self.black_holed {
                     self.later(3, Event::LogPage { session: self.session });
