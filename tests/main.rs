@@ -37,5 +37,5 @@ mod tls;
 mod trigger;
 mod uninstall;
 mod upgrade;
-mod writers;
 mod wait;
+mod writers;
