@@ -98,11 +98,12 @@ end
 $$;
 
 -- The same for a writer with a lock_timeout, which counts also for the lock by which the log grows while others write to it. It does not
--- announce: the commit would be under the lock_timeout again.
+-- announce, because the commit would be under the lock_timeout again: with `trace_notify` nobody does, and only a superuser could let a
+-- function set a parameter of our own.
 create or replace function unstale.tell_patiently(watch_id integer, change text) returns boolean
     language plpgsql
     set lock_timeout = 0
-    set unstale.bell = 'off'
+    set trace_notify = on
 as $$
 begin
     return unstale.tell(watch_id, change, false, false);
