@@ -1,5 +1,5 @@
 -- What was promised to the readers of a watch's keys and why, and where a cached value carries the version of its row. For people,
--- `unstale policy` and `unstale audit`: no trigger and no function of a watch is made of it.
+-- `unstale policy`: no trigger and no function of a watch is made of it.
 --
 -- Safe while an older listener runs, which does not read it.
 

@@ -21,6 +21,7 @@
 //! | P5 | A watched table's writer never fails because of us, and never waits for the listener or for Redis | `trigger`, `hostile` |
 //! | P6 | Applying twice equals applying once | UNLINK; `sink` |
 //! | P7 | Ready means: a heartbeat went through PostgreSQL and back, and Redis answered, within two intervals | `session`, `sink`, `daemon` |
+//! | P8 | Whoever may only connect, or only write a table, can make the listener do nothing, hear nothing, and become nothing; the listener's role can read no table | `attack` |
 //!
 //! # The map
 //!

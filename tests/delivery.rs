@@ -59,11 +59,8 @@ async fn switching_a_table_under_load_loses_nothing() {
             let mut changes = 0;
             while !enough.load(Ordering::Relaxed) {
                 changes += 1;
-                let keys = [format!("email:{id}@{changes}"), format!("email:{id}@{}", changes - 1), format!("user:{id}")];
+                let (keys, update) = World::change_of_email(id, changes);
                 cache.put_all(keys, "a cached value").expect("Redis takes it");
-                // Every other one forgets to stamp the row.
-                let stamp = if changes % 2 == 0 { ", updated_at = clock_timestamp()" } else { "" };
-                let update = format!("update users set email = '{id}@{changes}'{stamp} where id = {id}");
                 sqlx::query(AssertSqlSafe(update)).execute(&sql).await.expect("P5: no writer fails");
             }
             (id, changes)
@@ -73,10 +70,10 @@ async fn switching_a_table_under_load_loses_nothing() {
         deliver(&world, delivery).await;
     }
     enough.store(true, Ordering::Relaxed);
-    let mut keys: Vec<String> = (1..=WRITERS).map(|id| format!("user:{id}")).collect();
+    let mut keys = Vec::new();
     for (id, changes) in writers.join_all().await {
         assert!(changes > 10, "only {changes} changes while it was switched");
-        keys.extend((0..=changes).map(|n| format!("email:{id}@{n}")));
+        keys.extend(World::keys_of_emails(id, changes));
     }
     world.gone(keys).await;
     assert_eq!(daemon.gaps(), gaps, "a sweep may have hidden a loss");

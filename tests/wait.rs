@@ -1,6 +1,6 @@
 //! `unstale wait`: when it returns, everything that was committed before is gone, whatever fails meanwhile.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -35,12 +35,12 @@ async fn link_to_redis(world: &World) -> Link {
     Link::to_port(world.redis.port().expect("it listens on TCP")).await
 }
 
-/// Cached, changed, waited for, gone: `tries` times. How long each wait took.
-async fn never_early(world: &mut World, tries: u32) -> Vec<Duration> {
+/// Cached, changed, waited for, gone: until so many tries are enough. How long each wait took.
+async fn never_early(world: &mut World, are_enough: impl Fn(u32) -> bool) -> Vec<Duration> {
     let mut sql = PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
     let mut asker = PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
     let mut took = Vec::new();
-    for n in 1..=tries {
+    for n in (1..).take_while(|n| !are_enough(n - 1)) {
         let (table, id) = (["by_row", "by_statement", "by_log"][n as usize % 3], 1 + n / 3 % 50);
         let key = format!("{table}:{id}");
         world.fill([&key]);
@@ -57,8 +57,8 @@ async fn never_early(world: &mut World, tries: u32) -> Vec<Duration> {
     took
 }
 
-/// Cuts sessions, ends backends and takes Redis away until it is stopped, and says which it was.
-async fn break_things(mut sql: PgConnection, to_postgres: &Link, to_redis: &Link, stop: &AtomicBool) -> [u32; 4] {
+/// Cuts sessions, ends backends and takes Redis away until it is stopped, and says which it was; `done` counts them.
+async fn break_things(mut sql: PgConnection, to_postgres: &Link, to_redis: &Link, stop: &AtomicBool, done: &AtomicUsize) -> [u32; 4] {
     let mut count = [0; 4];
     for round in (0_usize..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         count[round % 4] += 1;
@@ -76,6 +76,7 @@ async fn break_things(mut sql: PgConnection, to_postgres: &Link, to_redis: &Link
                 sqlx::raw_sql(terminate).execute(&mut sql).await.expect("an administrator may");
             }
         }
+        done.store(round + 1, Ordering::Relaxed);
         healthy_for(300 * (1 + round as u64 % 5)).await;
     }
     count
@@ -93,15 +94,15 @@ async fn never_early_among_faults(tries: u32) {
     let redis_url = format!("redis://{}", to_redis.addr());
     let mut daemon = Daemon::settings(&world.database_url_at(to_postgres.port()), &redis_url).impatient().start();
     daemon.ready().await;
-    let stop = AtomicBool::new(false);
+    let (stop, broken) = (AtomicBool::new(false), AtomicUsize::new(0));
     let sql = PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
     let trying = async {
-        let took = never_early(&mut world, tries).await;
+        let took = never_early(&mut world, |n| n >= tries && broken.load(Ordering::Relaxed) >= 4).await;
         stop.store(true, Ordering::Relaxed);
         took
     };
-    let (took, faults) = tokio::join!(trying, break_things(sql, &to_postgres, &to_redis, &stop));
-    println!("{tries} tries, the longest {:?}; resets, resets of Redis, cuts of Redis, terminations: {faults:?}", took.iter().max());
+    let (took, faults) = tokio::join!(trying, break_things(sql, &to_postgres, &to_redis, &stop, &broken));
+    println!("{} tries, the longest {:?}; resets, resets of Redis, cuts of Redis, terminations: {faults:?}", took.len(), took.iter().max());
     assert!(faults.iter().all(|count| *count > 0), "{faults:?}");
 }
 
@@ -123,7 +124,7 @@ async fn it_returns_within_twenty_milliseconds_in_quiet_times() {
     world.execute(TABLES).await;
     let mut daemon = world.daemon().start();
     daemon.ready().await;
-    let mut took = never_early(&mut world, 2_000).await;
+    let mut took = never_early(&mut world, |n| n >= 2_000).await;
     took.sort();
     println!("p50 {:?}, p99 {:?}, longest {:?}", took[1_000], took[1_980], took[1_999]);
     assert!(took[1_980] <= Duration::from_millis(20));

@@ -47,17 +47,10 @@ $$;
 
 -- Lets a role run `unstale wait`, and nothing else. Call it as the owner of the schema.
 create or replace function unstale.grant_wait(role regrole) returns void
-    language plpgsql
+    language sql
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    f regprocedure;
-begin
-    execute format('grant usage on schema unstale to %s', role);
-    foreach f in array array['unstale.version()', 'unstale.barrier()', 'unstale.before_barrier(text, xid8)']::regprocedure[] loop
-        execute format('grant execute on function %s to %s', f, role);
-    end loop;
-end
+    select unstale.grant_execute(role, array['unstale.version()', 'unstale.barrier()', 'unstale.before_barrier(text, xid8)']::regprocedure[])
 $$;
 
 comment on function unstale.grant_wait is 'Lets a role run `unstale wait`: EXECUTE on three functions of the schema unstale, and no table';

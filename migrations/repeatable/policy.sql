@@ -20,7 +20,7 @@ as $$
                      'bpchar'::regtype, 'uuid'::regtype, 'timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
 $$;
 
--- Is it the place of one value in a JSON document, $.name, $['any name'] or $[0], one behind the other? src/place.rs reads the same.
+-- Is it the place of one value in a JSON document, $.name, $['any name'] or $[0], one behind the other?
 create or replace function unstale.is_json_place(path text) returns boolean
     language sql immutable
     set search_path = pg_catalog, pg_temp

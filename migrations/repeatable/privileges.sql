@@ -194,8 +194,8 @@ as $$
      where w.ended is null
 $$;
 
--- Lets a role listen: EXECUTE on what a listener calls, and nothing else. Call it as the owner of the schema.
-create or replace function unstale.grant_listener(role regrole) returns void
+-- Lets a role call these functions, and nothing else.
+create or replace function unstale.grant_execute(role regrole, functions regprocedure[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
@@ -203,10 +203,18 @@ declare
     f regprocedure;
 begin
     execute format('grant usage on schema unstale to %s', role);
-    for f in select * from unstale.listener_functions() loop
+    foreach f in array functions loop
         execute format('grant execute on function %s to %s', f, role);
     end loop;
 end
+$$;
+
+-- Lets a role listen: EXECUTE on what a listener calls. Call it as the owner of the schema.
+create or replace function unstale.grant_listener(role regrole) returns void
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select unstale.grant_execute(role, array(select f from unstale.listener_functions() f))
 $$;
 
 comment on function unstale.grant_listener is 'Lets a role listen: EXECUTE on functions of the schema unstale, and no table';

@@ -322,7 +322,8 @@ end
 $$;
 
 -- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those. Partitions have row triggers:
--- a statement's trigger fires only on the table that it names. Written as it is so that PostgreSQL inlines it: what looks at every watch
+-- a statement's trigger fires only on the table that it names. So have inheritance children, which PostgreSQL allows no transition
+-- tables. Written as it is so that PostgreSQL inlines it: what looks at every watch
 -- is planned once.
 create or replace function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
     language sql stable
@@ -414,12 +415,11 @@ end;
 -- shows that (ddl.sql), and somebody's maintenance makes one every day.
 create or replace function unstale.silent_triggers(w unstale.watch) returns table (relation regclass, name text, fires "char")
     language sql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select t.* from unstale.wrong_triggers(w) t
-     where not (t.fires is null and t.name = format('unstale_%s_truncate', w.id)
-                and t.relation <> w.relation and (select c.relkind = 'p' from pg_class c where c.oid = w.relation))
-$$;
+begin atomic
+    select t.relation, t.name, t.fires from unstale.wrong_triggers(w) t
+     where not (t.fires is null and t.name = format('unstale_%s_truncate', (w).id)
+                and t.relation <> (w).relation and (select c.relkind = 'p' from pg_class c where c.oid = (w).relation));
+end;
 
 -- The generated functions of the watch that are not there.
 create or replace function unstale.missing_functions(w unstale.watch) returns setof text

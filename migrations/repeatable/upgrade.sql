@@ -67,6 +67,9 @@ begin
                 using hint = format('select unstale.regenerate(%s);', known.id);
         end;
     end loop;
+    if only_watch is null then
+        perform unstale.guard_bookkeeping(); -- last: writers wait for its locks on the log until the end of the transaction
+    end if;
     return made;
 end
 $$;
@@ -118,7 +121,6 @@ begin
             using errcode = 'insufficient_privilege', hint = format('Drop it if nobody knows it, or give it to %s.', unstale.owner());
     end if;
     perform unstale.drop_retired();
-    perform unstale.guard_bookkeeping();
     for f in select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute') loop
         execute format('revoke all on function %s from public', f);
     end loop;

@@ -20,7 +20,7 @@ create or replace function unstale.watch(
     any_prefix   boolean default false, -- templates may begin with a column: the pattern of all their keys may be everybody's
     guarantee    text default null, -- what readers were promised: 'lease', 'bounded' (by max_ttl) or 'eventual'; `unstale policy` asks
     reason       text default null, -- why it is cached, and for so long
-    version      text default null, -- the column whose value each cached copy carries; `unstale audit` asks
+    version      text default null, -- the column whose value each cached copy carries; `unstale policy` prints it
     version_path text default null  -- and where: a JSONPath in a string, or the name of a field of a hash
 ) returns text -- 'added', 'changed' or 'unchanged'
     language plpgsql

@@ -83,6 +83,8 @@ begin
         if announced and sweepable then
             return true;
         end if;
+    elsif pg_catalog.textne(pg_catalog.current_setting('lock_timeout'), '0') then
+        return unstale.tell_patiently(watch_id, change);
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
         insert into unstale.change_log_1 (watch, announced, change) values (watch_id, announced, change);
@@ -92,6 +94,19 @@ begin
         insert into unstale.change_log_3 (watch, announced, change) values (watch_id, announced, change);
     end if;
     return announced;
+end
+$$;
+
+-- The same for a writer with a lock_timeout, which counts also for the lock by which the log grows while others write to it. It does not
+-- announce, because the commit would be under the lock_timeout again: with `trace_notify` nobody does, and only a superuser could let a
+-- function set a parameter of our own.
+create or replace function unstale.tell_patiently(watch_id integer, change text) returns boolean
+    language plpgsql
+    set lock_timeout = 0
+    set trace_notify = on
+as $$
+begin
+    return unstale.tell(watch_id, change, false, false);
 end
 $$;
 

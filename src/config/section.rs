@@ -273,7 +273,7 @@ pub struct Watch {
     /// Why it is cached, and for so long, in a sentence for `unstale policy`.
     #[serde(with = "text::column")]
     pub reason: Option<String>,
-    /// The column whose value each cached copy carries, for `unstale audit`.
+    /// The column whose value each cached copy carries, for `unstale policy`.
     #[serde(with = "text::column")]
     pub version: Option<String>,
     /// Where a cached copy carries it: a JSONPath in a string, or a field of a hash.

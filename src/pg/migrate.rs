@@ -251,9 +251,11 @@ async fn run_repeatable(connection: &mut PgConnection) -> Result<Vec<String>, Er
     )
     .bind(&names)
     .bind(&texts)
-    .execute(connection)
+    .execute(&mut *connection)
     .await
     .map_err(Error::of("writing unstale.repeatable"))?;
+    // Last: writers wait for its locks on the log until the transaction ends.
+    connection.execute("select unstale.guard_bookkeeping()").await.map_err(Error::of("guarding the bookkeeping"))?;
     Ok(differ)
 }
 

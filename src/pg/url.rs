@@ -244,7 +244,7 @@ fn query_part(pair: &str) -> Result<(&'static str, String), String> {
         return Ok(("sslmode", "require".into())); // JDBC's spelling, which libpq takes, too
     }
     let Some((known, _, rule)) = PARTS.iter().find(|(known, ..)| *known == name) else {
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-[].".contains(c)) {
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || "_-[].".contains(c)) {
             return Err(format!("what follows the ? is not name=value&name=value; {ENCODE}"));
         }
         let names = PARTS.iter().filter(|(.., rule)| !matches!(rule, Rule::Never(_))).map(|(name, ..)| *name);

@@ -193,8 +193,9 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// A name with a digit in it is no part of any URL, and may be one of a password that was not encoded.
 fn unknown(kind: Kind, name: &str) -> String {
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || "_-.".contains(c)) {
         return format!("what follows the ? is not name=value; {ENCODE}");
     }
     match (kind, name) {

@@ -1,7 +1,7 @@
 //! The way to Redis: TCP, TLS or a Unix socket, with a fence before fred.
 //!
 //! fred has no place where its bytes could be looked at. So it is given a socket of this process, behind which a task carries what it
-//! says to Redis, and what Redis says, once it has passed the fence, to it. That is two copies in memory, under 20 µs a command. Must hold:
+//! says to Redis, and what Redis says, once it has passed the fence, to it. That is two copies in memory. Must hold:
 //! only this process can connect to that socket, and it takes one connection.
 
 use std::path::PathBuf;

@@ -68,6 +68,18 @@ impl World {
         keys.into_iter().filter(|key| self.cache.has(key).expect("Redis answers")).collect()
     }
 
+    /// The `n`th change of a user's e-mail: the keys that may be cached until then, and the SQL. Every other one forgets to stamp the row.
+    pub(crate) fn change_of_email(id: u32, n: u32) -> ([String; 3], String) {
+        let keys = [format!("email:{id}@{n}"), format!("email:{id}@{}", n - 1), format!("user:{id}")];
+        let stamp = if n.is_multiple_of(2) { ", updated_at = clock_timestamp()" } else { "" };
+        (keys, format!("update users set email = '{id}@{n}'{stamp} where id = {id}"))
+    }
+
+    /// All keys of so many such changes.
+    pub(crate) fn keys_of_emails(id: u32, changes: u32) -> impl Iterator<Item = String> {
+        (0..=changes).map(move |n| format!("email:{id}@{n}")).chain([format!("user:{id}")])
+    }
+
     /// A number that SQL makes.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
         let number = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&self.sql).await;
