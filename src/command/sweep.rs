@@ -82,6 +82,8 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
         sweep.finish().await
     };
     let result = shutdown.run_until_cancelled(Box::pin(work)).await;
+    // What Redis is doing is counted, too, unless it does not say so in time.
+    let _ = tokio::time::timeout(config.redis.timeout, sweep.settle()).await;
     sweep.end();
     match result {
         Some(result) => result.context("not all is swept; what was deleted stays deleted, and the same command does the rest"),
@@ -299,6 +301,18 @@ impl Hand {
             }
         }
         Ok(())
+    }
+
+    /// Until nothing is on its way. What failed stays undone.
+    async fn settle(&mut self) {
+        while self.on_their_way > 0
+            && let Some(workers) = &mut self.workers
+        {
+            if let Report::Done { done, .. } = workers.next().await {
+                self.on_their_way -= 1;
+                self.count.deleted += done.existed;
+            }
+        }
     }
 
     fn end(&self) {
