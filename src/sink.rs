@@ -22,12 +22,13 @@ mod walk;
 mod wire;
 pub mod worker;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batch::Work;
 use crate::config::{Source, Tls};
-use crate::delivered::Delivered;
+use crate::delivered::{Delivered, Left};
 use crate::exposure::{self, Exposure};
 
 use cluster::Cluster;
@@ -35,7 +36,7 @@ use connection::Settings;
 pub use error::Error;
 pub use marks::Marks;
 use sentinel::Sentinels;
-use server::{Manner, Marking, Server, Way};
+use server::{Manner, Marking, Outcome, Server, Way};
 pub use slots::slot;
 use url::Place;
 use wire::Address;
@@ -119,7 +120,13 @@ impl Sink {
         };
         let outcome = match work {
             Work::Keys(keys) if keys.is_empty() => server.delete(&[], Manner::Alone).await?,
-            Work::Keys(keys) => server.delete(&[routing::shared(keys)], Manner::Alone).await?,
+            Work::Keys(keys) => {
+                let outcome = server.delete(&[routing::shared(keys)], Manner::Alone).await?;
+                if !outcome.refused.is_empty() {
+                    return one_by_one(server, keys).await;
+                }
+                outcome
+            }
             Work::Patterns(patterns) if patterns.is_empty() => server.delete(&[], Manner::Alone).await?,
             Work::Patterns(patterns) => server.walk(patterns, Manner::Alone).await?,
         };
@@ -160,4 +167,19 @@ impl Sink {
     pub fn user(&self) -> String {
         self.settings.url().ok().and_then(|url| url.user).unwrap_or_else(|| "default".into())
     }
+}
+
+/// Deletes the keys that the user may touch, where one of them held up the others.
+async fn one_by_one(server: &Server, keys: &[String]) -> Result<Done, Error> {
+    let groups: Vec<_> = keys.iter().map(|key| routing::shared(std::slice::from_ref(key))).collect();
+    let Outcome { existed, answer, refused, .. } = server.delete(&groups, Manner::Alone).await?;
+    let places: HashSet<usize> = refused.iter().map(|(place, _)| *place).collect();
+    let (mut done, mut left) = (Vec::new(), Vec::new());
+    for (place, key) in keys.iter().enumerate() {
+        if places.contains(&place) { left.push(key.clone()) } else { done.push(key.clone()) }
+    }
+    let mut delivered = Delivered::whole(answer, Work::Keys(Arc::new(done)));
+    delivered.left =
+        refused.into_iter().next().map(|(_, words)| Left { reason: Error::Refused(words).to_string(), work: Work::Keys(Arc::new(left)) });
+    Ok(Done { existed, delivered })
 }

@@ -99,7 +99,6 @@ fn a_url_that_cannot_be_meant_is_exit_code_2_and_named_by_its_part() {
     for (url, says) in [
         ("redis://h?db=2", "REDIS_URL: the database's number comes after the host, as in redis://host:6379/2"),
         ("redis-cluster://h:1?nodes=h:2", "did you mean node?"),
-        ("redis-cluster://h:1?node=h:2", "not supported yet"),
         ("unix:///run/redis.sock", "redis+unix:///run/redis.sock"),
     ] {
         for arguments in ["run", "check", "sweep --all"] {

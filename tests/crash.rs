@@ -43,6 +43,9 @@ const ROUND: std::ops::Range<u64> = 12..45;
 /// A long run, unless `UNSTALE_CHAOS` says how long.
 const LONG: Duration = Duration::from_mins(30);
 
+/// How long the listener may take to catch up with all that it has missed: a debug build, on a machine that it shares with the faults.
+const CATCH_UP: Duration = Duration::from_mins(3);
+
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(5);
 
@@ -173,7 +176,7 @@ impl Chaos {
     /// commit has come back with all before it acknowledged, and no gap is open.
     async fn come_through(&mut self) {
         let listener = self.faults.listener();
-        listener.ready().await;
+        listener.ready_within(CATCH_UP).await;
         let (mut sql, mut cache) = (self.sql().await, self.cache());
         let key = TABLES[0].row_key(MARKER);
         cache.put(&[(key.clone(), "marker".to_owned())]).expect("Redis is up");

@@ -352,15 +352,52 @@ async fn a_mark_that_is_gone_or_of_somebody_else_replays_the_window() {
 async fn a_redis_that_refuses_writes_is_named_for_it_and_ready_waits_for_all_that_was_received() {
     let (mut world, _link, mut daemon) = linked().await;
     let config = |world: &mut World, name: &str, value: &str| drop(world.cache.ask(&["config", "set", name, value]).expect("it answers"));
-    for (name, on, off, expected) in [("min-replicas-to-write", "1", "0", "too few replicas are in step: NOREPLICAS")] {
-        config(&mut world, name, on);
-        world.change_users().await;
-        not_ready_because(&daemon, expected).await;
-        config(&mut world, name, off);
-        daemon.ready().await;
-        assert!(world.left(World::STALE).is_empty(), "it was ready before all was deleted");
-    }
+    config(&mut world, "min-replicas-to-write", "1");
+    world.change_users().await;
+    not_ready_because(&daemon, "too few replicas are in step: NOREPLICAS").await;
+    config(&mut world, "min-replicas-to-write", "0");
+    daemon.ready().await;
+    assert!(world.left(World::STALE).is_empty(), "it was ready before all was deleted");
     world.users_are_fresh(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_redis_whose_snapshot_failed_is_named_for_it_and_ready_waits_for_all_that_was_received() {
+    let (mut world, _link, mut daemon) = linked().await;
+    // A snapshot cannot take the place of a directory.
+    let in_the_way = world.redis.directory().join("dump.rdb");
+    let _ = std::fs::remove_file(&in_the_way);
+    std::fs::create_dir(&in_the_way).expect("a directory");
+    world.cache.ask(&["config", "set", "save", "3600 1000000"]).expect("it answers");
+    world.cache.ask(&["bgsave"]).expect("it answers");
+    until("the snapshot failed", async || matches!(world.cache.put("other", "x"), Err(error) if error.to_string().contains("MISCONF")))
+        .await;
+    world.change_users().await;
+    not_ready_because(&daemon, "refuses writes because its last snapshot failed").await;
+    std::fs::remove_dir(&in_the_way).expect("it is empty");
+    world.cache.ask(&["bgsave"]).expect("it answers");
+    daemon.ready().await;
+    assert!(world.left(World::STALE).is_empty(), "it was ready before all was deleted");
+    world.users_are_fresh(&daemon).await;
+}
+
+#[tokio::test]
+async fn a_user_that_may_not_touch_one_of_the_keys_is_named_for_it_and_deletes_the_others() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let rule = |keys: &'static str| ["acl", "setuser", "narrow", "on", ">secret", "~user:*", "~unstale:*", keys, "+@all"];
+    world.cache.ask(&rule("~session:*")).expect("it answers");
+    let url = format!("redis://narrow:secret@127.0.0.1:{}", world.redis.port().expect("by TCP"));
+    let mut daemon = daemon_at(&world, &url);
+    daemon.ready().await;
+    world.fill_users();
+    world.change_users().await;
+    not_ready_because(&daemon, "touch a key").await;
+    world.gone(World::STALE.into_iter().filter(|key| key.starts_with("user:"))).await;
+    assert!(world.left(World::STALE).iter().all(|key| key.starts_with("email:")));
+    world.cache.ask(&rule("~email:*")).expect("it answers");
+    world.users_are_fresh(&daemon).await;
+    daemon.ready().await;
 }
 
 #[tokio::test]

@@ -55,7 +55,8 @@ impl Error {
     }
 }
 
-fn is_of_key(words: &str) -> bool {
+/// Do these words refuse a key, and not the command?
+pub(super) fn is_of_key(words: &str) -> bool {
     code(words) == Some("NOPERM") && words.contains(" key") && !words.contains("permissions to run")
 }
 

@@ -51,7 +51,10 @@ impl Sink {
             self.part(part, step).await?;
         }
         for key in patterns.iter().map(String::as_str).filter(|pattern| pattern.contains('*')).chain(["unstale:check:"]) {
-            let delete = async |server: &Server| server.delete(&[vec![key.into()]], Manner::Alone).await;
+            let delete = async |server: &Server| match server.delete(&[vec![key.into()]], Manner::Alone).await?.refused.pop() {
+                Some((_, words)) => Err(Error::Refused(words)),
+                None => Ok(()),
+            };
             self.owner(key, delete).await?;
         }
         Ok(())

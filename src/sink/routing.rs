@@ -141,7 +141,8 @@ impl Cluster {
         sum.existed += outcome.existed;
         let mut rest = Vec::new();
         for (place, (part, key)) in keys.into_iter().enumerate() {
-            if outcome.elsewhere.iter().any(|(group, _)| *group == place) {
+            let is_here = outcome.elsewhere.iter().all(|(group, _)| *group != place);
+            if !is_here || outcome.refused.iter().any(|(group, _)| *group == place) {
                 rest.push(key);
             } else if let Some(Part { work: Work::Keys(done), .. }) = sum.parts.get_mut(part) {
                 // It has no slot, so no mark, either: whoever gives the slot away vouches for it.
@@ -272,9 +273,19 @@ impl Sum {
     fn take(&mut self, share: Share) -> Vec<(Vec<String>, Redirect)> {
         let Share { primary, mut groups, result } = share;
         match result {
-            Ok(Outcome { existed, answer, elsewhere }) => {
+            Ok(Outcome { existed, answer, elsewhere, refused }) => {
                 self.existed += existed;
-                let redirected = elsewhere.into_iter().map(|(group, redirect)| (std::mem::take(&mut groups[group]), redirect)).collect();
+                let mut redirected: Vec<_> =
+                    elsewhere.into_iter().map(|(group, redirect)| (std::mem::take(&mut groups[group]), redirect)).collect();
+                for (group, words) in refused {
+                    let group = std::mem::take(&mut groups[group]);
+                    if let [_] = &group[..] {
+                        self.reason = Some(Error::Refused(words).to_string());
+                        self.left.extend(group);
+                    } else {
+                        redirected.push((group, Redirect::Apart)); // one of them holds up the others
+                    }
+                }
                 let keys = groups.into_iter().flatten().collect();
                 self.parts.push(Part { answer, work: Work::Keys(Arc::new(keys)) });
                 redirected

@@ -62,6 +62,8 @@ pub(super) struct Outcome {
     pub(super) answer: Answer,
     /// Which of the groups live elsewhere, by their places in the command.
     pub(super) elsewhere: Vec<(usize, Redirect)>,
+    /// Which of the groups hold a key that the user may not touch, and what Redis said.
+    pub(super) refused: Vec<(usize, String)>,
 }
 
 /// How a command for keys is sent.
@@ -156,11 +158,11 @@ impl Server {
         };
 
         let mut replies = replies.into_iter();
-        let (existed, elsewhere) = counted(connection, groups.len(), manner, &mut replies)?;
-        if answer.is_marked {
-            answer.is_marked = self.marked(connection, &answer.mark, &least, replies.next())?;
+        let mut outcome = counted(connection, groups.len(), manner, &mut replies, answer)?;
+        if outcome.answer.is_marked {
+            outcome.answer.is_marked = self.marked(connection, &outcome.answer.mark, &least, replies.next())?;
         }
-        Ok(Outcome { existed, answer, elsewhere })
+        Ok(outcome)
     }
 
     /// What SET said to the mark: was it written? It also brings the mark before it, which tells a server that was set back behind a
@@ -248,31 +250,32 @@ impl Server {
     }
 }
 
-/// How many keys existed, and which groups live elsewhere.
+/// How many keys existed, and which groups live elsewhere, or were refused for one of their keys.
 fn counted(
     connection: &Connection,
     groups: usize,
     manner: Manner,
     replies: &mut impl Iterator<Item = Result<Value, fred::error::Error>>,
-) -> Result<(u64, Vec<(usize, Redirect)>), Error> {
-    let (mut existed, mut elsewhere) = (0, Vec::new());
+    answer: Answer,
+) -> Result<Outcome, Error> {
+    let mut outcome = Outcome { existed: 0, answer, elsewhere: Vec::new(), refused: Vec::new() };
     for group in 0..groups {
         if manner == Manner::Asking {
             replies.next();
         }
         match replies.next().unwrap_or(Ok(Value::Null)).and_then(Value::convert::<u64>) {
-            Ok(number) => existed += number,
-            Err(error) => {
-                let error = command_error(&error, connection.timeout);
-                let Error::Refused(words) = &error else { return Err(error) };
-                match Redirect::read(words).filter(|_| manner != Manner::Alone) {
-                    Some(redirect) => elsewhere.push((group, redirect)),
-                    None => return Err(error),
-                }
-            }
+            Ok(number) => outcome.existed += number,
+            Err(error) => match command_error(&error, connection.timeout) {
+                Error::Refused(words) if error::is_of_key(&words) => outcome.refused.push((group, words)),
+                Error::Refused(words) => match Redirect::read(&words).filter(|_| manner != Manner::Alone) {
+                    Some(redirect) => outcome.elsewhere.push((group, redirect)),
+                    None => return Err(Error::Refused(words)),
+                },
+                error => return Err(error),
+            },
         }
     }
-    Ok((existed, elsewhere))
+    Ok(outcome)
 }
 
 async fn read_mark(connection: &Connection, key: &str) -> Result<Found, Error> {

@@ -48,7 +48,11 @@ impl Server {
                 let rest = keys.split_off(fits.count().max(1));
                 // A key that has moved since is another server's business.
                 let groups = if manner == Manner::Alone { vec![keys] } else { slots::grouped(keys) };
-                existed += self.delete_over(connection, &groups, manner).await?.existed;
+                let mut outcome = self.delete_over(connection, &groups, manner).await?;
+                if let Some((_, words)) = outcome.refused.pop() {
+                    return Err(Error::Refused(words));
+                }
+                existed += outcome.existed;
                 keys = rest;
             }
             if next == "0" {

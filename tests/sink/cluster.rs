@@ -211,3 +211,29 @@ async fn a_promoted_replica_is_told_exactly_what_it_lacks_and_the_other_primarie
     assert_eq!(left(&cluster, &still), still, "more was deleted than had been lost");
     assert_eq!(scans(&cluster), before);
 }
+
+#[tokio::test]
+async fn a_key_that_the_user_may_not_touch_holds_up_no_other() {
+    let (world, cluster, daemon) = clustered(0, |settings| settings).await;
+    drop(daemon);
+    let allow = |keys: &str| {
+        for node in 0..3 {
+            cluster.ask(node, &["acl", "setuser", "narrow", "on", ">secret", "~user:*", "~unstale:*", keys, "+@all"]).expect("it answers");
+        }
+    };
+    allow("~session:*");
+    let url = cluster.url().replace("://", "://narrow:secret@");
+    let mut daemon = Daemon::settings(&world.database_url(), &url).impatient().start();
+    daemon.ready().await;
+    // In one slot, so that one command names what may be deleted and what may not.
+    world.execute("select unstale.watch('users', array['user:{{{id}}}', 'email:{{{id}}}'])").await;
+    let of = |kind: &str| (1..=ROWS).map(|n| format!("{kind}:{{{n}}}")).collect::<Vec<_>>();
+    cluster.put_all(of("user").into_iter().chain(of("email")), "cached").expect("it is up");
+    change(&world, "true").await;
+    until("what may be deleted is", async || left(&cluster, &of("user")).is_empty()).await;
+    until("the reason is said", async || daemon.not_ready().await.contains("touch a key")).await;
+    assert_eq!(left(&cluster, &of("email")), of("email"));
+    allow("~email:*");
+    daemon.ready().await;
+    assert!(left(&cluster, &of("email")).is_empty());
+}

@@ -8,12 +8,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use unstale::scratch::guard::{Guard, Process};
 use unstale::scratch::{free_port, http};
 
-use super::wait::{PATIENCE, until};
+use super::wait::{PATIENCE, until, until_within};
 
 /// The program under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_unstale");
@@ -24,9 +25,10 @@ const NOTIFY_SOCKET: &str = "notify.sock";
 /// Lines that a thread collects.
 type Lines = Arc<Mutex<Vec<String>>>;
 
-/// Runs a subcommand to its end, with nothing in its environment but this.
+/// Runs a subcommand to its end, with nothing in its environment but this. One that goes on is ended after two minutes, with code 124.
 pub(crate) fn command(arguments: &str, environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new("timeout");
+    command.args(["120", BINARY]);
     command.args(arguments.split_whitespace()).env_clear().envs(environment.iter().copied()).stdin(Stdio::null());
     command.output().expect("the binary is built before the tests")
 }
@@ -161,7 +163,12 @@ impl Daemon {
 
     /// Waits until /ready says yes. A daemon that ends instead fails the test with its last words.
     pub(crate) async fn ready(&mut self) {
-        until("the daemon is ready", async || {
+        self.ready_within(PATIENCE).await;
+    }
+
+    /// The same, for one that has much to catch up with.
+    pub(crate) async fn ready_within(&mut self, patience: Duration) {
+        until_within("the daemon is ready", patience, async || {
             let ended = self.process.ended();
             assert!(ended.is_none(), "the daemon ended with {ended:?}:\n{}", self.lines().join("\n"));
             self.is_ready()
