@@ -123,14 +123,18 @@ async fn a_writers_settings_and_objects_neither_fail_the_write_nor_run_in_the_tr
          create domain evil.bool as boolean; create domain evil.text as pg_catalog.text; create table evil.change_log_1 (); create table evil.new_rows ()",
     )
     .await;
+    let parallel = match world.number("select current_setting('server_version_num')::bigint / 10000").await {
+        ..16 => "force_parallel_mode = on",
+        _ => "debug_parallel_query = on",
+    };
     for setting in [
+        parallel,
         "search_path = evil, pg_catalog, pg_temp, public",
         "plpgsql.extra_errors = 'all'",
         "standard_conforming_strings = off",
         "transform_null_equals = on",
         "quote_all_identifiers = on",
         "default_transaction_isolation = serializable",
-        "force_parallel_mode = on",
         "DateStyle = 'German'",
         "lock_timeout = 1",
         "debug_print_plan = on",
