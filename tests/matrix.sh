@@ -100,7 +100,7 @@ programs() {
 # Was it built with TLS? It would run on, and is ended, if it knows the word.
 has_tls() {
     local code=0
-    echo 'tls-port 0' | timeout 1 "$1" - --port 0 --save '' --dir /tmp > /dev/null 2>&1 || code=$?
+    echo 'tls-port 0' | timeout 1 "$1" - --port 0 --unixsocket "$cache/tls.sock" --save '' --dir "$cache" > /dev/null 2>&1 || code=$?
     [ $code = 124 ]
 }
 
