@@ -113,6 +113,18 @@ pub enum Kept {
     Unknown,
 }
 
+impl Kept {
+    /// Of two, what is known to be kept by both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::All, kept) | (kept, Self::All) => kept,
+            (Self::UpTo(one), Self::UpTo(other)) => Self::UpTo(one.min(other)),
+        }
+    }
+}
+
 /// How far the last deletions were marked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Last {

@@ -67,6 +67,19 @@ impl Snapshot {
     }
 }
 
+/// A place in the log: a transaction, and an id in it.
+pub type LogPlace = (u64, i64);
+
+/// How far the log has been read: each row that `seen` sees, up to a place in the order of transactions and ids. Whatever ends later
+/// is seen by no older snapshot, so that it is read however small its xid is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRead {
+    /// Of before the first reading, and before the watches were read that its rows were understood by.
+    pub seen: Snapshot,
+    /// The last row.
+    pub through: LogPlace,
+}
+
 /// As PostgreSQL writes it, `xmin:xmax:xid,xid`.
 impl fmt::Display for Snapshot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -29,7 +29,7 @@ async fn sweep_with(meanwhile: &str) -> BTreeSet<u32> {
 
     let postgres = Postgres::new(SecretString::from(world.database_url())).expect("a URL");
     let (out, mut swept) = mpsc::channel(1);
-    let from = sweep::From { checkpoint: None, done: HashMap::new(), by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
+    let from = sweep::From { checkpoint: None, done: HashMap::new(), log: None, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
     let sweeper = tokio::spawn(sweep::run(postgres, from, 10, out));
     let mut missing: BTreeSet<u32> = (101..=200).collect();
     let mut pages = 0;

@@ -167,6 +167,7 @@ impl Hand {
         let from = From {
             checkpoint: Some(checkpoint),
             done: HashMap::new(),
+            log: None,
             by_hand: Some(self.rules.keys().copied().collect()),
             page_timeout: PAGE_TIMEOUT,
         };
@@ -183,7 +184,7 @@ impl Hand {
                     note(&format!("{table} is read page by page without an index; mend that with: {remedy}"))
                 }
                 Swept::Failed(reason) => bail!(reason),
-                Swept::Page(..) | Swept::Ended => {}
+                Swept::Page(..) | Swept::LogPage(_) | Swept::Ended => {}
             }
         }
         Ok(())

@@ -193,14 +193,14 @@ impl Driver {
                 return observe(&Observation::NotKept { reason, again });
             }
             Some(Event::Subscribed(subscribed)) => {
-                let Subscribed { backend, watches, server, unknown, stored, forgotten } = *subscribed;
+                let Subscribed { backend, watches, server, unknown, stored, forgotten, seen } = *subscribed;
                 if let Some(reason) = unknown {
                     observe(&Observation::ServerTellsLittle { reason });
                 }
                 for instance in forgotten {
                     observe(&Observation::InstanceForgotten { instance });
                 }
-                Input::Subscribed(Opening { backend, rules: compile(watches), server, stored })
+                Input::Subscribed(Opening { backend, rules: compile(watches), server, stored, seen })
             }
             Some(Event::BeatSent(beat, queue_ratio)) => {
                 observe(&Observation::NotifyQueue(queue_ratio));
@@ -237,6 +237,7 @@ impl Driver {
                 }
             }
             Some(Swept::Log(changes)) => changes.iter().for_each(|change| self.machine.swept_log(change)),
+            Some(Swept::LogPage(through)) => self.machine.swept_log_page(through),
             Some(Swept::Unreadable { watch, table, reason }) => {
                 observe(&Observation::SweptByPattern { table, reason });
                 self.machine.widen(watch);
@@ -278,8 +279,8 @@ impl Driver {
             Action::ReadLog => self.ask(Request::Log),
             Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
             Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
-            Action::Sweep { checkpoint, done } => {
-                let from = sweep::From { checkpoint, done, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
+            Action::Sweep { checkpoint, done, log } => {
+                let from = sweep::From { checkpoint, done, log, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
                 let Parts { postgres, page_rows, .. } = self.parts.borrow().clone();

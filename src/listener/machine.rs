@@ -328,7 +328,7 @@ impl Machine {
         }
         self.heart = Heart::new(opening.backend, now);
         self.barrier = Barrier::default();
-        self.log = Log::default();
+        self.log = Log::of(opening.seen);
         self.reading = Reading::default();
         self.set_rules(opening.rules);
         self.say(Observation::Subscribed { watches: intake::in_force(&self.rules) });

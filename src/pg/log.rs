@@ -9,7 +9,7 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use super::Error;
-use crate::watermark::Snapshot;
+use crate::watermark::{LogPlace, Snapshot};
 
 /// A page should have about so many bytes of changes.
 const PAGE_BYTES: usize = 256 << 10;
@@ -47,6 +47,12 @@ impl Reader {
     pub async fn new(connection: &mut PgConnection) -> Result<Self, Error> {
         let row = sqlx::query("select pg_current_snapshot()::text").fetch_one(connection).await.map_err(Error::of("taking a snapshot"))?;
         Ok(Self { seen: parse_snapshot(row.get(0))?, rows: *PAGE_ROWS.start(), open: None, after: None, next: None })
+    }
+
+    /// What had ended when it was last read.
+    #[must_use]
+    pub fn seen(&self) -> &Snapshot {
+        &self.seen
     }
 
     /// The next page. After one without more, everything that had been committed before it was asked for has been read.
@@ -111,22 +117,27 @@ pub fn parse_snapshot(text: &str) -> Result<Snapshot, Error> {
 pub async fn page(
     connection: &mut PgConnection,
     done: &Snapshot,
-    after: Option<Place>,
+    after: Option<LogPlace>,
     rows: i64,
-) -> Result<(Vec<String>, Option<Place>), Error> {
-    let (xid, id) = after.unwrap_or_else(|| (done.xmin.to_string(), 0));
+) -> Result<(Vec<String>, Option<LogPlace>), Error> {
+    let (xid, id) = after.unwrap_or((done.xmin, 0));
     let rows = sqlx::query(
         // Every name with its schema: the code of a table's owner ran in this session (sweep.rs).
         "select change, xid, id from unstale.log_since($3::pg_catalog.text::pg_catalog.pg_snapshot, $1::pg_catalog.text::pg_catalog.xid8, $2, $4)",
     )
-    .bind(xid)
+    .bind(xid.to_string())
     .bind(id)
     .bind(done.to_string())
     .bind(rows)
     .fetch_all(connection)
     .await
     .map_err(Error::of("reading the log"))?;
-    let last = rows.last().map(|row| (row.get(1), row.get(2)));
+    let place = |row: &sqlx::postgres::PgRow| {
+        let xid: String = row.get(1);
+        let xid = xid.parse().map_err(|_| Error::Unsuitable(format!("PostgreSQL wrote an xid that cannot be read: {xid}")))?;
+        Ok((xid, row.get(2)))
+    };
+    let last = rows.last().map(place).transpose()?;
     Ok((rows.iter().map(|row| row.get(0)).collect(), last))
 }
 

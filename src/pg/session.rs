@@ -15,7 +15,7 @@ use super::connect::Route;
 use super::watches::{self, Watched};
 use super::{Error, Postgres, identity, log, migrate};
 use crate::observe::{Cause, GapSummary};
-use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored};
+use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Snapshot, Stored};
 
 /// Notifications between the connection and the driver; one has up to 8 kB. When the driver stops taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 1024;
@@ -57,6 +57,8 @@ pub struct Subscribed {
     pub stored: Option<Stored>,
     /// Instances that are away for longer than their `forget_after`.
     pub forgotten: Vec<String>,
+    /// What had ended after LISTEN, and before the watches were read.
+    pub seen: Snapshot,
 }
 
 /// What a session is asked for. Answered in order.
@@ -233,7 +235,8 @@ impl Control {
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
         let stored = self.stored().await?;
         let forgotten = self.forgotten().await?;
-        Ok(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten })
+        let seen = self.reader.seen().clone();
+        Ok(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten, seen })
     }
 
     async fn rehearse(&mut self) -> Result<(), Error> {

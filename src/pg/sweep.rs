@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::sqlstate::{Class, class};
 use super::{Error, Postgres, log};
-use crate::watermark::{Checkpoint, MARGIN, PgTime, Snapshot};
+use crate::watermark::{Checkpoint, LogPlace, LogRead, MARGIN, PgTime, Snapshot};
 
 /// Rows of a page of the log: each may be a payload's size, 8 kB.
 const LOG_ROWS: i64 = 100;
@@ -64,6 +64,8 @@ pub enum Swept {
     },
     /// Logged changes.
     Log(Vec<String>),
+    /// All of the log up to this place has been brought.
+    LogPage(LogPlace),
     /// A table that cannot be read: all its keys are to be deleted.
     Unreadable {
         /// `unstale.watch.id`.
@@ -86,6 +88,8 @@ pub struct From {
     pub checkpoint: Option<Checkpoint>,
     /// Watches that an earlier, unfinished sweep has brought up to this stamp.
     pub done: HashMap<i32, PgTime>,
+    /// What of the log it has brought.
+    pub log: Option<LogRead>,
     /// Asked for by a person: these watches alone, and also from before they were made.
     pub by_hand: Option<Vec<i32>>,
     /// How long a statement of a page may take: [`PAGE_TIMEOUT`].
@@ -142,17 +146,31 @@ async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sen
         let _ = out.send(Swept::Unreadable { watch: table.watch, table: table.name, reason }).await;
     }
     drop(session);
+    sweep_log(postgres, from, out).await
+}
+
+/// After an unfinished sweep: first what had not ended for it, up to where it came, then what comes after that place.
+async fn sweep_log(postgres: &Postgres, from: &From, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
     let mut connection = in_time(PAGE_TIMEOUT, postgres.connect()).await?;
-    let done = from.checkpoint.as_ref().map_or_else(Snapshot::nothing, |from| from.log.clone());
-    let mut after = None;
-    loop {
-        let (changes, last) = in_time(PAGE_TIMEOUT, log::page(&mut connection, &done, after, LOG_ROWS)).await?;
+    let mut page = async |done: &Snapshot, after| {
+        let (changes, last) = in_time(PAGE_TIMEOUT, log::page(&mut connection, done, after, LOG_ROWS)).await?;
         let _ = out.send(Swept::Log(changes)).await;
-        match last {
-            Some(_) if !out.is_closed() => after = last,
-            _ => return Ok(()),
+        Ok::<_, Error>(last.filter(|_| !out.is_closed()))
+    };
+    let mut after = None;
+    if let Some(LogRead { seen, through }) = &from.log {
+        while after.is_none_or(|after| after < *through) {
+            let Some(last) = page(seen, after).await? else { break };
+            after = Some(last);
         }
+        after = Some(*through);
     }
+    let done = from.checkpoint.as_ref().map_or_else(Snapshot::nothing, |from| from.log.clone());
+    while let Some(last) = page(&done, after).await? {
+        after = Some(last);
+        let _ = out.send(Swept::LogPage(last)).await;
+    }
+    Ok(())
 }
 
 /// A session in which the code of tables' owners may have run.

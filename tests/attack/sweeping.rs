@@ -24,7 +24,7 @@ async fn sweep_beside(code: &str) -> bool {
     let (a, b) = (number("evil.a").await, number("b").await);
     let postgres = Postgres::new(SecretString::from(url(&world, &listener))).expect("a URL");
     let (out, mut swept) = mpsc::channel(1);
-    let from = sweep::From { checkpoint: None, done: HashMap::new(), by_hand: None, page_timeout: Duration::from_secs(1) };
+    let from = sweep::From { checkpoint: None, done: HashMap::new(), log: None, by_hand: None, page_timeout: Duration::from_secs(1) };
     let sweeper = tokio::spawn(sweep::run(postgres, from, 10, out));
     let (mut rows_of_a, mut widened_a, mut rows_of_b, mut logged, mut ended) = (0, false, 0, 0, false);
     while let Some(swept) = swept.recv().await {

@@ -1,5 +1,7 @@
 //! Values of a writer: long ones, and dates at the end of time.
 
+use std::time::Duration;
+
 use crate::support::wait::until;
 use crate::support::world::World;
 
@@ -46,6 +48,30 @@ async fn a_long_value_in_a_key_never_fails_a_write_nor_fills_the_listener_and_it
     let peak = daemon.peak_rss_bytes();
     assert!(peak < memory + MEMORY, "from {memory} to {peak} bytes");
     assert!(world.number("select max(length(change))::bigint from unstale.change_log").await < 100_000);
+}
+
+#[tokio::test]
+async fn long_keys_that_wait_for_redis_are_bounded_in_bytes() {
+    const ROWS: u32 = 20_000; // 140 MB of keys
+    let mut world = World::new().await;
+    world.execute("create table long (id int primary key, t text, updated_at timestamptz)").await;
+    world.execute("select unstale.watch('long', array['lt:{t}', 'long:{id}'])").await;
+    let mut daemon = world.daemon().with("UNSTALE_REDIS__TIMEOUT", "2s").with("UNSTALE_BATCH__STALL", "300ms").start();
+    daemon.ready().await;
+    let all: Vec<String> = (1..=ROWS).map(|n| format!("long:{n}")).collect();
+    world.fill(all.iter().cloned());
+    world.redis.pause();
+    let insert = "insert into long select n, repeat('x', 7000) || n, clock_timestamp() from generate_series(%, % + 499) n";
+    for first in (1..=ROWS).step_by(500) {
+        world.execute(&insert.replace('%', &first.to_string())).await;
+    }
+    until("what waits is left to a sweep", async || daemon.metric("unstale_gaps_total", &[("cause", "overflow")]) >= 1.0).await;
+    world.redis.resume();
+    daemon.ready_within(Duration::from_mins(2)).await;
+    daemon.settles().await;
+    assert_eq!(world.count(all), 0);
+    let peak = daemon.peak_rss_bytes();
+    assert!(peak < 2 * MEMORY, "{} MB", peak >> 20);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use unstale::batch::{Command, Limits, Work};
 use unstale::listener::machine::{CatchUp, Input, Machine, Settings, State};
 use unstale::mark::{Answer, Found};
 use unstale::observe::Readiness;
-use unstale::watermark::{MARGIN, PgTime, Progress, Snapshot};
+use unstale::watermark::{LogPlace, LogRead, MARGIN, PgTime, Progress, Snapshot};
 
 /// A way to break the design on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(super) enum Flaw {
     MarkOutlivesDeletes,
     /// A sweep that was cut off goes on from the last stamp that it has brought.
     PagesTrusted,
+    /// A sweep of the log that was cut off goes on from its place, whatever has ended since.
+    LogPlaceTrusted,
     /// The log is read from the last transaction on that was found in it.
     LogReadInOrder,
     /// A message says that the watches changed, and what is read then is as it was before.
@@ -72,8 +74,7 @@ enum Event {
     Input { session: u64, input: Input },
     Notification { session: u64, backend: u32, payload: String },
     SweepPage { sweep: u64, after: i64, done: Snapshot },
-    SweepLog { sweep: u64, done: Snapshot },
-    SweepLogged { sweep: u64, change: String },
+    SweepLog { sweep: u64, done: Snapshot, after: Option<LogPlace> },
     SweepEnd { sweep: u64 },
     LogPage { session: u64 },
     RedisAttempt { listener: u64, command: Command },
@@ -136,8 +137,10 @@ pub(super) struct World {
     last_delivery: Duration,
     lost_since: Duration,
     sweep: u64,
-    sweep_pace: u64,         // microseconds to a page, at the most
-    brought: Option<PgTime>, // the last stamp that sweeps of this gap have brought
+    sweep_pace: u64, // microseconds to a page, at the most
+    is_healed: bool,
+    log_done: Option<LogRead>, // what of the log the running sweep leaves out
+    brought: Option<PgTime>,   // the last stamp that sweeps of this gap have brought
     // Redis
     redis_up: bool,
     redis_silent: bool,
@@ -207,6 +210,8 @@ impl World {
             lost_since: Duration::ZERO,
             sweep: 0,
             sweep_pace: 0,
+            is_healed: false,
+            log_done: None,
             brought: None,
             redis_up: true,
             redis_silent: false,
@@ -439,6 +444,7 @@ impl World {
 
     fn heal(&mut self) {
         self.say(|| "all heals".into());
+        self.is_healed = true;
         self.up = true;
         self.redis_up = true;
         self.redis_silent = false;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::batch::{Lane, Mark, Work};
 use crate::mark::{Answer, Kept};
 use crate::observe::{Cause, GapSummary, Observation};
-use crate::watermark::{Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
+use crate::watermark::{Checkpoint, LogPlace, LogRead, PgTime, Progress, Server, Snapshot, Stored};
 
 use super::{Action, CatchUp, Machine, State};
 
@@ -50,6 +50,8 @@ pub(super) struct Gap {
     pages: VecDeque<(i32, PgTime, Mark)>, // brought by this session's sweep, not acknowledged yet
     swept_through: HashMap<i32, PgTime>,  // acknowledged pages of this session's sweep
     done: HashMap<i32, PgTime>,           // what need not be swept again if the session is lost
+    log_pages: VecDeque<(LogRead, Mark)>, // of the log, brought and not acknowledged yet
+    log: Option<LogRead>,                 // what of it need not be read again
     told: Instant,
 }
 
@@ -67,6 +69,8 @@ impl Gap {
             pages: VecDeque::new(),
             swept_through: HashMap::new(),
             done: HashMap::new(),
+            log_pages: VecDeque::new(),
+            log: None,
             told: since,
         }
     }
@@ -166,8 +170,19 @@ impl Machine {
         }
     }
 
+    /// The sweep has brought all of the log up to this place.
+    pub fn swept_log_page(&mut self, through: LogPlace) {
+        let mark = self.batch.mark(Lane::CatchUp);
+        if let (Some(gap), Some(seen)) = (&mut self.gap, &self.log.opened) {
+            gap.log_pages.push_back((LogRead { seen: seen.clone(), through }, mark));
+        }
+    }
+
     pub(super) fn settle_pages(&mut self) {
         let Some(gap) = &mut self.gap else { return };
+        while let Some((read, _)) = gap.log_pages.pop_front_if(|(_, mark)| self.batch.is_settled(*mark)) {
+            gap.log = Some(read);
+        }
         while let Some((watch, through, _)) = gap.pages.pop_front_if(|(.., mark)| self.batch.is_settled(*mark)) {
             gap.swept_through.insert(watch, through);
         }
@@ -182,6 +197,7 @@ impl Machine {
         let proven = self.heart.take_settled().and_then(|n| self.watermark.would_prove(n));
         let Some(gap) = &mut self.gap else { return };
         gap.pages.clear();
+        gap.log_pages.clear();
         for (watch, through) in gap.swept_through.drain() {
             if let Some(proven) = proven {
                 let done = gap.done.entry(watch).or_insert(PgTime(i64::MIN));
@@ -196,6 +212,8 @@ impl Machine {
             gap.pages.clear();
             gap.swept_through.clear();
             gap.done.clear();
+            gap.log_pages.clear();
+            gap.log = None;
         }
     }
 
@@ -296,7 +314,8 @@ impl Machine {
             Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log: Snapshot::nothing(), ..replay }),
         };
         let done = self.gap.as_ref().map(Gap::done_now).unwrap_or_default();
-        self.actions.push(Action::Sweep { checkpoint: from, done });
+        let log = self.gap.as_ref().and_then(|gap| gap.log.clone());
+        self.actions.push(Action::Sweep { checkpoint: from, done, log });
         self.enter(State::CatchingUp(CatchUp::Sweeping));
     }
 }

@@ -11,6 +11,9 @@ use crate::batch::{Limits, Work};
 use crate::mark::{self, Answer, Kept, Last, RedisMark};
 use crate::rule::Target;
 
+/// Connections of a primary that are remembered to have answered; of an older one, which is heard again, the worst is assumed.
+const CONNECTIONS: usize = 64;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -31,6 +34,7 @@ struct Primary {
     newest: u64,             // the largest number that was done
     connection: Option<u64>, // the newest that answered
     kept: u64,               // up to this number it knew of what was done before
+    heard: BTreeSet<u64>,    // connections that have answered, the last ones
 }
 
 /// What was deleted before this process began.
@@ -60,7 +64,7 @@ struct Done {
 
 impl Primary {
     fn new(last: Last) -> Self {
-        Self { last, newest: 0, connection: None, kept: 0 }
+        Self { last, newest: 0, connection: None, kept: 0, heard: BTreeSet::new() }
     }
 }
 
@@ -237,17 +241,57 @@ impl Primary {
         if self.connection == Some(connection) {
             return Kept::All;
         }
+        let is_first = self.heard.insert(connection);
+        if self.heard.len() > CONNECTIONS {
+            self.heard.pop_first();
+        }
         if self.connection.is_some_and(|newest| connection < newest) {
-            // An answer that was on its way when its connection ended: does the server of the next one know of it?
-            return if number <= self.kept { Kept::All } else { Kept::UpTo(number - 1) };
+            // An answer that was on its way when its connection ended: does the server of the next one know of it? And if nothing was
+            // heard of its connection yet: what that one found is not what the next one found, which is its mark.
+            let known = if number <= self.kept { Kept::All } else { Kept::UpTo(number - 1) };
+            let found = if is_first { self.bounded(self.last.kept(answer), forgotten) } else { Kept::All };
+            return known.and(found);
         }
         self.connection = Some(connection);
         let kept = self.last.kept(answer);
         self.kept = if let Kept::UpTo(number) = kept { number } else { 0 };
+        self.bounded(kept, forgotten)
+    }
+
+    fn bounded(&self, kept: Kept, forgotten: u64) -> Kept {
         match kept {
             Kept::UpTo(number) if self.newest <= number => Kept::All,
             Kept::UpTo(number) if number < forgotten => Kept::Unknown,
             kept => kept,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mark::Found;
+
+    fn mark(life: &str, connection: u64, number: u64) -> RedisMark {
+        RedisMark { life: life.into(), connection, number }
+    }
+
+    /// The command that made a connection may be heard after one of the next connection, which found the mark of the first.
+    #[test]
+    fn what_a_connection_found_is_not_lost_if_the_next_one_answers_first() {
+        let answer = |found: RedisMark, connection, number| Answer {
+            tag: "".into(),
+            found: Found::Mark(found),
+            mark: mark("me", connection, number),
+            is_marked: true,
+        };
+        for (found, expected) in [(mark("before", 1, 99), Kept::Unknown), (mark("me", 1, 5), Kept::UpTo(5)), (mark("me", 1, 10), Kept::All)]
+        {
+            let mut primary = Primary::new(Last::Mark(mark("me", 1, 10)));
+            (primary.newest, primary.connection) = (10, Some(1));
+            assert_eq!(primary.kept(&answer(mark("me", 2, 11), 3, 12), 0), Kept::All);
+            assert_eq!(primary.kept(&answer(found.clone(), 2, 11), 0), expected);
+            assert_eq!(primary.kept(&answer(found, 2, 11), 0), Kept::All, "it was said already");
         }
     }
 }

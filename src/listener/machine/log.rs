@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Lane;
 use crate::change::{self, Announcement};
+use crate::watermark::Snapshot;
 
 use super::{Action, Machine};
 
@@ -36,6 +37,8 @@ const QUIET: Duration = Duration::from_secs(1);
 /// See the module. Numbers are of heartbeats.
 #[derive(Debug, Default)]
 pub(super) struct Log {
+    /// What had ended when the session began: what a sweep finds in the log was understood by the watches of then, or later ones.
+    pub(super) opened: Option<Snapshot>,
     /// The last one that was sent.
     pub(super) beat: u64,
     /// The last one that was heard again.
@@ -53,6 +56,13 @@ pub(super) struct Log {
     busy_until: Option<Instant>,
     waiting: Option<Waiting>,
     rung: Rung,
+}
+
+impl Log {
+    /// Of a session that opened when this had ended.
+    pub(super) fn of(opened: Snapshot) -> Self {
+        Self { opened: Some(opened), ..Self::default() }
+    }
 }
 
 /// The rest of a page, which speaks of a watch that is not known yet.

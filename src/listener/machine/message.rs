@@ -7,7 +7,7 @@ use crate::batch::Command;
 use crate::delivered::Delivered;
 use crate::observe::{Cause, GapSummary, Observation};
 use crate::rule::Rule;
-use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Stored};
+use crate::watermark::{Beat, Checkpoint, LogRead, PgTime, Progress, Server, Snapshot, Stored};
 
 /// What happened.
 #[derive(Debug)]
@@ -76,6 +76,8 @@ pub struct Opening {
     pub server: Server,
     /// How far this instance had come; `None`: it was never here.
     pub stored: Option<Stored>,
+    /// What had ended after LISTEN, and before the watches were read.
+    pub seen: Snapshot,
 }
 
 /// What is to be done.
@@ -102,6 +104,8 @@ pub enum Action {
         checkpoint: Option<Checkpoint>,
         /// Watches that an unfinished sweep in the same gap has brought up to this stamp.
         done: HashMap<i32, PgTime>,
+        /// What of the log it has brought.
+        log: Option<LogRead>,
     },
     /// Abandon a running sweep.
     StopSweep,

@@ -217,7 +217,7 @@ mod tests {
         let mut machine = Machine::new(settings(), now);
         machine.handle(now, Input::Tick);
         let server = Server { history: "7/1".into(), started: PgTime(0) };
-        let opening = Opening { backend: BACKEND, rules: vec![rule(1, &["user:{id}"])], server, stored: None };
+        let opening = Opening { backend: BACKEND, rules: vec![rule(1, &["user:{id}"])], server, stored: None, seen: Snapshot::nothing() };
         machine.handle(now, Input::Subscribed(opening));
         let snapshot = Snapshot { xmin: 10, xmax: 10, open: [].into() };
         machine.handle(now, Input::BeatSent(Beat { n: 1, at: PgTime(0), snapshot }));

@@ -1,6 +1,7 @@
 //! What surrounds the machine: its session, its sweeps, and Redis.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use unstale::batch::{Command, Lane, Work};
@@ -9,7 +10,7 @@ use unstale::glob::Globs;
 use unstale::listener::machine::{Action, Input, Opening, State};
 use unstale::mark::{Answer, Found, RedisMark};
 use unstale::rule::Rule;
-use unstale::watermark::{Beat, Checkpoint, PgTime, Progress, Server, Snapshot, Stored};
+use unstale::watermark::{Beat, Checkpoint, LogPlace, LogRead, PgTime, Progress, Server, Snapshot, Stored};
 
 use super::{Event, Flaw, World};
 
@@ -42,7 +43,10 @@ impl World {
                 self.sweep += 1;
             }
             Action::Beat { n, progress } => self.beat(n, progress),
-            Action::Sweep { checkpoint, done } => self.start_sweep(checkpoint, done.get(&1).copied()),
+            Action::Sweep { checkpoint, done, log } => {
+                self.log_done = log;
+                self.start_sweep(checkpoint, done.get(&1).copied());
+            }
             Action::StopSweep => self.sweep += 1,
             Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
             Action::Keep(progress) if self.up && self.listening && !self.black_holed => self.save(progress),
@@ -134,7 +138,7 @@ impl World {
         };
         let sweep = self.sweep;
         let Some(stamp) = rows.values().map(|row| row.stamp).filter(|stamp| *stamp > after).min() else {
-            return self.later(20, Event::SweepLog { sweep, done });
+            return self.later(20, Event::SweepLog { sweep, done, after: None });
         };
         let page: Vec<_> = rows.iter().filter(|(_, row)| row.stamp == stamp).map(|(id, row)| (*id, row.email)).collect();
         for (id, email) in page {
@@ -144,6 +148,37 @@ impl World {
         self.brought = Some(PgTime(stamp));
         self.handle(Input::Tick);
         self.later(self.sweep_pace, Event::SweepPage { sweep, after: stamp, done });
+    }
+
+    /// The next row of the log, in the order of transactions and ids.
+    fn sweep_log(&mut self, done: Snapshot, after: Option<LogPlace>) {
+        // As with the pages of a table: what is cut off is hardest.
+        if after.is_some() && !self.is_healed && self.one_in(3) {
+            return self.cut("in the middle of the log");
+        }
+        let mut rows: Vec<(LogPlace, &String)> = Vec::new();
+        let mut ids = BTreeMap::new();
+        for (xid, _, change) in self.log.iter().filter(|(xid, ..)| !done.sees(*xid)) {
+            let id = ids.entry(*xid).or_insert(0);
+            *id += 1;
+            rows.push(((*xid, *id), change));
+        }
+        if let Some(LogRead { seen, through }) = &self.log_done {
+            let is_trusted = self.flaw == Flaw::LogPlaceTrusted;
+            rows.retain(|(place, _)| place > through || !is_trusted && !seen.sees(place.0));
+        }
+        let sweep = self.sweep;
+        let next = rows.into_iter().filter(|(place, _)| after.is_none_or(|after| *place > after)).min();
+        let Some((place, change)) = next.map(|(place, change)| (place, change.clone())) else {
+            return self.at(self.now, Event::SweepEnd { sweep });
+        };
+        self.machine.swept_log(&change);
+        // Of what had not ended for an earlier sweep it says nothing.
+        if self.log_done.as_ref().is_none_or(|done| place > done.through) {
+            self.machine.swept_log_page(place);
+        }
+        self.handle(Input::Tick);
+        self.later(self.sweep_pace, Event::SweepLog { sweep, done, after: Some(place) });
     }
 
     pub(super) fn happen(&mut self, event: Event) {
@@ -161,7 +196,8 @@ impl World {
                     history: "7/1".into(),
                     forgotten: false,
                 });
-                let opening = Opening { backend: session as u32, rules: vec![rule(self.rev)], server, stored };
+                let seen = self.seen.clone();
+                let opening = Opening { backend: session as u32, rules: vec![rule(self.rev)], server, stored, seen };
                 self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
             }
             Event::LogPage { session } if session == self.session && !self.black_holed => self.log_page(session),
@@ -183,19 +219,11 @@ impl World {
                     self.wait_in_line(Event::SweepPage { sweep, after, done });
                 }
             }
-            Event::SweepLog { sweep, done } if sweep == self.sweep => {
-                let changes: Vec<_> = self.log.iter().filter(|(xid, ..)| !done.sees(*xid)).map(|(.., change)| change.clone()).collect();
-                for change in changes {
-                    self.at(self.now, Event::SweepLogged { sweep, change });
-                }
-                self.at(self.now, Event::SweepEnd { sweep });
-            }
-            Event::SweepLogged { sweep, change } if sweep == self.sweep => {
+            Event::SweepLog { sweep, done, after } if sweep == self.sweep => {
                 if self.machine.accepts(Lane::CatchUp) {
-                    self.machine.swept_log(&change);
-                    self.handle(Input::Tick);
+                    self.sweep_log(done, after);
                 } else {
-                    self.wait_in_line(Event::SweepLogged { sweep, change });
+                    self.wait_in_line(Event::SweepLog { sweep, done, after });
                 }
             }
             Event::SweepEnd { sweep } if sweep == self.sweep => {
@@ -223,7 +251,7 @@ impl World {
     fn wait_in_line(&mut self, first: Event) {
         let same = |event: &Event| match &first {
             Event::Notification { .. } => matches!(event, Event::Notification { .. }),
-            _ => matches!(event, Event::SweepPage { .. } | Event::SweepLogged { .. } | Event::SweepEnd { .. } | Event::SweepLog { .. }),
+            _ => matches!(event, Event::SweepPage { .. } | Event::SweepEnd { .. } | Event::SweepLog { .. }),
         };
         let (mut line, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.schedule)
             .into_sorted_vec()
