@@ -7,9 +7,11 @@ pub mod format;
 pub mod page;
 pub mod terminal;
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 
 /// Changes when a field goes, or means something else. A new field changes nothing.
 pub const SCHEMA: u32 = 1;
@@ -245,7 +247,7 @@ pub struct Nines {
 }
 
 impl Status {
-    /// Cuts lists and texts to what fits, and orders what is cut. What is left out is counted.
+    /// Cuts lists and texts to what fits, and orders what is cut. What is left out is counted. Findings are cut by [`Findings::of`].
     pub fn bound(&mut self) {
         let cut = |count: usize, most: usize| u64::try_from(count.saturating_sub(most)).unwrap_or(u64::MAX);
         for text in [&mut self.instance, &mut self.postgres.place]
@@ -266,28 +268,46 @@ impl Status {
             gaps.truncate(GAPS);
             gaps.iter_mut().for_each(|gap| shorten(&mut gap.cause, NAME));
         }
-        if let Some(Findings { list, more, .. }) = &mut self.findings {
-            list.sort_by_key(|finding| finding.severity != crate::finding::Severity::Error);
-            *more = cut(list.len(), FINDINGS);
-            list.truncate(FINDINGS);
-            for Finding { about, finding, remedy, .. } in list {
-                shorten(about, NAME);
-                shorten(finding, SENTENCE);
-                remedy.take_if(|remedy| remedy.len() > REMEDY);
-            }
-        }
-        let Watches { list, more, .. } = &mut self.watches;
-        list.sort_by(|a, b| {
-            let busy = |watch: &Watch| watch.changes_per_second + watch.deleted_per_second;
-            busy(b).total_cmp(&busy(a)).then(b.changes.cmp(&a.changes)).then_with(|| a.table.cmp(&b.table))
-        });
-        *more = cut(list.len(), WATCHES);
+        let Watches { count, more, list } = &mut self.watches;
+        list.sort_by(|a, b| busiest_first(&a.rank(), &b.rank()));
         list.truncate(WATCHES);
+        *more = count.saturating_sub(u64::try_from(list.len()).unwrap_or(u64::MAX));
         for Watch { table, keys, .. } in list {
             shorten(table, NAME);
             keys.truncate(TEMPLATES);
             keys.iter_mut().for_each(|key| shorten(key, NAME));
         }
+    }
+}
+
+/// What a watch is ordered by: what happens a second, what has happened, its table.
+pub type Rank<'a> = (f64, u64, &'a str);
+
+/// The order of the watches.
+#[must_use]
+pub fn busiest_first(a: &Rank<'_>, b: &Rank<'_>) -> Ordering {
+    b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then_with(|| a.2.cmp(b.2))
+}
+
+impl Watch {
+    fn rank(&self) -> Rank<'_> {
+        (self.changes_per_second + self.deleted_per_second, self.changes, &self.table)
+    }
+}
+
+impl Findings {
+    /// Those that fit, errors first.
+    #[must_use]
+    pub fn of(mut list: Vec<Finding>) -> Self {
+        list.sort_by_key(|finding| finding.severity != Severity::Error);
+        let more = u64::try_from(list.len().saturating_sub(FINDINGS)).unwrap_or(u64::MAX);
+        list.truncate(FINDINGS);
+        for Finding { about, finding, remedy, .. } in &mut list {
+            shorten(about, NAME);
+            shorten(finding, SENTENCE);
+            remedy.take_if(|remedy| remedy.len() > REMEDY);
+        }
+        Self { asked_seconds_ago: 0.0, more, list }
     }
 }
 
@@ -380,13 +400,12 @@ pub(crate) mod tests {
         status.watches.list.iter_mut().for_each(|watch| watch.keys = vec![long.clone(); 50]);
         status.redis.servers =
             (0..1_000).map(|n| Server { address: Some(long.clone()), answers: n != 999, why_not: Some(long.clone()) }).collect();
-        status.findings = Some(Findings {
-            asked_seconds_ago: 1.0,
-            more: 0,
-            list: (0..1_000)
-                .map(|n| if n < 999 { Finding::warning(&*long, &*long, &*long) } else { Finding::error("last", "x", "y") })
-                .collect(),
+        let findings = (0..1_000).map(|n| match n {
+            999 => Finding::error("last", "x", "y"),
+            _ => Finding::warning(&*long, &*long, &*long),
         });
+        status.findings = Some(Findings::of(findings.collect()));
+        status.watches.count = 3_000;
         status.gaps = Some(vec![status.gaps.expect("one")[0].clone(); 1_000]);
         (status.instance, status.postgres.place, status.why_not) = (long.clone(), long.clone(), Some(long));
         status.freshness = Times::of(vec![(123.456, 0.001_234); SAMPLES]);

@@ -12,7 +12,7 @@ use crate::finding::Finding;
 use crate::observe::{Observation, Readiness};
 use crate::pg::gaps::Gap;
 use crate::pg::watches::Watched;
-use crate::status::{self, Findings, Nines, Place, SAMPLES, SCHEMA, SPAN_SECONDS, Status, Times, Watch};
+use crate::status::{self, Findings, Nines, Place, Rank, SAMPLES, SCHEMA, SPAN_SECONDS, Status, Times, WATCHES, Watch};
 use crate::watermark::PgTime;
 
 /// A rate is over about so long: a younger change counts more.
@@ -36,7 +36,7 @@ struct Inner {
     fresh: Samples,
     delivered: Samples,
     watches: BTreeMap<i32, Counted>,
-    findings: Option<(Instant, Vec<Finding>)>,
+    findings: Option<(Instant, Findings)>,
     gaps: Option<Vec<Gap>>,
 }
 
@@ -160,7 +160,7 @@ impl Board {
 
     /// What the database said of itself; `None`: it could not be asked.
     pub fn found(&self, now: Instant, findings: Option<Vec<Finding>>) {
-        self.inner().findings = findings.map(|findings| (now, findings));
+        self.inner().findings = findings.map(|findings| (now, Findings::of(findings)));
     }
 
     /// What the ledger said.
@@ -175,7 +175,6 @@ impl Board {
         let standing = inner.standing.as_ref();
         let since_beat = inner.beat.map_or(Duration::ZERO, |beat| now.saturating_duration_since(beat));
         let age = standing.and_then(|standing| standing.watermark_age);
-        let list: Vec<Watch> = inner.watches.values().map(|counted| counted.shown(now)).collect();
         let findings = inner.findings.as_ref().map(|(asked, findings)| (now.saturating_duration_since(*asked), findings));
         let findings = findings.filter(|(ago, _)| *ago <= FINDINGS_LAST);
         let why_not = match readiness {
@@ -201,9 +200,9 @@ impl Board {
             waiting: standing.map(|standing| standing.waiting).unwrap_or_default(),
             gap: standing.and_then(|standing| standing.gap.clone()),
             gaps: inner.gaps.as_ref().map(|gaps| gaps.iter().map(shown).collect()),
-            findings: findings.map(|(ago, list)| Findings { asked_seconds_ago: tenth(ago), more: 0, list: list.clone() }),
+            findings: findings.map(|(ago, findings)| Findings { asked_seconds_ago: tenth(ago), ..findings.clone() }),
             redis: with_failure(redis, standing.and_then(|standing| standing.redis_failure.as_deref())),
-            watches: status::Watches { count: u64::try_from(list.len()).unwrap_or(u64::MAX), more: 0, list },
+            watches: inner.busiest(now),
         };
         drop(inner);
         status.bound();
@@ -211,7 +210,21 @@ impl Board {
     }
 }
 
+impl Inner {
+    /// Only these are copied: who asks is served by the listener's thread.
+    fn busiest(&self, now: Instant) -> status::Watches {
+        let mut ranked: Vec<_> = self.watches.values().map(|counted| (counted.rank(now), counted)).collect();
+        ranked.sort_by(|(a, _), (b, _)| status::busiest_first(a, b));
+        let list = ranked.iter().take(WATCHES).map(|(_, counted)| counted.shown(now)).collect();
+        status::Watches { count: u64::try_from(ranked.len()).unwrap_or(u64::MAX), more: 0, list }
+    }
+}
+
 impl Counted {
+    fn rank(&self, now: Instant) -> Rank<'_> {
+        (self.changes.per_second(now) + self.deleted.per_second(now), self.watch.changes, &self.watch.table)
+    }
+
     fn shown(&self, now: Instant) -> Watch {
         let Self { watch, changes, deleted } = self;
         Watch { changes_per_second: changes.per_second(now), deleted_per_second: deleted.per_second(now), ..watch.clone() }
