@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::finding::{Finding, Severity};
 
-/// Changes when a field goes, or means something else. A new field changes nothing.
+/// Changes when a field goes, or means something else. A new field is optional, so that it changes nothing.
 pub const SCHEMA: u32 = 1;
 
 /// Watches shown: the busiest.

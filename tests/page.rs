@@ -66,7 +66,9 @@ async fn it_shows_what_happens() {
     assert_eq!((&shown["redis"]["kind"], &shown["redis"]["servers"][0]["address"]), (&"server".into(), &address.as_str().into()));
 
     let page = page(&daemon);
-    for part in ["<b>ready</b>", "<b>public.users</b>", "user:{id}", "<td><time>20", "start", &address, "M300.0", "None: the database"] {
+    for part in
+        ["<b>ready</b>", "<b>public.users</b>", "user:{id}", "<td><time>20", "start", &address, "id=\"dots\" d=\"M2", "None: the database"]
+    {
         assert!(page.contains(part), "{part} is not in\n{page}");
     }
     let (code, text, complaint) = status("", &[("UNSTALE_HTTP__LISTEN", &format!("0.0.0.0:{}", daemon.port()))]);
@@ -150,12 +152,22 @@ async fn nothing_on_it_is_markup_of_others_or_a_value_or_a_secret() {
     let world = World::new().await;
     let quoted = HOSTILE.replace('\'', "''");
     world.execute(&format!("create table \"{}\" (id text)", HOSTILE.replace('"', "\"\""))).await;
-    world.execute(&format!("do $$ begin perform unstale.watch(c.oid::regclass, array['{quoted}:{{id}}']) from pg_class c where relname like '<script>%'; end $$")).await;
+    world
+        .execute(&format!(
+            "do $$ begin perform unstale.watch(c.oid::regclass, array['{quoted}:{{id}}'])
+         from pg_class c where relname like '<script>%'; end $$"
+        ))
+        .await;
     let url = world.database_url().replace("postgres://postgres@", "postgres://postgres:hunter2@");
     assert!(url.contains("hunter2"), "{url}");
     let mut daemon = world.daemon().with("DATABASE_URL", &url).with("UNSTALE_INSTANCE", "test").start();
     daemon.ready().await;
-    world.execute("do $$ begin execute (select format('insert into %s values (''s3cret-value'')', c.oid::regclass) from pg_class c where relname like '<script>%'); end $$").await;
+    world
+        .execute(
+            "do $$ begin execute (select format('insert into %s values (''s3cret-value'')', c.oid::regclass)
+         from pg_class c where relname like '<script>%'); end $$",
+        )
+        .await;
     until("it is counted", async || document(&daemon)["watches"]["list"][0]["changes"] == 1).await;
     let json = daemon.get("/status.json").expect("it answers").1;
     let page = until("it is written anew", async || Some(page(&daemon)).filter(|page| page.contains("data-of=\"changes\">1<"))).await;

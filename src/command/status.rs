@@ -31,7 +31,8 @@ pub async fn run(config: &Config, args: &cli::Status) -> anyhow::Result<()> {
         (Some(url), _) => url.clone(),
         (None, Some(address)) => format!("http://{}/", reachable(address)),
         (None, None) => bail!(
-            "http.listen is not set, so that no listener of this configuration answers; set it, as in UNSTALE_HTTP__LISTEN=127.0.0.1:9464, or name one with --url"
+            "http.listen is not set, so that no listener of this configuration answers; set it, \
+             as in UNSTALE_HTTP__LISTEN=127.0.0.1:9464, or name one with --url"
         ),
     };
     let (authority, path) = parts(&url)?;

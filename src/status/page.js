@@ -24,6 +24,7 @@
   const marked = part => { const s = getSelection(); return s && !s.isCollapsed && part.contains(s.anchorNode); };
   const renew = async () => {
     const page = new DOMParser().parseFromString(await (await get('./')).text(), 'text/html');
+    document.title = page.title;
     for (const old of document.querySelectorAll('[data-part]')) {
       const part = page.getElementById(old.id);
       if (part && part.outerHTML !== old.outerHTML && !marked(old)) old.replaceWith(document.adoptNode(part));

@@ -1,7 +1,7 @@
 //! The page at `/`: the document as HTML, with its style and its script, and nothing from elsewhere.
 //!
-//! Must hold: every text goes through [`Text`], which escapes it for a person's eye and for HTML; there is no attribute `style` or `on...`, so
-//! that the policy of [`CONTENT_SECURITY_POLICY`] lets nothing run but this style and this script. What matters is there without the script.
+//! Must hold: every text goes through [`Text`], which escapes it for a person's eye and for HTML; there is no attribute `style` or
+//! `on...`, so that [`CONTENT_SECURITY_POLICY`] lets nothing run but this style and this script. What matters is there without it.
 
 use std::fmt::{self, Display, Write as _};
 use std::sync::LazyLock;
@@ -94,7 +94,8 @@ fn cards(html: &mut String, status: &Status) {
     let age = status.watermark.age_seconds.map_or_else(|| "–".to_owned(), format::seconds);
     let _ = write!(
         html,
-        "<div class=\"cards\" id=\"cards\" data-part><section><h2>Watermark</h2><b>{age}</b><p class=\"soft\">behind PostgreSQL's clock: <time>{}</time></p></section>",
+        "<div class=\"cards\" id=\"cards\" data-part><section><h2>Watermark</h2><b>{age}</b>\
+         <p class=\"soft\">behind PostgreSQL's clock: <time>{}</time></p></section>",
         Text(status.watermark.at.as_deref().unwrap_or("not known yet")),
     );
     let delivered = |percentile: Option<f64>| percentile.map_or_else(|| "–".to_owned(), format::seconds);
@@ -107,7 +108,8 @@ fn cards(html: &mut String, status: &Status) {
     );
     let _ = write!(
         html,
-        "<section><h2>Waiting for Redis</h2><b>{} keys</b><p class=\"soft\">{} patterns, {}; {} commands on their way, {} tried again</p></section>\
+        "<section><h2>Waiting for Redis</h2><b>{} keys</b>\
+         <p class=\"soft\">{} patterns, {}; {} commands on their way, {} tried again</p></section>\
          <section><h2>To be repeated</h2><b>{} keys</b><p class=\"soft\">are deleted, and will be once more</p></section></div>",
         format::number(waiting.keys),
         format::number(waiting.patterns),
@@ -126,9 +128,9 @@ fn chart(html: &mut String, times: &Times) {
         html,
         "<section><h2>Commit to key gone: <span id=\"p50\">{p50}</span>, p99 <span id=\"p99\">{p99}</span></h2><div class=\"chart\">\
          <ol aria-hidden=\"true\"><li>10 s</li><li>1 s</li><li>100 ms</li><li>10 ms</li><li>1 ms</li><li>0.1 ms</li></ol>\
-         <svg viewBox=\"0 0 300 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Of each heartbeat of the last five minutes, how long \
-         it took from its commit until Redis had deleted everything before it\"><path class=\"grid\" d=\"M0 0h300M0 20h300M0 40h300M0 60h300M0 80h300M0 \
-         100h300\"/><path class=\"dots\" id=\"dots\" d=\""
+         <svg viewBox=\"0 0 300 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Of each heartbeat of the last \
+         five minutes, how long it took from its commit until Redis had deleted everything before it\">\
+         <path class=\"grid\" d=\"M0 0h300M0 20h300M0 40h300M0 60h300M0 80h300M0 100h300\"/><path class=\"dots\" id=\"dots\" d=\""
     );
     for (age, seconds) in times.samples.iter().filter(|(age, _)| *age <= SPAN_SECONDS) {
         let _ = write!(html, "M{:.1} {:.1}h0", SPAN_SECONDS - age, 20.0 * (1.0 - seconds.clamp(1e-4, 10.0).log10()));
@@ -176,7 +178,8 @@ fn watches(html: &mut String, watches: &Watches) {
     let with_nines = watches.list.iter().any(|watch| watch.nines.is_some());
     let _ = write!(
         html,
-        "<table><thead><tr><th>table and keys<th>delivery<th class=\"n\">changes/s<th class=\"n\">keys/s<th class=\"n\">changes<th class=\"n\">deleted{}</tr></thead><tbody>",
+        "<table><thead><tr><th>table and keys<th>delivery<th class=\"n\">changes/s<th class=\"n\">keys/s\
+         <th class=\"n\">changes<th class=\"n\">deleted{}</tr></thead><tbody>",
         if with_nines { "<th class=\"n\">right" } else { "" }
     );
     for Watch { table, keys, delivery, guarantee, sweepable, changes, changes_per_second, deleted, deleted_per_second, nines } in
@@ -195,7 +198,8 @@ fn watches(html: &mut String, watches: &Watches) {
         }
         let _ = write!(
             html,
-            "<td class=\"n\" data-of=\"changes/s\">{}<td class=\"n\" data-of=\"keys/s\">{}<td class=\"n\" data-of=\"changes\">{}<td class=\"n\" data-of=\"deleted\">{}",
+            "<td class=\"n\" data-of=\"changes/s\">{}<td class=\"n\" data-of=\"keys/s\">{}\
+             <td class=\"n\" data-of=\"changes\">{}<td class=\"n\" data-of=\"deleted\">{}",
             format::rate(*changes_per_second),
             format::rate(*deleted_per_second),
             format::number(*changes),
@@ -231,13 +235,15 @@ fn gaps(html: &mut String, open: Option<&OpenGap>, gaps: Option<&[Gap]>) {
         Some(gaps) => {
             let _ = write!(
                 html,
-                "<table><thead><tr><th>opened<th>cause<th class=\"n\">lasted<th class=\"n\">swept<th class=\"n\">logged<th class=\"n\">keys</tr></thead><tbody>"
+                "<table><thead><tr><th>opened<th>cause<th class=\"n\">lasted<th class=\"n\">swept\
+                 <th class=\"n\">logged<th class=\"n\">keys</tr></thead><tbody>"
             );
             for Gap { cause, opened_at, lasted_seconds, swept, logged, keys } in gaps {
                 let lasted = lasted_seconds.map_or_else(|| "open".to_owned(), format::seconds);
                 let _ = write!(
                     html,
-                    "<tr><td><time>{}</time><td data-of=\"cause\">{}<td class=\"n\" data-of=\"lasted\">{lasted}<td class=\"n\" data-of=\"swept\">{}\
+                    "<tr><td><time>{}</time><td data-of=\"cause\">{}<td class=\"n\" data-of=\"lasted\">{lasted}\
+                     <td class=\"n\" data-of=\"swept\">{}\
                      <td class=\"n\" data-of=\"logged\">{}<td class=\"n\" data-of=\"keys\">{}</tr>",
                     Text(opened_at),
                     Text(cause),

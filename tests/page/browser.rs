@@ -49,12 +49,13 @@ fn browse(chromium: &str, url: &str, options: &[&str]) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
-/// Answers `/` with the page of `first`, later that of `then`, with the policy of the real one; and `/status.json` with `then`.
-fn serve(first: &Status, then: &Status) -> u16 {
+/// Answers `/` with the page of `first`, later that of `then`, with the policy of the real one; and `/status.json` with `then`, or not
+/// at all.
+fn serve(first: &Status, then: Option<&Status>) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    let pages = Arc::new([page::page(first), page::page(then)]);
-    let json = serde_json::to_string(then).expect("JSON");
+    let pages = Arc::new([page::page(first), page::page(then.unwrap_or(first))]);
+    let json = then.map(|then| serde_json::to_string(then).expect("JSON"));
     std::thread::spawn(move || {
         let mut asked = 0;
         for mut stream in listener.incoming().map_while(Result::ok) {
@@ -65,12 +66,14 @@ fn serve(first: &Status, then: &Status) -> u16 {
                 asked += 1;
                 ("text/html; charset=utf-8", &pages[usize::from(asked > 1)])
             } else {
-                ("application/json", &json)
+                let Some(json) = &json else { continue };
+                ("application/json", json)
             };
             let policy = page::CONTENT_SECURITY_POLICY.as_str();
             let length = body.len();
             let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Security-Policy: {policy}\r\nContent-Length: {length}\r\nConnection: close"
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Security-Policy: {policy}\r\n\
+                 Content-Length: {length}\r\nConnection: close"
             );
             let _ = write!(stream, "{head}\r\n\r\n{body}"); // a client that has gone is no fault
         }
@@ -110,14 +113,23 @@ async fn documents() -> (Status, Status) {
 async fn the_script_keeps_the_page_as_the_document_says_and_nothing_else_runs() {
     let Some(chromium) = chromium() else { return };
     let (calm, hostile) = documents().await;
-    let url = format!("http://127.0.0.1:{}/", serve(&calm, &hostile));
+    let url = format!("http://127.0.0.1:{}/", serve(&calm, Some(&hostile)));
     let (dom, log) = browse(chromium, &url, &["--virtual-time-budget=5000", "--dump-dom"]);
     assert!(dom.contains("d=\"M150.0 60.0h0\"") && dom.contains("<span id=\"p50\">12 ms</span>"), "the chart:\n{dom}\n{log}");
     assert!(dom.contains("<b>not ready</b>") && dom.contains("&lt;script&gt;document.title"), "the rest:\n{dom}\n{log}");
-    assert!(dom.contains("<title>● test: ready</title>"), "nobody's script ran:\n{dom}");
+    assert!(dom.contains("<title>○ &lt;script&gt;document.title"), "it says so in the title, and nobody's script ran:\n{dom}");
     for complaint in ["Refused to", "violates", "Uncaught"] {
         assert!(!log.contains(complaint), "{log}");
     }
+}
+
+#[tokio::test]
+async fn a_listener_that_does_not_answer_any_more_is_said() {
+    let Some(chromium) = chromium() else { return };
+    let (calm, _) = documents().await;
+    let url = format!("http://127.0.0.1:{}/", serve(&calm, None));
+    let (dom, log) = browse(chromium, &url, &["--virtual-time-budget=5000", "--dump-dom"]);
+    assert!(dom.contains("class=\"away\"") && dom.contains("The listener does not answer."), "{dom}\n{log}");
 }
 
 #[tokio::test]
@@ -129,7 +141,7 @@ async fn it_is_drawn_light_and_dark_and_for_a_phone() {
     let draw = |name: &str, status: &Status, size: &str, scheme: u8| -> (PathBuf, Vec<u8>) {
         let path = folder.join(format!("{name}.png"));
         let _ = std::fs::remove_file(&path); // of an earlier run
-        let url = format!("http://127.0.0.1:{}/", serve(status, status));
+        let url = format!("http://127.0.0.1:{}/", serve(status, Some(status)));
         let options = [
             format!("--screenshot={}", path.display()),
             format!("--window-size={size}"),
