@@ -1,6 +1,6 @@
 //! The page at `/`: the document as HTML, with its style and its script, and nothing from elsewhere.
 //!
-//! Must hold: every text goes through [`Text`], which escapes it for a person's eye and for HTML; there is no attribute `style` or
+//! Must hold: every text goes through `Text`, which escapes it for a person's eye and for HTML; there is no attribute `style` or
 //! `on...`, so that [`CONTENT_SECURITY_POLICY`] lets nothing run but this style and this script. What matters is there without it.
 
 use std::fmt::{self, Display, Write as _};
