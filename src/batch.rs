@@ -258,6 +258,20 @@ impl Batch {
         queue.open.len() + queue.cut + queue.held.len()
     }
 
+    /// Targets that wait in both lanes, how many of them are patterns (but for those that were handed back), and their bytes.
+    #[must_use]
+    pub fn all_waiting(&self) -> (usize, usize, usize) {
+        let of = |count: fn(&Queue) -> usize| count(&self.live) + count(&self.catch_up);
+        let targets = self.waiting(Lane::Live) + self.waiting(Lane::CatchUp);
+        (targets, of(|queue| queue.open_patterns + queue.patterns.len()), of(|queue| queue.bytes))
+    }
+
+    /// Commands that Redis has not answered.
+    #[must_use]
+    pub fn on_their_way(&self) -> usize {
+        self.in_flight.len() + usize::from(self.walk.is_some())
+    }
+
     /// Is nothing waiting and nothing on its way, but what nothing waits for?
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -35,6 +35,7 @@ Examples:
   UNSTALE_HTTP__LISTEN=127.0.0.1:9464 unstale run
   unstale check                                  before the roll-out, and at three in the morning
   unstale sweep --since 2h                       after an import with triggers off
+  unstale status                                 how the running listener is
   unstale tail --table public.users              what is announced, as it is committed
   unstale explain public.users id=42 email=a@b.c";
 
@@ -76,7 +77,7 @@ pub enum Command {
     ///
     /// Connects again for ever if PostgreSQL or Redis is away, and sweeps what was missed. SIGTERM or SIGINT lets what
     /// was received reach Redis (shutdown.timeout), a second one exits at once. With http.listen set, /live, /ready and
-    /// /metrics answer. Under systemd use Type=notify. Needs DATABASE_URL and REDIS_URL.
+    /// /metrics answer, and / is a page that shows how it is. Under systemd use Type=notify. Needs DATABASE_URL and REDIS_URL.
     Run,
     /// Look for everything that would make a promise untrue
     ///
@@ -85,6 +86,15 @@ pub enum Command {
     /// running listener. One line for each finding, below it a command or SQL that mends it. Exit code 0 if there are at
     /// most warnings. Changes nothing but that key. Needs DATABASE_URL and REDIS_URL, best those of the listener.
     Check(Check),
+    /// Show how the running listener is
+    ///
+    /// What its page at http.listen shows: whether it is ready, or why not; how long changes take; the watermark; what waits for
+    /// Redis; watches, gaps and findings. From its /status.json, which docs/status.md explains. Exit code 1 if no listener answers;
+    /// whether it is ready is for the document to say. Needs http.listen, or --url.
+    #[command(
+        after_help = "Examples:\n  unstale status\n  unstale status --url http://10.0.0.5:9464/\n  unstale status --json | jq .ready"
+    )]
+    Status(Status),
     /// Delete the keys of what no trigger announced
     ///
     /// For after an import with triggers off, a restore, or a bug of somebody's. --since finds rows by the column that the
@@ -166,6 +176,17 @@ pub struct Check {
     #[arg(long)]
     pub keys: bool,
     /// Print JSON: {"findings": [{"severity": ..., "about": ..., "finding": ..., "remedy": ...}]}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `unstale status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The listener's address, instead of the configured http.listen
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Print the document as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -9,6 +9,7 @@ pub mod man;
 pub mod migrate;
 pub mod policy;
 pub mod run;
+pub mod status;
 pub mod sweep;
 pub mod tail;
 pub mod uninstall;

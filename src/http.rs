@@ -1,9 +1,11 @@
-//! `/live`, `/ready` and `/metrics`, for probes and for Prometheus.
+//! `/live`, `/ready` and `/metrics`, for probes and for Prometheus; `/` and `/status.json`, for people (pages.rs).
 //!
 //! Must never be in the listener's way: it reads a watch channel and renders what is counted already. A client must not
 //! be able to exhaust anything, nor to keep others out: a connection is good for one request and a few seconds, and their number is
 //! bounded. A new one always gets a place, which is that of the oldest connection of whoever has the most of them: a probe needs its
 //! own for a millisecond. It takes no input but the path, and refuses everything else with 404.
+
+mod pages;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -29,6 +31,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::observe::Readiness;
 use crate::visible;
+
+pub use pages::Shown;
 
 /// A probe sends its request in one packet, or in a few over a bad link.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
@@ -71,10 +75,11 @@ pub async fn serve(
     listener: TcpListener,
     readiness: watch::Receiver<Readiness>,
     metrics: PrometheusHandle,
+    shown: Shown,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let upkeep = keep_up(metrics.clone());
-    let router = router(readiness, metrics);
+    let router = router(readiness, metrics, shown);
     let connections = TaskTracker::new();
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -87,22 +92,28 @@ pub async fn serve(
     Ok(())
 }
 
-fn router(readiness: watch::Receiver<Readiness>, metrics: PrometheusHandle) -> Router {
+fn router(readiness: watch::Receiver<Readiness>, metrics: PrometheusHandle, shown: Shown) -> Router {
     Router::new()
         .route("/live", get(async || "live\n"))
         .route("/ready", get(ready).with_state(readiness))
         .route("/metrics", get(render).with_state(metrics))
+        .merge(pages::router(shown))
 }
 
 async fn ready(State(readiness): State<watch::Receiver<Readiness>>) -> (StatusCode, String) {
-    if readiness.has_changed().is_err() {
-        // The sender is gone: whatever it said last, nobody stands for it now.
-        let reason = "the listener has ended\n".to_owned();
-        return (StatusCode::SERVICE_UNAVAILABLE, reason);
-    }
-    match &*readiness.borrow() {
+    match said(&readiness) {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
-        Readiness::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", visible::line(reason))),
+        Readiness::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", visible::line(&reason))),
+    }
+}
+
+/// Is it ready?
+#[must_use]
+pub fn said(readiness: &watch::Receiver<Readiness>) -> Readiness {
+    // The sender is gone: whatever it said last, nobody stands for it now.
+    match readiness.has_changed() {
+        Ok(_) => readiness.borrow().clone(),
+        Err(_) => Readiness::NotReady("the listener has ended".to_owned()),
     }
 }
 
@@ -213,7 +224,8 @@ mod tests {
         let recorder = PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || metrics::counter!("unstale_tests_total").increment(3));
         let shutdown = CancellationToken::new();
-        let served = serve(listener, receiver, recorder.handle(), shutdown.clone());
+        let shown: Shown = std::sync::Arc::new(|| panic!("nobody asks for it"));
+        let served = serve(listener, receiver, recorder.handle(), shown, shutdown.clone());
         Server { address, readiness, shutdown, served: tokio::spawn(served) }
     }
 
@@ -251,7 +263,7 @@ mod tests {
     async fn live_is_live_and_anything_else_is_not_found() {
         let address = server().await.address;
         assert!(get(address, "/live").await.starts_with("HTTP/1.1 200 "));
-        assert!(get(address, "/").await.starts_with("HTTP/1.1 404 "));
+        assert!(get(address, "/favicon.ico").await.starts_with("HTTP/1.1 404 "));
         assert!(get(address, "/metrics/x").await.starts_with("HTTP/1.1 404 "));
     }
 

@@ -29,7 +29,8 @@
 //! |---|---|
 //! | [`listener::machine`] | decides everything: states, timers, what is collected, when a gap is closed. Pure. Begin here |
 //! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
-//! | [`change`], [`rule`], [`batch`], [`delivered`], [`glob`], [`mark`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`], [`spelling`] | what a payload says; which keys it makes stale; what waits for Redis; who has done what of it; which keys a pattern matches; what Redis has kept; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read; what URLs have in common. Pure |
+//! | [`listener::board`] | what the status page is made of, noted by the driver |
+//! | [`change`], [`rule`], [`batch`], [`delivered`], [`glob`], [`mark`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`], [`spelling`], [`status`] | what a payload says; which keys it makes stale; what waits for Redis; who has done what of it; which keys a pattern matches; what Redis has kept; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read; what URLs have in common; how a listener is, as a document, a page and lines. Pure |
 //! | [`pg`] | every line of SQL that is not in `migrations/`: session, sweep, log, watches, migrations |
 //! | [`sink`] | Redis |
 //! | [`observe`] | everything the program says, once; as log lines and as metrics |
@@ -63,6 +64,7 @@ pub mod scratch;
 pub mod shutdown;
 pub mod sink;
 pub mod spelling;
+pub mod status;
 pub mod systemd;
 pub mod visible;
 pub mod watermark;

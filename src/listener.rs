@@ -1,4 +1,5 @@
-//! The listener: a pure machine that decides, and a driver that does.
+//! The listener: a pure machine that decides, a driver that does, and a board that shows how it is.
 
+pub mod board;
 pub mod driver;
 pub mod machine;

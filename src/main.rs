@@ -11,7 +11,7 @@ use unstale::{command, error, logs};
 // One thread: it keeps up with what PostgreSQL sends and what Redis takes, and two spend a quarter of their time on each other.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Err(error) = run(Cli::parse()).await else {
+    let Err(error) = Box::pin(run(Cli::parse())).await else {
         return ExitCode::SUCCESS;
     };
     // Not eprintln: a closed stderr must not turn an exit code into a panic.
@@ -37,6 +37,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Apply(args) => command::apply::run(&config, args).await,
         Command::Check(args) => command::check::run(&config, args).await,
         Command::Sweep(args) => command::sweep::run(&config, args).await,
+        Command::Status(args) => command::status::run(&config, args).await,
         Command::Policy(args) => command::policy::run(&config, args).await,
         Command::Wait(args) => command::wait::run(&config, args).await,
         Command::Tail(args) => command::tail::run(&config, args).await,

@@ -12,6 +12,7 @@ use crate::watermark::PgTime;
 pub mod barrier;
 pub mod check;
 mod connect;
+pub mod gaps;
 mod identity;
 pub mod log;
 pub mod migrate;

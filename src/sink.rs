@@ -30,6 +30,7 @@ use crate::batch::Work;
 use crate::config::{Source, Tls};
 use crate::delivered::{Delivered, Left};
 use crate::exposure::{self, Exposure};
+use crate::status;
 
 use cluster::Cluster;
 use connection::Settings;
@@ -160,6 +161,16 @@ impl Sink {
             Place::Socket(_) => &[],
         };
         nodes.iter().find_map(|(host, _)| exposure::of_redis(Some(host), url.tls, url.password.is_some()))
+    }
+
+    /// Its servers, as far as is known without asking them.
+    #[must_use]
+    pub fn standing(&self) -> status::Redis {
+        let (kind, servers) = match &self.kind {
+            Kind::Cluster(cluster) => ("cluster", cluster.standing()),
+            Kind::One(server) => (if server.is_behind_sentinel() { "sentinel" } else { "server" }, vec![server.standing()]),
+        };
+        status::Redis { kind: kind.to_owned(), more: 0, servers }
     }
 
     /// The user of the URL, for people.

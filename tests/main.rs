@@ -16,6 +16,7 @@ mod guide;
 mod hostile;
 mod log;
 mod monitoring;
+mod page;
 mod policy;
 mod pooler;
 mod readers_model;

@@ -48,6 +48,8 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/exposure.rs",
             "src/glob.rs",
             "src/spelling.rs",
+            "src/status.rs",
+            "src/status",
             "src/pg/url.rs",
             "src/sink/url.rs",
             "src/listener/machine",

@@ -206,6 +206,16 @@ begin
 end
 $$;
 
+-- The last gaps of an instance, the latest first, for the status page.
+create or replace function unstale.last_gaps(instance text, most integer)
+    returns table (cause text, opened_at bigint, lasted_seconds double precision, swept bigint, logged bigint, keys bigint)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select g.cause, unstale.microseconds(g.opened_at), extract(epoch from g.closed_at - g.opened_at)::double precision, g.swept, g.logged, g.keys
+      from unstale.gap g where g.instance = last_gaps.instance order by g.opened_at desc, g.id desc limit last_gaps.most
+$$;
+
 -- A page of the changes that are said nowhere else (src/pg/log.rs), with a row for its snapshot first. PostgreSQL would plan each
 -- reading anew, which takes ten times as long as to read; and a part that was empty when the one plan was made, after a VACUUM, would
 -- be read from its beginning for ever.

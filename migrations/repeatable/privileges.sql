@@ -186,7 +186,7 @@ as $$
     select p.oid::regprocedure from pg_proc p
      where p.pronamespace = 'unstale'::regnamespace
        and p.proname = any (array['version', 'listen', 'beat', 'probe', 'barrier', 'before_barrier', 'list_watches', 'register', 'touch', 'save', 'stored', 'forgotten', 'seen', 'open_gap',
-                                  'close_gap', 'read_log', 'log_since', 'sweep_tables', 'notice_ddl', 'rotate_log', 'findings', 'microseconds', 'from_microseconds'])
+                                  'close_gap', 'last_gaps', 'read_log', 'log_since', 'sweep_tables', 'notice_ddl', 'rotate_log', 'findings', 'microseconds', 'from_microseconds'])
     union all
     select p.oid::regprocedure
       from unstale.watch w

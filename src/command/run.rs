@@ -6,6 +6,7 @@ mod reload;
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use crate::batch::Limits;
 use crate::config::Config;
 use crate::exposure::{self, Exposure};
+use crate::listener::board::Board;
 use crate::listener::driver::{self, Parts};
 use crate::listener::machine::Settings;
 use crate::logs::Filter;
@@ -35,10 +37,12 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
     let metrics = metrics::install()?;
     let (readiness, readiness_seen) = watch::channel(Readiness::NotReady("starting".into()));
     exposures(&config, &parts_now.borrow()).for_each(|exposure| observe(&Observation::Exposed(exposure)));
+    let board = Arc::new(Board::new(config.instance.clone(), Instant::now()));
     let probes = match config.http.listen {
         Some(address) => {
             let listener = http::bind(address).await?;
-            Some(tokio::spawn(http::serve(listener, readiness_seen, metrics, shutdown.clone())))
+            let shown = shown(board.clone(), parts_now.clone(), readiness_seen.clone());
+            Some(tokio::spawn(http::serve(listener, readiness_seen.clone(), metrics, shown, shutdown.clone())))
         }
         None => None,
     };
@@ -50,14 +54,26 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
     }
 
     let reloading = tokio::spawn(reload::on_hangup(hangup, file, config, filter, parts));
-    let counting = tokio::spawn(findings::count(parts_now.clone(), shutdown.clone()));
-    driver::run(parts_now, readiness, shutdown).await;
+    let counting = tokio::spawn(findings::look_after(parts_now.clone(), readiness_seen, board.clone(), shutdown.clone()));
+    driver::run(parts_now, readiness, board, shutdown).await;
     reloading.abort();
     counting.abort();
     if let Some(probes) = probes {
         probes.await??;
     }
     Ok(())
+}
+
+/// The document of the status page, whenever somebody asks for it.
+fn shown(board: Arc<Board>, parts: watch::Receiver<Parts>, readiness: watch::Receiver<Readiness>) -> http::Shown {
+    Arc::new(move || {
+        let (postgres, redis) = {
+            let parts = parts.borrow();
+            (parts.postgres.place(), parts.sink.standing())
+        };
+        let readiness = http::said(&readiness);
+        board.status(Instant::now(), SystemTime::now(), &readiness, postgres, redis)
+    })
 }
 
 /// What the listener is made of, by this configuration.

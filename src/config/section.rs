@@ -60,7 +60,7 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
 }
 
-/// `/live`, `/ready` and `/metrics`.
+/// `/live`, `/ready` and `/metrics`, and the status page.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::board::Board;
 use super::machine::told::Told;
 use super::machine::{Action, Input, Machine, Opening, Settings, State};
 use crate::batch::Lane;
@@ -28,6 +29,9 @@ use crate::systemd;
 
 /// Notifications taken at once, between two looks at everything else.
 const BURST: usize = 128;
+
+/// Between two copies for the status page.
+const SHOWN_EVERY: Duration = Duration::from_millis(250);
 
 /// What the driver is made of. All of it may be replaced while it runs: sessions and commands to Redis take what there is when
 /// they begin, or begin again.
@@ -47,8 +51,8 @@ pub struct Parts {
     pub settings: Settings,
 }
 
-/// Listens until `shutdown`, then drains. The probes are told through `readiness`.
-pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Readiness>, shutdown: CancellationToken) {
+/// Listens until `shutdown`, then drains. The probes are told through `readiness`, the status page through `board`.
+pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Readiness>, board: Arc<Board>, shutdown: CancellationToken) {
     let settings = parts.borrow_and_update().settings.clone();
     let driver = Driver {
         machine: Machine::new(settings, Instant::now()),
@@ -68,8 +72,10 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
         watchdog_due: Instant::now(),
         starting_due: Some(Instant::now()),
         saving: false,
+        shown_due: Instant::now(),
         parts,
         readiness,
+        board,
     };
     driver.run(shutdown).await;
 }
@@ -77,6 +83,8 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
 struct Driver {
     parts: watch::Receiver<Parts>,
     readiness: watch::Sender<Readiness>,
+    board: Arc<Board>,
+    shown_due: Instant,
     machine: Machine,
     session: Option<Session>,
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
@@ -200,14 +208,14 @@ impl Driver {
                 for instance in forgotten {
                     observe(&Observation::InstanceForgotten { instance });
                 }
-                Input::Subscribed(Opening { backend, rules: compile(watches), server, stored, seen })
+                Input::Subscribed(Opening { backend, rules: self.compile(watches), server, stored, seen })
             }
             Some(Event::BeatSent(beat, queue_ratio)) => {
                 observe(&Observation::NotifyQueue(queue_ratio));
-                observe(&Observation::Status { pending: self.machine.pending(), watermark_age: self.machine.watermark_age() });
+                self.observe(&Observation::Status { pending: self.machine.pending(), watermark_age: self.machine.watermark_age() });
                 Input::BeatSent(beat)
             }
-            Some(Event::Watches(watches)) => Input::Watches(compile(watches)),
+            Some(Event::Watches(watches)) => Input::Watches(self.compile(watches)),
             Some(Event::LogRead(page)) => Input::LogRead { changes: page.changes, more: page.more },
         };
         self.handle(input);
@@ -303,8 +311,14 @@ impl Driver {
                     self.saving = true;
                 }
             }
-            Action::Observe(observation) => observe(&observation),
+            Action::Observe(observation) => self.observe(&observation),
         }
+    }
+
+    /// What the machine says is also shown.
+    fn observe(&self, observation: &Observation) {
+        observe(observation);
+        self.board.note(Instant::now(), observation);
     }
 
     fn ask(&mut self, request: Request) {
@@ -315,11 +329,17 @@ impl Driver {
 
     /// Counts what happened, and tells the probes and systemd how things are.
     fn tell(&mut self) {
+        let now = Instant::now();
         for (watch, tally) in self.machine.take_tallies() {
+            self.board.counted(now, watch, tally);
             let table = self.machine.table(watch).unwrap_or("unwatched");
             metrics::count(table, tally.changes, tally.keys, tally.swept);
         }
-        let readiness = self.machine.readiness(Instant::now());
+        let readiness = self.machine.readiness(now);
+        if now >= self.shown_due || self.told.as_ref() != Some(&readiness) {
+            self.shown_due = now + SHOWN_EVERY;
+            self.board.stands(self.machine.standing(now));
+        }
         if self.told.as_ref() == Some(&readiness) {
             return;
         }
@@ -355,20 +375,23 @@ impl Driver {
     }
 }
 
-/// Compiles what is watched; what cannot be is told of and left out.
-fn compile(watches: Vec<Watched>) -> Vec<Rule> {
-    let rule = |watched: Watched| match Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys) {
-        Ok(mut rule) => {
-            rule.ended = watched.ended;
-            rule.leased = watched.spec.guarantee.as_deref() == Some("lease");
-            Some(rule)
-        }
-        Err(error) => {
-            observe(&Observation::WatchSkipped { table: watched.table, reason: error.to_string() });
-            None
-        }
-    };
-    watches.into_iter().filter_map(rule).collect()
+impl Driver {
+    /// Shows what is watched, and compiles it; a watch that does not compile is reported and skipped.
+    fn compile(&self, watches: Vec<Watched>) -> Vec<Rule> {
+        self.board.watches(&watches);
+        let rule = |watched: Watched| match Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys) {
+            Ok(mut rule) => {
+                rule.ended = watched.ended;
+                rule.leased = watched.spec.guarantee.as_deref() == Some("lease");
+                Some(rule)
+            }
+            Err(error) => {
+                observe(&Observation::WatchSkipped { table: watched.table, reason: error.to_string() });
+                None
+            }
+        };
+        watches.into_iter().filter_map(rule).collect()
+    }
 }
 
 async fn next_of_session(session: &mut Option<Session>, burst: &mut Vec<PgNotification>, take_notifications: bool) -> Wake {

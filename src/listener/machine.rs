@@ -24,6 +24,7 @@ mod message;
 mod reading;
 mod repeat;
 mod replicas;
+mod standing;
 mod timers;
 pub(super) mod told;
 
@@ -47,6 +48,7 @@ pub use message::{Action, Input, Opening, Tally};
 use reading::Reading;
 use repeat::Repeats;
 use replicas::Replicas;
+pub use standing::Standing;
 use told::Told;
 
 /// Stands for all commands of which something was handed back: no command has this number.

@@ -26,6 +26,7 @@ pub const LISTENER_FUNCTIONS: &[&str] = &[
     "seen",
     "open_gap",
     "close_gap",
+    "last_gaps",
     "read_log",
     "log_since",
     "sweep_tables",

@@ -21,6 +21,7 @@ use super::slots::{self, Seen};
 use super::url::Node;
 use super::wire::Address;
 use crate::backoff::Backoff;
+use crate::status;
 
 /// After the first answer, how long other nodes are waited for when the map is asked for.
 const OTHERS: Duration = Duration::from_millis(150);
@@ -56,6 +57,19 @@ impl Cluster {
             Some(map) => Ok(map),
             None => self.refresh(None).await,
         }
+    }
+
+    /// Each primary, as far as is known without asking it.
+    pub(super) fn standing(&self) -> Vec<status::Server> {
+        let Some(map) = lock(&self.map).clone() else {
+            let why_not = Some("the cluster's primaries are not known yet".to_owned());
+            return vec![status::Server { address: None, answers: false, why_not }];
+        };
+        let primary = |primary: &Arc<Primary>| {
+            let why_not = primary.doubt();
+            status::Server { address: Some(primary.name()), answers: why_not.is_none(), why_not }
+        };
+        map.primaries.iter().map(primary).collect()
     }
 
     /// A map that is newer than this one.

@@ -46,6 +46,7 @@ impl Settings {
 
 #[derive(Clone)]
 pub(super) struct Connection {
+    pub(super) address: Address,
     pub(super) client: Client,
     pub(super) number: u64,
     pub(super) found: Found,
@@ -107,7 +108,7 @@ impl Connection {
             may_mark: AtomicBool::new(true),
             unlinks: AtomicBool::new(true),
         };
-        Ok(Self { client, number: 0, found: Found::Nothing, state: Arc::new(state), verdict, ended, timeout })
+        Ok(Self { address: server.clone(), client, number: 0, found: Found::Nothing, state: Arc::new(state), verdict, ended, timeout })
     }
 
     /// Does the server not know UNLINK, or not let this user run it? It may know DEL, which is tried from here on.

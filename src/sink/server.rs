@@ -17,6 +17,7 @@ use super::sentinel::{self, Sentinels};
 use super::slots::Redirect;
 use super::wire::{Address, End};
 use crate::mark::{Answer, Found, RedisMark};
+use crate::status;
 
 /// How a server is found.
 pub(super) enum Way {
@@ -210,6 +211,22 @@ impl Server {
             self.replace(&connection).await;
         }
         answer.map(drop)
+    }
+
+    pub(super) fn is_behind_sentinel(&self) -> bool {
+        matches!(self.way, Way::Sentinels(_))
+    }
+
+    /// As far as is known without asking it.
+    pub(super) fn standing(&self) -> status::Server {
+        let connected =
+            self.connection.try_lock().ok().and_then(|place| place.clone()).filter(|connection| !connection.ended.is_cancelled());
+        let address = match &self.way {
+            Way::At(server) | Way::Bare(server) => Some(server.to_string()),
+            Way::Sentinels(_) => connected.as_ref().map(|connection| connection.address.to_string()),
+        };
+        let why_not = connected.is_none().then(|| "there is no connection".to_owned());
+        status::Server { address, answers: connected.is_some(), why_not }
     }
 
     /// The connection that there is, or a new one.

@@ -4,6 +4,7 @@
 //! says to Redis, and what Redis says, once it has passed the fence, to it. That is two copies in memory. Must hold:
 //! only this process can connect to that socket, and it takes one connection.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -49,6 +50,16 @@ impl End {
 pub(super) enum Address {
     Host(Node),
     Socket(PathBuf),
+}
+
+/// For people.
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host((host, port)) => write!(formatter, "{host}:{port}"),
+            Self::Socket(path) => write!(formatter, "{}", path.display()),
+        }
+    }
 }
 
 /// A socket towards the server.

@@ -237,3 +237,28 @@ async fn a_key_that_the_user_may_not_touch_holds_up_no_other() {
     daemon.ready().await;
     assert!(left(&cluster, &of("email")).is_empty());
 }
+
+/// One of them that hangs is named, and the others are not.
+#[tokio::test]
+async fn the_status_page_shows_each_primary_with_its_state() {
+    let (world, mut cluster, daemon) = clustered(0, Settings::in_one_session).await;
+    let redis = || {
+        let document = daemon.get("/status.json").expect("it answers").1;
+        serde_json::from_str::<serde_json::Value>(&document).expect("JSON")["redis"].clone()
+    };
+    let answering = |redis: &serde_json::Value| {
+        let servers = redis["servers"].as_array().expect("a list").iter();
+        servers.filter(|server| server["answers"] == true).count()
+    };
+    until("three answer", async || answering(&redis()) == 3).await;
+    assert_eq!(redis()["kind"], "cluster");
+    let hung = format!("127.0.0.1:{}", cluster.port(1));
+    cluster.nodes[1].pause();
+    change(&world, "true").await;
+    let shown = until("one does not", async || Some(redis()).filter(|redis| answering(redis) < 3)).await;
+    let server = shown["servers"].as_array().and_then(|servers| servers.iter().find(|server| server["address"] == hung.as_str()));
+    let server = server.unwrap_or_else(|| panic!("{hung} is not in {shown:#}"));
+    assert!(server["answers"] == false && server["why_not"].is_string(), "{shown:#}");
+    cluster.nodes[1].resume();
+    until("all answer again", async || answering(&redis()) == 3).await;
+}

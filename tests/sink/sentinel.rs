@@ -153,3 +153,15 @@ async fn a_promoted_replica_is_told_exactly_what_it_lacks() {
     daemon.ready().await;
     assert_eq!(count(&guarded, 1, keys(1..=ROWS)), u64::from(ROWS) - 3, "more was deleted than had been lost");
 }
+
+#[tokio::test]
+async fn the_status_page_shows_the_primary_that_the_sentinels_name() {
+    let (_world, guarded, daemon) = guarded(|settings| settings).await;
+    let primary = format!("127.0.0.1:{}", guarded.servers[guarded.primary().expect("a primary")].port().expect("it listens"));
+    until("it is shown", async || {
+        let document = daemon.get("/status.json").expect("it answers").1;
+        let redis = serde_json::from_str::<serde_json::Value>(&document).expect("JSON")["redis"].clone();
+        redis["kind"] == "sentinel" && redis["servers"][0]["address"] == primary.as_str() && redis["servers"][0]["answers"] == true
+    })
+    .await;
+}

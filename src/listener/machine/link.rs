@@ -174,6 +174,11 @@ impl Link {
         self.failure.as_deref()
     }
 
+    /// How many commands fail. What a part of Redis handed back counts as one.
+    pub(super) fn failing(&self) -> usize {
+        self.failing.len()
+    }
+
     /// Has it done nothing since its last failure?
     pub(super) fn is_silent(&self) -> bool {
         self.is_silent

@@ -40,6 +40,7 @@ pub(super) struct Packed {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     keys: VecDeque<(Instant, Arc<Packed>)>,
+    count: usize,
     bytes: usize,
 }
 
@@ -87,11 +88,17 @@ impl Packed {
 impl Held {
     pub(super) fn push(&mut self, at: Instant, keys: Arc<Packed>) {
         self.bytes += keys.bytes();
+        self.count += keys.len();
         self.keys.push_back((at, keys));
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How many keys. One that was deleted twice counts twice.
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     pub(super) fn first(&self) -> Option<Instant> {
@@ -108,6 +115,7 @@ impl Held {
         }) {
             bytes += keys.bytes();
             self.bytes -= keys.bytes();
+            self.count -= keys.len();
             taken.extend(keys.iter().map(str::to_owned));
         }
         if self.keys.is_empty() {
@@ -125,6 +133,11 @@ impl Delayed {
 }
 
 impl Repeats {
+    /// Keys that wait for a repeat.
+    pub(super) fn waiting(&self) -> usize {
+        self.delays.iter().map(|delayed| delayed.held.count()).sum()
+    }
+
     pub(super) fn new(after: &[Duration]) -> Self {
         let mut repeats = Self { delays: Vec::new(), told: Told::default() };
         repeats.set(after);
@@ -272,7 +285,7 @@ mod tests {
         while let Some(keys) = repeats.next(start + SECOND * 2, 500) {
             repeated += keys.len();
         }
-        assert_eq!((repeated, repeats.delays[0].held.bytes()), (held, 0));
+        assert_eq!((repeated, repeats.delays[0].held.bytes(), repeats.waiting()), (held, 0, 0));
     }
 
     #[test]

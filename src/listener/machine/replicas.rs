@@ -58,6 +58,11 @@ impl Replicas {
         self.asked = None;
     }
 
+    /// Keys that wait for the replicas.
+    pub(super) fn waiting(&self) -> usize {
+        self.held.count()
+    }
+
     fn are_there(&self) -> bool {
         !self.replayed.is_empty()
     }
