@@ -40,6 +40,7 @@
 //! Imports point down: `main -> command -> listener::driver, http -> machine, pg, sink, observe -> the pure modules`. [`pg`] and
 //! [`sink`] never meet, and the pure modules know neither a runtime, nor a clock, nor SQL. `tests/tidy.rs` holds it.
 
+pub mod audit;
 pub mod backoff;
 pub mod batch;
 pub mod change;

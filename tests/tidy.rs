@@ -48,6 +48,7 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/exposure.rs",
             "src/glob.rs",
             "src/spelling.rs",
+            "src/audit",
             "src/pg/url.rs",
             "src/sink/url.rs",
             "src/listener/machine",
