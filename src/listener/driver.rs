@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::machine::told::Told;
 use super::machine::{Action, Input, Machine, Opening, Settings, State};
+use super::sampler::Sampler;
 use crate::batch::Lane;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
@@ -39,6 +40,8 @@ pub struct Parts {
     pub replicas: Vec<Postgres>,
     /// Where keys are deleted.
     pub sink: Arc<Sink>,
+    /// The same servers, by connections for those that look what is cached.
+    pub audited: Arc<Sink>,
     /// Under what name progress is kept.
     pub name: Name,
     /// Rows of a page of a sweep.
@@ -47,8 +50,13 @@ pub struct Parts {
     pub settings: Settings,
 }
 
-/// Listens until `shutdown`, then drains. The probes are told through `readiness`.
-pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Readiness>, shutdown: CancellationToken) {
+/// Listens until `shutdown`, then drains. The probes are told through `readiness`; what is deleted is offered to `sampler`.
+pub async fn run(
+    mut parts: watch::Receiver<Parts>,
+    readiness: watch::Sender<Readiness>,
+    sampler: Option<Sampler>,
+    shutdown: CancellationToken,
+) {
     let settings = parts.borrow_and_update().settings.clone();
     let driver = Driver {
         machine: Machine::new(settings, Instant::now()),
@@ -70,6 +78,7 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
         saving: false,
         parts,
         readiness,
+        sampler,
     };
     driver.run(shutdown).await;
 }
@@ -77,6 +86,7 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
 struct Driver {
     parts: watch::Receiver<Parts>,
     readiness: watch::Sender<Readiness>,
+    sampler: Option<Sampler>,
     machine: Machine,
     session: Option<Session>,
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
@@ -140,6 +150,9 @@ impl Driver {
             Wake::Swept(swept) => self.swept(swept),
             Wake::Redis(Report::Done { id, done }) => {
                 observe(&Observation::Deleted { existed: done.existed });
+                if let Some(sampler) = &mut self.sampler {
+                    sampler.offer(&done.delivered);
+                }
                 self.handle(Input::Acknowledged { id, delivered: done.delivered });
             }
             Wake::Redis(Report::Failed { id, reason }) => self.handle(Input::RedisFailed { id, reason }),
