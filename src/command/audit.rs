@@ -72,7 +72,7 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     }
     let longest = config.repeat.after.iter().max().copied().unwrap_or_default();
     let mut audit = Hand {
-        look: Look { reader, sink: sink.clone() },
+        look: Look::new(reader, sink.clone()),
         program: args.command.as_deref().map(Program::start).transpose()?,
         workers: args.heal.then(|| Workers::new(move || sink.clone())),
         keys_per_command: config.batch.keys_per_command,
@@ -91,7 +91,15 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     match result {
         None => audit.report.reason = Some("stopped before the end".to_owned()),
         Some(Err(error)) => audit.report.reason = Some(format!("{error:#}")),
-        Some(Ok(())) => audit.save(&subjects, args.all).await,
+        Some(Ok(())) => {
+            for (subject, table) in subjects.iter().zip(&mut audit.report.tables) {
+                if let Some(reason) = audit.look.failed.remove(&subject.watch) {
+                    audit.report.reason = Some(format!("{}: {reason}", subject.table));
+                    table.skipped = Some(reason);
+                }
+            }
+            audit.save(&subjects, args.all).await;
+        }
     }
     audit.report.end()?;
     match (&audit.report.reason, audit.report.stale()) {
@@ -119,6 +127,9 @@ struct Hand {
     stale: HashSet<u64>, // digests of keys, because SCAN may bring one twice
     report: Report,
 }
+
+/// What is cached under a key, and what would be.
+type Both = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// Why a key is suspected.
 enum Suspicion {
@@ -182,8 +193,7 @@ impl Hand {
     /// Returns how many.
     async fn rows(&mut self, subjects: &[Subject], n: usize, rows: &Rows<'_>, wants: impl Fn(usize) -> bool) -> anyhow::Result<usize> {
         let subject = &subjects[n];
-        let found = self.look.reader.rows(subject.watch, rows, 0).await;
-        let found = found.with_context(|| format!("{} cannot be read", subject.table))?;
+        let Some(found) = self.look.rows(subject, rows, 0).await else { return Ok(0) };
         let candidates: Vec<_> = found.iter().flat_map(|(image, _)| subject.candidates(n, image, &wants)).collect();
         for batch in candidates.chunks(BATCH) {
             self.judge(subjects, batch.to_vec(), true).await?;
@@ -204,7 +214,13 @@ impl Hand {
         while wanted.iter().flatten().any(|&left| left > 0) {
             let (next, keys) = self.look.sink.keys_of_matching(&pattern, cursor).await.context("keys cannot be looked for")?;
             for key in keys {
-                let Some(candidate) = self.candidate(subjects, &key) else { continue };
+                let Some(candidate) = self.candidate(subjects, &key) else {
+                    if let Some(unclear) = subjects.iter().position(|subject| subject.is_unclear(&key)) {
+                        self.report.tables[unclear].count.keys += 1;
+                        self.report.tables[unclear].count.unreadable += 1;
+                    }
+                    continue;
+                };
                 let left = &mut wanted[candidate.subject][candidate.template];
                 if *left > 0 {
                     *left -= 1;
@@ -292,8 +308,7 @@ impl Hand {
     }
 
     /// What is cached under each, and what the program would cache.
-    #[expect(clippy::type_complexity, reason = "a list of pairs")]
-    async fn rendered(&mut self, batch: &[Candidate]) -> anyhow::Result<Vec<(Option<Vec<u8>>, Option<Vec<u8>>)>> {
+    async fn rendered(&mut self, batch: &[Candidate]) -> anyhow::Result<Vec<Both>> {
         let mut both = Vec::with_capacity(batch.len());
         for chunk in batch.chunks(100) {
             let keys: Vec<&str> = chunk.iter().map(|candidate| candidate.key.as_str()).collect();
@@ -346,7 +361,7 @@ impl Hand {
     ) -> anyhow::Result<Vec<Result<bool, Suspicion>>> {
         if self.program.is_some() {
             let both = self.rendered(candidates).await?;
-            let verdict = |(suspicion, (cached, rendered)): (Suspicion, (Option<Vec<u8>>, Option<Vec<u8>>))| match (suspicion, cached) {
+            let verdict = |(suspicion, (cached, rendered)): (Suspicion, Both)| match (suspicion, cached) {
                 (_, None) => Ok(false),
                 (_, Some(cached)) if render::is_same(&cached, rendered.as_deref()) => Ok(false),
                 (Suspicion::Rendered(before, would), Some(cached)) if before == cached && would == rendered => Ok(true),
@@ -384,7 +399,7 @@ impl Hand {
         for (subject, table) in subjects.iter().zip(&self.report.tables).filter(|(_, table)| table.skipped.is_none()) {
             let Count { compared, unreadable, .. } = table.count;
             let counts = [compared, table.stale_keys(), unreadable].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
-            if let Err(error) = self.look.reader.save(subject.watch, complete, counts).await {
+            if let Err(error) = self.look.reader().save(subject.watch, complete, counts).await {
                 note(&format!("what was found is not noted for `unstale policy`: {}", visible::line(&error.to_string())));
                 return;
             }

@@ -12,7 +12,7 @@ use crate::audit::invert::{Inverter, Obscure, Reading};
 use crate::audit::version::{Place, Seen, without_lease};
 use crate::change::Row;
 use crate::glob::{Glob, Globs};
-use crate::pg::audit::{Reader, Rows};
+use crate::pg::audit::{Found, Reader, Rows};
 use crate::pg::watches;
 use crate::rule::{Rule, Target};
 use crate::sink::{Cached, Sink};
@@ -65,6 +65,9 @@ pub(crate) enum Outcome {
     /// There is nothing to compare.
     Unreadable,
 }
+
+/// By key, the versions of its rows.
+type Versions = HashMap<String, Vec<Option<String>>>;
 
 /// The two sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +137,11 @@ impl Subject {
         })
     }
 
+    /// Has the key more readings than can be asked for?
+    pub(crate) fn is_unclear(&self, key: &str) -> bool {
+        self.inverters.iter().flatten().any(|inverter| inverter.invert(key) == Reading::TooMany)
+    }
+
     /// The template whose pattern the key matches.
     pub(crate) fn template_of(&self, key: &str) -> Option<usize> {
         self.rule.templates().iter().position(|template| match template.render(&Row::default()) {
@@ -160,11 +168,37 @@ impl Subject {
 
 /// Both sides.
 pub(crate) struct Look {
-    pub(crate) reader: Reader,
+    reader: Reader,
     pub(crate) sink: Arc<Sink>,
+    /// The watches whose rows could not be read, and why: the code of a table's owner may fail its own table, and nothing else.
+    pub(crate) failed: BTreeMap<i32, String>,
 }
 
 impl Look {
+    pub(crate) fn new(reader: Reader, sink: Arc<Sink>) -> Self {
+        Self { reader, sink, failed: BTreeMap::new() }
+    }
+
+    /// For what runs no code of a table's owner.
+    pub(crate) fn reader(&mut self) -> &mut Reader {
+        &mut self.reader
+    }
+
+    /// Rows of a watch; none once it has failed.
+    pub(crate) async fn rows(&mut self, subject: &Subject, rows: &Rows<'_>, most: usize) -> Option<Found> {
+        if self.failed.contains_key(&subject.watch) {
+            return None;
+        }
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        match self.reader.rows(subject.watch, rows, most).await {
+            Ok(found) => Some(found),
+            Err(error) => {
+                self.failed.insert(subject.watch, format!("its rows cannot be read: {}", error.in_full()));
+                None
+            }
+        }
+    }
+
     /// Looks at each of them: first at what is cached, then at the rows.
     pub(crate) async fn at(&mut self, subjects: &[Subject], candidates: &[Candidate]) -> anyhow::Result<Vec<Outcome>> {
         let mut outcomes = vec![Outcome::Unreadable; candidates.len()];
@@ -186,7 +220,7 @@ impl Look {
         let seen = self.seen(place, group).await?;
         let is_there: Vec<bool> = seen.iter().map(|seen| seen.as_ref().is_some_and(|seen| *seen != Seen::Nothing)).collect();
         let there: Vec<&Candidate> = group.iter().zip(&is_there).filter(|(_, is)| **is).map(|(candidate, _)| *candidate).collect();
-        let Some(mut stored) = self.stored(subject, template, &there).await? else { return Ok(vec![Outcome::Unreadable; group.len()]) };
+        let Some(mut stored) = self.stored(subject, template, &there).await else { return Ok(vec![Outcome::Unreadable; group.len()]) };
         let versions = self.compare(subject, group, &seen, &stored).await?;
         let mut outcomes = Vec::with_capacity(group.len());
         for ((candidate, seen), same) in group.iter().zip(seen).zip(versions) {
@@ -228,24 +262,17 @@ impl Look {
         Ok(seen)
     }
 
-    /// The versions of the rows that make each key; `None`: they are too many to be read.
-    #[expect(clippy::type_complexity, reason = "a map of lists")]
-    async fn stored(
-        &mut self,
-        subject: &Subject,
-        template: usize,
-        group: &[&Candidate],
-    ) -> anyhow::Result<Option<HashMap<String, Vec<Option<String>>>>> {
-        let mut stored: HashMap<String, Vec<Option<String>>> = HashMap::new();
+    /// The versions of the rows that make each key; `None`: they cannot be read, or are too many.
+    async fn stored(&mut self, subject: &Subject, template: usize, group: &[&Candidate]) -> Option<Versions> {
+        let mut stored = Versions::new();
         let wanted: Vec<String> = group.iter().flat_map(|candidate| candidate.wanted.iter().cloned()).collect();
         if wanted.is_empty() {
-            return Ok(Some(stored));
+            return Some(stored);
         }
         let most = wanted.len() + ROWS_BEYOND;
-        let rows = self.reader.rows(subject.watch, &Rows::Like(template, &wanted), i64::try_from(most)?).await;
-        let rows = rows.with_context(|| format!("{} cannot be read", subject.table))?;
+        let rows = self.rows(subject, &Rows::Like(template, &wanted), most).await?;
         if rows.len() >= most {
-            return Ok(None);
+            return None;
         }
         for (image, version) in rows {
             let row = Row::parse(&image).ok();
@@ -254,7 +281,7 @@ impl Look {
             }
         }
         stored.values_mut().for_each(|versions| versions.sort());
-        Ok(Some(stored))
+        Some(stored)
     }
 
     /// Is the version of each that of one of its rows? `None`: it cannot be said, or it has none.
@@ -263,7 +290,7 @@ impl Look {
         subject: &Subject,
         group: &[&Candidate],
         seen: &[Option<Seen>],
-        stored: &HashMap<String, Vec<Option<String>>>,
+        stored: &Versions,
     ) -> anyhow::Result<Vec<Option<bool>>> {
         let mut same = vec![None; group.len()];
         let (mut places, mut left, mut right) = (Vec::new(), Vec::new(), Vec::new());

@@ -198,5 +198,5 @@ async fn open(parts: &watch::Receiver<Parts>) -> anyhow::Result<(Look, Vec<Subje
     };
     let mut reader = Reader::open(postgres).await?;
     let subjects = look::subjects(&mut reader, &[]).await?;
-    Ok((Look { reader, sink }, subjects, Instant::now()))
+    Ok((Look::new(reader, sink), subjects, Instant::now()))
 }
