@@ -98,6 +98,11 @@ as $$
                 then format('function unstale.audit_%s does not run as the table''s owner; call unstale.watch() again', w.id)
                 when c.relforcerowsecurity and not (o.rolsuper or o.rolbypassrls)
                 then 'row-level security is forced upon its owner, and hides rows; alter table ... no force row level security'
+                when exists (select from unnest(w.attnums || w.version_attnum) a(attnum)
+                              where not exists (select from pg_depend d
+                                                 where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.refclassid = 'pg_class'::regclass
+                                                   and d.refobjid = w.relation and d.refobjsubid = a.attnum))
+                then 'its columns have other numbers, as after a restore; call unstale.watch() again'
                 when c.relkind = 'p' and exists (
                     select from unstale.tree(w.relation) t(relation) join pg_class child on child.oid = t.relation where child.relowner <> c.relowner)
                 then 'a partition belongs to another role than the table'

@@ -11,6 +11,9 @@ use serde_json::value::RawValue;
 /// What every lease begins with, and its length (docs/readers.md).
 const LEASE: (&[u8], usize) = (b"unstale:lease:", 46);
 
+/// Bytes of a version, at the most: a row does not say a longer one.
+const LONGEST: usize = 8_192;
+
 /// Where a cached copy carries its row's version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -80,8 +83,8 @@ impl Place {
     #[must_use]
     pub fn in_field(value: &[u8]) -> Seen {
         match std::str::from_utf8(value) {
-            Ok(text) if !text.is_empty() => Seen::Version(text.to_owned()),
-            _ => Seen::Unreadable,
+            Ok(text) => version(text.to_owned()),
+            Err(_) => Seen::Unreadable,
         }
     }
 }
@@ -94,6 +97,12 @@ pub fn without_lease(value: &[u8]) -> Option<&[u8]> {
         return Some(value);
     }
     value.get(length + 1..)
+}
+
+/// What could be that of a row, and shown to PostgreSQL.
+fn version(text: String) -> Seen {
+    let is_one = !text.is_empty() && text.len() <= LONGEST && !text.contains('\0');
+    if is_one { Seen::Version(text) } else { Seen::Unreadable }
 }
 
 fn step(rest: &str) -> Option<(Step, &str)> {
@@ -128,8 +137,8 @@ fn in_json(steps: &[Step], value: &[u8]) -> Seen {
         at = next.get();
     }
     match at.bytes().next() {
-        Some(b'"') => serde_json::from_str(at).map_or(Seen::Unreadable, Seen::Version),
-        Some(b'-' | b'0'..=b'9') => Seen::Version(at.to_owned()),
+        Some(b'"') => serde_json::from_str(at).map_or(Seen::Unreadable, version),
+        Some(b'-' | b'0'..=b'9') => version(at.to_owned()),
         _ => Seen::Unreadable,
     }
 }
@@ -144,23 +153,35 @@ mod tests {
         Place::parse(path).expect("a place").in_string(value.as_bytes())
     }
 
-    fn version(text: &str) -> Seen {
+    fn says(text: &str) -> Seen {
         Seen::Version(text.to_owned())
     }
 
     #[test]
     fn a_version_is_found_where_the_path_says() {
-        assert_eq!(seen("$.v", r#"{"a":1,"v":"x\ny"}"#), version("x\ny"));
-        assert_eq!(seen("$.data[1].v", r#"{"data":[0,{"v":12345678901234567890.10}]}"#), version("12345678901234567890.10"));
-        assert_eq!(seen("$['a.b'][\"c'd\"][0]", r#" {"a.b" : {"c'd":[7]}} "#), version("7"));
-        assert_eq!(seen("$[0]", "[1e3]"), version("1e3"));
-        assert_eq!(seen("$.ü", r#"{"\u00fc":-1}"#), version("-1"));
-        assert_eq!(Place::in_field(b"7"), version("7"));
+        assert_eq!(seen("$.v", r#"{"a":1,"v":"x\ny"}"#), says("x\ny"));
+        assert_eq!(seen("$.data[1].v", r#"{"data":[0,{"v":12345678901234567890.10}]}"#), says("12345678901234567890.10"));
+        assert_eq!(seen("$['a.b'][\"c'd\"][0]", r#" {"a.b" : {"c'd":[7]}} "#), says("7"));
+        assert_eq!(seen("$[0]", "[1e3]"), says("1e3"));
+        assert_eq!(seen("$.ü", r#"{"\u00fc":-1}"#), says("-1"));
+        assert_eq!(Place::in_field(b"7"), says("7"));
     }
 
     #[test]
     fn a_value_without_one_is_unreadable_and_one_that_says_nothing_is_empty() {
-        for value in [r#"{"w":1}"#, r#"{"v":null}"#, r#"{"v":{}}"#, r#"{"v":true}"#, "[1]", "no json", "\u{0}", "7", r#"{"v":1"#] {
+        for value in [
+            r#"{"w":1}"#,
+            r#"{"v":null}"#,
+            r#"{"v":{}}"#,
+            r#"{"v":true}"#,
+            r#"{"v":"\u0000"}"#,
+            r#"{"v":""}"#,
+            "[1]",
+            "no json",
+            "\u{0}",
+            "7",
+            r#"{"v":1"#,
+        ] {
             assert_eq!(seen("$.v", value), Seen::Unreadable, "{value}");
         }
         for value in ["", "null", " null\n", "false", "\"\"", "[]", "{}"] {
@@ -175,7 +196,7 @@ mod tests {
         let lease = format!("unstale:lease:{}", "0123456789abcdef".repeat(2));
         assert_eq!(seen("$.v", &lease), Seen::Nothing);
         assert_eq!(seen("field", &lease), Seen::Nothing);
-        assert_eq!(seen("$.v", &format!("{lease}={{\"v\":1}}")), version("1"));
+        assert_eq!(seen("$.v", &format!("{lease}={{\"v\":1}}")), says("1"));
     }
 
     #[test]
@@ -200,7 +221,8 @@ mod tests {
         fn what_a_document_says_at_its_place_is_found(names in proptest::collection::vec("[a-z .\\[]{1,6}", 1..5), text in any::<String>()) {
             let path: String = names.iter().map(|name| format!("['{name}']")).collect();
             let document = names.iter().rev().fold(serde_json::Value::from(text.clone()), |inner, name| serde_json::json!({ name: inner, "~": 1 }));
-            prop_assert_eq!(seen(&format!("${path}"), &document.to_string()), Seen::Version(text));
+            let is_one = !text.is_empty() && !text.contains('\0');
+            prop_assert_eq!(seen(&format!("${path}"), &document.to_string()), if is_one { Seen::Version(text) } else { Seen::Unreadable });
         }
     }
 }

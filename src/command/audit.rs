@@ -34,6 +34,9 @@ use report::{Count, Report, note};
 /// Keys that are looked at together.
 const BATCH: usize = 5_000;
 
+/// Values that are held for a program together: each may be as long as Redis lets it.
+const RENDERED: usize = 20;
+
 /// Blocks that are read together.
 const BLOCKS: i64 = 64;
 
@@ -128,14 +131,17 @@ struct Hand {
     report: Report,
 }
 
-/// What is cached under a key, and what would be.
-type Both = (Option<Vec<u8>>, Option<Vec<u8>>);
+/// What is cached under a key, and what would be: are they the same, and which two are they? Values may be long, so they are not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rendering {
+    is_same: bool,
+    digest: u64,
+}
 
 /// Why a key is suspected.
 enum Suspicion {
     Version(Box<Difference>),
-    /// What is cached, and what would be.
-    Rendered(Vec<u8>, Option<Vec<u8>>),
+    Rendered(Rendering),
 }
 
 impl Hand {
@@ -212,7 +218,9 @@ impl Hand {
         }
         let (mut cursor, mut batch) = ("0".to_owned(), Vec::new());
         while wanted.iter().flatten().any(|&left| left > 0) {
+            let began = Instant::now();
             let (next, keys) = self.look.sink.keys_of_matching(&pattern, cursor).await.context("keys cannot be looked for")?;
+            sleep(began.elapsed() / 2).await; // others hardly notice
             for key in keys {
                 let Some(candidate) = self.candidate(subjects, &key) else {
                     if let Some(unclear) = subjects.iter().position(|subject| subject.is_unclear(&key)) {
@@ -281,16 +289,11 @@ impl Hand {
     async fn first_look(&mut self, subjects: &[Subject], batch: &[Candidate]) -> anyhow::Result<Vec<Option<Suspicion>>> {
         let mut found = Vec::with_capacity(batch.len());
         if self.program.is_some() {
-            for (candidate, (cached, rendered)) in batch.iter().zip(self.rendered(batch).await?) {
+            for (candidate, rendering) in batch.iter().zip(self.rendered(batch).await?) {
                 let count = &mut self.report.tables[candidate.subject].count;
                 count.keys += 1;
-                let Some(cached) = cached else {
-                    found.push(None);
-                    continue;
-                };
-                count.compared += 1;
-                let is_same = render::is_same(&cached, rendered.as_deref());
-                found.push((!is_same).then_some(Suspicion::Rendered(cached, rendered)));
+                count.compared += u64::from(rendering.is_some());
+                found.push(rendering.filter(|rendering| !rendering.is_same).map(Suspicion::Rendered));
             }
             return Ok(found);
         }
@@ -307,20 +310,23 @@ impl Hand {
         Ok(found)
     }
 
-    /// What is cached under each, and what the program would cache.
-    async fn rendered(&mut self, batch: &[Candidate]) -> anyhow::Result<Vec<Both>> {
-        let mut both = Vec::with_capacity(batch.len());
-        for chunk in batch.chunks(100) {
+    /// What is cached under each, and what the program would cache; `None`: nothing is cached.
+    async fn rendered(&mut self, batch: &[Candidate]) -> anyhow::Result<Vec<Option<Rendering>>> {
+        let mut renderings = Vec::with_capacity(batch.len());
+        let Some(program) = &mut self.program else { bail!("there is no program") };
+        for chunk in batch.chunks(RENDERED) {
             let keys: Vec<&str> = chunk.iter().map(|candidate| candidate.key.as_str()).collect();
             for (candidate, cached) in chunk.iter().zip(self.look.raw(&keys).await?) {
-                let rendered = match (&cached, &mut self.program) {
-                    (Some(_), Some(program)) => program.value(&candidate.key).await?,
-                    _ => None,
+                let Some(cached) = cached else {
+                    renderings.push(None);
+                    continue;
                 };
-                both.push((cached, rendered));
+                let rendered = program.value(&candidate.key).await?;
+                let is_same = render::is_same(&cached, rendered.as_deref());
+                renderings.push(Some(Rendering { is_same, digest: self.hasher.hash_one((cached, rendered)) }));
             }
         }
-        Ok(both)
+        Ok(renderings)
     }
 
     /// Looks again at all suspects, once enough time has passed since the last was found.
@@ -360,14 +366,13 @@ impl Hand {
         suspicions: Vec<Suspicion>,
     ) -> anyhow::Result<Vec<Result<bool, Suspicion>>> {
         if self.program.is_some() {
-            let both = self.rendered(candidates).await?;
-            let verdict = |(suspicion, (cached, rendered)): (Suspicion, Both)| match (suspicion, cached) {
-                (_, None) => Ok(false),
-                (_, Some(cached)) if render::is_same(&cached, rendered.as_deref()) => Ok(false),
-                (Suspicion::Rendered(before, would), Some(cached)) if before == cached && would == rendered => Ok(true),
-                (_, Some(cached)) => Err(Suspicion::Rendered(cached, rendered)),
+            let renderings = self.rendered(candidates).await?;
+            let verdict = |(suspicion, later): (Suspicion, Option<Rendering>)| match (suspicion, later) {
+                (_, None | Some(Rendering { is_same: true, .. })) => Ok(false),
+                (Suspicion::Rendered(first), Some(later)) if first == later => Ok(true),
+                (_, Some(later)) => Err(Suspicion::Rendered(later)),
             };
-            return Ok(suspicions.into_iter().zip(both).map(verdict).collect());
+            return Ok(suspicions.into_iter().zip(renderings).map(verdict).collect());
         }
         let outcomes = self.look.at(subjects, candidates).await?;
         let verdict = |(suspicion, outcome): (Suspicion, Outcome)| match (suspicion, outcome) {
@@ -375,7 +380,7 @@ impl Hand {
                 (None, Outcome::Differs(later)) => Err(Suspicion::Version(later)),
                 (verdict, _) => Ok(verdict == Some(true)),
             },
-            (Suspicion::Rendered(..), _) => Ok(false),
+            (Suspicion::Rendered(_), _) => Ok(false),
         };
         Ok(suspicions.into_iter().zip(outcomes).map(verdict).collect())
     }

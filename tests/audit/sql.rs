@@ -127,3 +127,19 @@ async fn sql_and_rust_find_the_same_templates_ambiguous() {
         assert_eq!(ambiguous == 1, matches!(inverter, Err(Obscure::Adjacent)), "{template}");
     }
 }
+
+#[tokio::test]
+async fn columns_with_other_numbers_as_after_a_restore_are_noticed_and_watching_again_mends_it() {
+    let world = World::new().await;
+    world
+        .execute(
+            "create table t (gone int, id int, v int, w int); alter table t drop column gone;
+             select unstale.watch('t', array['t:{id}'], version => 'v', version_path => '$.v'); update unstale.watch set version_attnum = 4",
+        )
+        .await;
+    let mut reader = reader(&world).await;
+    let reason = reader.tables().await.expect("tables")[0].unauditable.clone();
+    assert!(reason.as_ref().is_some_and(|reason| reason.contains("other numbers")), "{reason:?}");
+    world.execute("select unstale.watch('t', array['t:{id}'], version => 'v', version_path => '$.v')").await;
+    assert_eq!(reader.tables().await.expect("tables")[0].unauditable, None);
+}
