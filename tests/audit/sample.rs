@@ -43,7 +43,7 @@ async fn race(readers: Readers) -> Found {
     daemon.settles().await;
     let (at, stop) = (Arc::new(std::sync::atomic::AtomicU32::new(1)), Arc::new(AtomicBool::new(false)));
     let mut fillers = tokio::task::JoinSet::new();
-    for reader in 0..4_u32 {
+    for reader in 0..8_u32 {
         let (world, at, stop) = (world.clone(), at.clone(), stop.clone());
         fillers.spawn(async move {
             let mut cache = world.redis.client().expect("Redis is there");
@@ -51,7 +51,7 @@ async fn race(readers: Readers) -> Found {
             while !stop.load(Relaxed) {
                 n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 // What is about to change is what is read.
-                let id = (at.load(Relaxed) + n % 4).min(ROWS);
+                let id = (at.load(Relaxed) + n % 3).min(ROWS);
                 read(&world, &mut cache, id, n, readers).await;
             }
         });
@@ -92,7 +92,7 @@ async fn read(world: &World, cache: &mut unstale::scratch::redis::Client, id: u3
     }
     let version: i32 =
         sqlx::query_scalar("select v from t where id = $1").bind(id.cast_signed()).fetch_one(&world.sql).await.expect("a row");
-    pace(Duration::from_millis(u64::from(n >> 8) % 4)).await;
+    pace(Duration::from_millis(u64::from(n >> 8) % 12)).await;
     let value = format!("{{\"v\":{version}}}");
     match readers {
         Readers::Plain => cache.put(&key, &value).expect("Redis takes it"),
