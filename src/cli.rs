@@ -112,10 +112,20 @@ pub enum Command {
     /// role of unstale.grant_wait() or of a listener, and a running listener.
     #[command(after_help = "Examples:\n  unstale wait\n  unstale wait --timeout 5m --instance eu1 && start-the-next-step")]
     Wait(Wait),
+    /// Compare what is cached with the database
+    ///
+    /// For each watch with `version`: rows that changed last and random ones against what is cached of them, and keys found in Redis
+    /// against their rows. A key whose row is gone is stale. What differs is looked at again, on both sides, before it counts. Exit code 1
+    /// if anything is stale. A running listener is neither needed nor disturbed. Needs DATABASE_URL and REDIS_URL, of roles of a
+    /// listener that may also read: +get +hget +type +scan.
+    #[command(
+        after_help = "Examples:\n  unstale audit\n  unstale audit --all --table public.users --rate 5000\n  unstale audit --all --heal --json\n  unstale audit --command './render'\n\nProgress goes to standard error, the result to standard output. Neither holds a key or a value."
+    )]
+    Audit(Audit),
     /// Print the caching policy of the database as a document
     ///
     /// Markdown, or JSON: for each watch its keys, what readers were promised, how long a value may live and why, and how it is
-    /// deleted. --check also says what is missing, and then exits with 1: a watch without guarantee, max_ttl and reason, and keys in
+    /// deleted, and what the last audit has found. --check also says what is missing, and then exits with 1: a watch without guarantee, max_ttl and reason, and keys in
     /// Redis that begin as those of a watch and that no watch deletes. Needs DATABASE_URL, and REDIS_URL with --check.
     #[command(after_help = "Examples:\n  unstale policy > CACHING.md\n  unstale policy --check --json | jq -r '.missing[]'")]
     Policy(Policy),
@@ -231,13 +241,43 @@ pub struct Wait {
     pub instance: Option<String>,
 }
 
+/// `unstale audit`.
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// Only this watched table, with its schema; may be repeated
+    #[arg(long = "table", value_name = "TABLE")]
+    pub tables: Vec<String>,
+    /// So many rows that changed last, random rows, and keys of each template
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), conflicts_with = "all")]
+    pub sample: u32,
+    /// Every key
+    #[arg(long)]
+    pub all: bool,
+    /// Delete what is stale
+    #[arg(long)]
+    pub heal: bool,
+    /// At most so many keys a second
+    #[arg(long, value_name = "KEYS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+    /// A program that says what the application would cache, instead of versions: for each key on a line of its standard input a line
+    /// on its standard output
+    ///
+    /// The line is the value, or empty if nothing would be cached; a value with a line break, or that is no text, is hex: and its bytes
+    /// in hexadecimal. JSON is compared by what it says. Run by `sh -c`, once.
+    #[arg(long, value_name = "COMMAND")]
+    pub command: Option<String>,
+    /// Print JSON: {"tables": [{"table": ..., "keys": ..., "compared": ..., "stale": ..., "unreadable": ..., ...}], "stale": ..., "healed": ...}
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `unstale policy`.
 #[derive(Debug, Args)]
 pub struct Policy {
     /// Also look for what is missing; exit code 1 if anything is
     #[arg(long)]
     pub check: bool,
-    /// Print JSON: {"watches": [{"table": ..., "keys": [...], "guarantee": ..., "max_ttl_seconds": ..., "reason": ..., ...}], "missing": [...]}
+    /// Print JSON: {"watches": [{"table": ..., "keys": [...], "guarantee": ..., "max_ttl_seconds": ..., "reason": ..., "audited": ..., ...}], "missing": [...]}
     #[arg(long)]
     pub json: bool,
 }

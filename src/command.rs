@@ -1,6 +1,7 @@
 //! The subcommands, one module each. Each gets what it needs as arguments and says what went wrong as an error.
 
 pub mod apply;
+pub mod audit;
 pub mod check;
 pub mod completions;
 pub mod demo;

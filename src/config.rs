@@ -32,8 +32,8 @@ pub use error::{Error, Problem};
 pub use file::{Key, keys};
 pub(crate) use filter::targets;
 pub use section::{
-    Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Repeat, Replay, Replicas, Shutdown, Sweep, Tls,
-    Watch,
+    Audit, Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Repeat, Replay, Replicas, Shutdown,
+    Sweep, Tls, Watch,
 };
 pub use source::{SecretFile, Source};
 
@@ -68,6 +68,8 @@ pub struct Config {
     pub replay: Replay,
     /// The second delete.
     pub repeat: Repeat,
+    /// The listener's sample of what it has deleted.
+    pub audit: Audit,
     /// Standbys that readers read.
     pub replicas: Replicas,
     /// The progress that is kept in the database.
@@ -99,6 +101,7 @@ impl From<File> for Config {
             sweep: file.sweep,
             replay: file.replay,
             repeat: file.repeat,
+            audit: file.audit,
             replicas: file.replicas,
             checkpoint: file.checkpoint,
             shutdown: file.shutdown,

@@ -30,7 +30,7 @@
 //! | [`listener::machine`] | decides everything: states, timers, what is collected, when a gap is closed. Pure. Begin here |
 //! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
 //! | [`listener::board`] | what the status page is made of, noted by the driver |
-//! | [`change`], [`rule`], [`batch`], [`delivered`], [`glob`], [`mark`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`], [`spelling`], [`status`] | what a payload says; which keys it makes stale; what waits for Redis; who has done what of it; which keys a pattern matches; what Redis has kept; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read; what URLs have in common; how a listener is, as a document, a page and lines. Pure |
+//! | [`audit`], [`change`], [`rule`], [`batch`], [`delivered`], [`glob`], [`mark`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`], [`spelling`], [`status`] | which row a key is of, and which version a value; what a payload says; which keys it makes stale; what waits for Redis; who has done what of it; which keys a pattern matches; what Redis has kept; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read; what URLs have in common; how a listener is, as a document, a page and lines. Pure |
 //! | [`pg`] | every line of SQL that is not in `migrations/`: session, sweep, log, watches, migrations |
 //! | [`sink`] | Redis |
 //! | [`observe`] | everything the program says, once; as log lines and as metrics |
@@ -41,6 +41,7 @@
 //! Imports point down: `main -> command -> listener::driver, http -> machine, pg, sink, observe -> the pure modules`. [`pg`] and
 //! [`sink`] never meet, and the pure modules know neither a runtime, nor a clock, nor SQL. `tests/tidy.rs` holds it.
 
+pub mod audit;
 pub mod backoff;
 pub mod batch;
 pub mod change;

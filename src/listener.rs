@@ -3,3 +3,4 @@
 pub mod board;
 pub mod driver;
 pub mod machine;
+pub mod sampler;

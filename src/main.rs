@@ -38,6 +38,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check(args) => command::check::run(&config, args).await,
         Command::Sweep(args) => command::sweep::run(&config, args).await,
         Command::Status(args) => command::status::run(&config, args).await,
+        Command::Audit(args) => command::audit::run(&config, args).await,
         Command::Policy(args) => command::policy::run(&config, args).await,
         Command::Wait(args) => command::wait::run(&config, args).await,
         Command::Tail(args) => command::tail::run(&config, args).await,

@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnection, PgDatabaseError};
 
 use crate::watermark::PgTime;
 
+pub mod audit;
 pub mod barrier;
 pub mod check;
 mod connect;

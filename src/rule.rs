@@ -24,9 +24,12 @@ pub struct Template {
     parts: Vec<Part>,
 }
 
+/// A piece of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+pub(crate) enum Part {
+    /// Itself.
     Literal(String),
+    /// The value of this column.
     Column(String),
 }
 
@@ -82,6 +85,11 @@ impl Template {
         } else {
             Err(TemplateError::NoLiteral(source.to_owned()))
         }
+    }
+
+    /// Its pieces, in order; no two literals stand side by side.
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// The columns it names, in order, repeated where it repeats them.
@@ -188,6 +196,12 @@ impl Rule {
     pub fn everything(&self) -> impl Iterator<Item = Target> + '_ {
         static NOTHING_TOLD: Row<'static> = Row(Few::new());
         self.row(&NOTHING_TOLD)
+    }
+
+    /// The templates, in their order.
+    #[must_use]
+    pub fn templates(&self) -> &[Template] {
+        &self.templates
     }
 
     /// The columns that the templates name.

@@ -1,6 +1,7 @@
 //! The one integration-test binary.
 
 mod attack;
+mod audit;
 mod check;
 mod cli;
 mod config;

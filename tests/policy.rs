@@ -27,12 +27,33 @@ async fn it_says_of_each_cache_what_was_promised_and_why() {
         "| longest life | 1h |\n| why | read on every page \\| changed rarely |\n",
         "| deleted | row by row; after a gap by `updated_at` and the log |\n",
         "| version | `updated_at` at `$.updated_at` |\n",
+        "| last audited | never |\n",
         "## public.visits",
         "| guarantee | not said |\n",
         "| deleted | from the log; after a gap by the log, where every change is |\n",
     ] {
         assert!(text.contains(part), "{part}\nis not in\n{text}");
     }
+}
+
+#[tokio::test]
+async fn it_says_what_the_last_audit_has_found() {
+    let mut world = World::new().await;
+    world.execute("create table users (id int, email text, updated_at timestamptz); insert into users values (1, 'a', now())").await;
+    world.execute(SAID).await;
+    world.fill(["user:1:profile", "user:2:profile"]);
+    let urls = [("DATABASE_URL", world.database_url()), ("REDIS_URL", world.redis_url())];
+    let audited = command("audit --all", &urls.each_ref().map(|(name, url)| (*name, url.as_str())));
+    assert_eq!(audited.status.code(), Some(1), "a row of user:2:profile is gone: {audited:?}");
+    let (_, text, _) = policy(&world, "");
+    assert!(text.contains("Z, all: 1 of 1 cached values stale, 1 without a version |\n"), "{text}");
+    let (_, text, _) = policy(&world, "--json");
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let audited = &document["watches"][0]["audited"];
+    assert!(
+        audited["stale"] == 1 && audited["complete"] == true && audited["at"].as_str().is_some_and(|at| at.ends_with('Z')),
+        "{audited}"
+    );
 }
 
 #[tokio::test]

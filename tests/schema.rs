@@ -13,7 +13,7 @@ use crate::support::migrations::{files, psql};
 use crate::support::world::World;
 
 /// The numbered files, as the ledger has them.
-const NUMBERED: [&str; 3] = ["0001_tables", "0006_private", "0007_policy"];
+const NUMBERED: [&str; 4] = ["0001_tables", "0006_private", "0007_policy", "0008_audit"];
 
 fn unstale(world: &World, arguments: &str) -> Output {
     daemon::command(arguments, &[("DATABASE_URL", &world.database_url())])

@@ -50,6 +50,7 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/spelling.rs",
             "src/status.rs",
             "src/status",
+            "src/audit",
             "src/pg/url.rs",
             "src/sink/url.rs",
             "src/listener/machine",

@@ -50,7 +50,7 @@ as $$
            unstale.watch_call(f.w, (f.w).relation)
       from unstale.watches_in_force() f
      cross join lateral unstale.missing_functions(f.w) missing
-     where f.whole
+     where f.whole and missing !~ '^audit_'
     union all
     select 'error', (f.w).relation::text,
            'a column that its keys are made of was dropped with CASCADE, and the triggers with it: changes go unannounced',
@@ -120,6 +120,11 @@ as $$
                     unstale.watch_call(w, w.relation))
       from unstale.watch w join pg_class c on c.oid = w.relation
      where w.ended is null and w.sweep_attnum is not null and unstale.unsweepable(w) is not null
+    union all
+    select 'warning', w.relation::text, unstale.unauditable(w) || ': `unstale audit` skips it', unstale.watch_call(w, w.relation)
+      from unstale.watch w
+     where w.ended is null and w.version is not null and unstale.unauditable(w) is not null
+       and (w.sweep_attnum is null or unstale.unsweepable(w) is null)
 $$;
 
 -- Transactions that are open for longer than `old` count as old.

@@ -48,7 +48,8 @@ $$;
 drop function if exists unstale.list_watches(); -- a column more is another type
 create function unstale.list_watches()
     returns table (id integer, rev integer, table_name text, ended boolean, sweepable boolean, keys text[], delivery text,
-                   updated_at text, only_columns text[], max_ttl_microseconds bigint, guarantee text, reason text, version text, version_path text)
+                   updated_at text, only_columns text[], max_ttl_microseconds bigint, guarantee text, reason text, version text, version_path text,
+                   audited_microseconds bigint, audit_complete boolean, audit_compared bigint, audit_stale bigint, audit_unreadable bigint)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -57,8 +58,10 @@ as $$
            w.ended is not null, w.sweep_attnum is not null, array(select k from unnest(w.keys) k where k is not null), w.delivery,
            w.updated_at, case when w.only_columns is not null then array(select c from unnest(w.only_columns) c where c is not null) end,
            case when w.max_ttl between interval '1 microsecond' and interval '100 years' then (extract(epoch from w.max_ttl) * 1000000)::bigint end,
-           w.guarantee, w.reason, w.version, w.version_path
+           w.guarantee, w.reason, w.version, w.version_path,
+           unstale.microseconds(a.audited_at), a.complete, a.compared, a.stale, a.unreadable
       from unstale.watch w left join pg_class c on c.oid = w.relation left join pg_namespace n on n.oid = c.relnamespace
+      left join unstale.audit a on a.watch = w.id
      order by 3, 1
 $$;
 

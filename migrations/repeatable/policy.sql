@@ -42,7 +42,7 @@ begin
         perform unstale.refuse(format('%s: version and version_path belong together', w.relation),
                                'Name the column, and where a cached value carries it: version => ''updated_at'', version_path => ''$.updated_at''.');
     elsif version is not null then
-        perform unstale.column_number(w.relation::regclass, version, 'version');
+        w.version_attnum := unstale.column_number(w.relation::regclass, version, 'version');
         if unstale.version_type(w.relation, version) is null then
             perform unstale.refuse(format('version: column %I of %s is neither a number, a text, a uuid, a date nor a timestamp', version, w.relation),
                                    'Name a column that changes with each change of the row, as its updated_at does.');

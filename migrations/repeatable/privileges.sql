@@ -1,7 +1,7 @@
 -- Who may do what with the schema unstale, and who owns what is in it.
 --
--- One owner for everything: what is here runs in the transactions of every writer. The one exception is a watch's page_N(), which
--- belongs to the owner of its table (sweep.sql). Functions have EXECUTE for those who need it, by name.
+-- One owner for everything: what is here runs in the transactions of every writer. The exceptions are a watch's page_N() and audit_N(),
+-- which belong to the owner of its table (sweep.sql, audit.sql). Functions have EXECUTE for those who need it, by name.
 
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
@@ -28,8 +28,8 @@ begin
 end
 $$;
 
--- What of the schema belongs to another role than it should, with its rightful owner and the SQL that gives it back. A page of the
--- sweep needs more than another owner: unstale.watch() makes it anew.
+-- What of the schema belongs to another role than it should, with its rightful owner and the SQL that gives it back. What reads
+-- a table as its owner needs more than another owner: unstale.watch() makes it anew.
 create or replace function unstale.misowned() returns table (object text, owner regrole, remedy text)
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -43,7 +43,7 @@ as $$
     select format('function %s', p.oid::regprocedure), p.proowner::regrole,
            case when w.id is null then format('alter function %s owner to %s;', p.oid::regprocedure, unstale.owner()) else unstale.watch_call(w, w.relation) end
       from pg_proc p
-      left join (unstale.watch w join pg_class t on t.oid = w.relation) on w.ended is null and p.proname = format('page_%s', w.id)::name
+      left join (unstale.watch w join pg_class t on t.oid = w.relation) on w.ended is null and p.proname in (format('page_%s', w.id)::name, format('audit_%s', w.id)::name)
      where p.pronamespace = 'unstale'::regnamespace and p.proowner <> coalesce(t.relowner, (select unstale.owner()))
     union all
     select format('type %s', t.oid::regtype), t.typowner::regrole, format('alter type %s owner to %s;', t.oid::regtype, unstale.owner())
@@ -109,7 +109,7 @@ begin
         execute format('revoke create on schema unstale from %s', new_owner);
     end if;
 exception when insufficient_privilege then
-    raise exception 'the sweep of a table must run as its owner %, and % may not give a function to that role: %', new_owner, current_user, sqlerrm
+    raise exception 'what reads a table must run as its owner %, and % may not give a function to that role: %', new_owner, current_user, sqlerrm
         using errcode = 'insufficient_privilege',
               hint = format('Call this as a member of both roles: grant %s to %s; or let one role own the tables and the schema unstale.', new_owner, current_user);
 end
@@ -186,11 +186,12 @@ as $$
     select p.oid::regprocedure from pg_proc p
      where p.pronamespace = 'unstale'::regnamespace
        and p.proname = any (array['version', 'listen', 'beat', 'probe', 'barrier', 'before_barrier', 'list_watches', 'register', 'touch', 'save', 'stored', 'forgotten', 'seen', 'open_gap',
-                                  'close_gap', 'last_gaps', 'read_log', 'log_since', 'sweep_tables', 'notice_ddl', 'rotate_log', 'findings', 'microseconds', 'from_microseconds'])
+                                  'close_gap', 'last_gaps', 'read_log', 'log_since', 'sweep_tables', 'notice_ddl', 'rotate_log', 'findings', 'microseconds', 'from_microseconds',
+                                  'audit_tables', 'same_versions', 'same_time', 'save_audit'])
     union all
     select p.oid::regprocedure
       from unstale.watch w
-      join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname = format('page_%s', w.id)::name
+      join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.proname in (format('page_%s', w.id)::name, format('audit_%s', w.id)::name)
      where w.ended is null
 $$;
 

@@ -72,7 +72,7 @@ $$;
 -- The kinds of functions that a watch may have: its name is the kind, an underscore, and the watch's number.
 create or replace function unstale.function_kinds() returns text[]
     language sql immutable
-    return array['row', 'same', 'fresh', 'table', 'uses', 'page', 'insert', 'update', 'delete', 'truncate', 'inserts', 'updates', 'deletes'];
+    return array['row', 'same', 'fresh', 'table', 'uses', 'page', 'audit', 'insert', 'update', 'delete', 'truncate', 'inserts', 'updates', 'deletes'];
 
 -- CREATE FUNCTION statements of a watch, as they should be.
 create or replace function unstale.function_definitions(w unstale.watch) returns text[]
@@ -110,6 +110,9 @@ begin
             $f$create or replace function unstale.fresh_%s(t %s) returns boolean language sql begin atomic select coalesce(%s >= clock_timestamp() - unstale.margin(), false); end$f$,
             w.id, watched, unstale.sweep_expression(w.relation, w.sweep_attnum, 't'));
         definitions := definitions || unstale.page_definition(w);
+    end if;
+    if w.version_attnum is not null then
+        definitions := definitions || unstale.audit_definition(w);
     end if;
 
     definitions := definitions || array[
@@ -427,7 +430,7 @@ create or replace function unstale.missing_functions(w unstale.watch) returns se
 begin atomic
     select format('%s_%s', kind, (w).id)
       from unnest(unstale.function_kinds()) kind
-     where (kind not in ('fresh', 'page') or (w).sweep_attnum is not null)
+     where (kind not in ('fresh', 'page') or (w).sweep_attnum is not null) and (kind <> 'audit' or (w).version_attnum is not null)
        and (kind not in ('inserts', 'updates', 'deletes') or exists (select from unstale.trigger_names(w) n where n.operation = 'inserts'))
        and (select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', kind, (w).id)::name limit 1) is null;
 end;
@@ -438,7 +441,8 @@ create or replace function unstale.installed(w unstale.watch) returns boolean
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return (select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w)) and unstale.page_is_right(w));
+    return (select not exists (select from unstale.wrong_triggers(w)) and not exists (select from unstale.missing_functions(w)) and unstale.page_is_right(w)
+            and unstale.audit_is_right(w));
 end
 $$;
 

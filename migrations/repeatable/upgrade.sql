@@ -6,7 +6,7 @@ set check_function_bodies = off; -- files come in any order
 -- The release of these functions, and of the code that they generate. It grows with every release that changes either, or a table.
 create or replace function unstale.release() returns integer
     language sql immutable
-    return 7;
+    return 8;
 
 -- The version of the schema: that of the functions, or of a table that a newer release has made.
 create or replace function unstale.version() returns integer
@@ -115,7 +115,7 @@ begin
                                 unstale.owner());
     end if;
     -- Not a page, which runs as the table's owner of before, and which a sweep does without.
-    select string_agg(m.object, ', ') into strangers from unstale.misowned() m where m.object !~ '^function unstale\.page_[0-9]+\(';
+    select string_agg(m.object, ', ') into strangers from unstale.misowned() m where m.object !~ '^function unstale\.(page|audit)_[0-9]+\(';
     if strangers is not null then
         raise exception 'in the schema unstale there is %, which belongs to another role', strangers
             using errcode = 'insufficient_privilege', hint = format('Drop it if nobody knows it, or give it to %s.', unstale.owner());

@@ -20,7 +20,7 @@ create or replace function unstale.watch(
     any_prefix   boolean default false, -- templates may begin with a column: the pattern of all their keys may be everybody's
     guarantee    text default null, -- what readers were promised: 'lease', 'bounded' (by max_ttl) or 'eventual'; `unstale policy` asks
     reason       text default null, -- why it is cached, and for so long
-    version      text default null, -- the column whose value each cached copy carries; `unstale policy` prints it
+    version      text default null, -- the column whose value each cached copy carries; `unstale audit` compares it
     version_path text default null  -- and where: a JSONPath in a string, or the name of a field of a hash
 ) returns text -- 'added', 'changed' or 'unchanged'
     language plpgsql
@@ -62,7 +62,7 @@ begin
         return 'unchanged';
     else
         -- What was left to a sweep by the column of before is found by no sweep from now on.
-        complete := not exists (select from unstale.silent_triggers(known)) and not exists (select from unstale.missing_functions(known) missing where missing !~ '^(page|table)_')
+        complete := not exists (select from unstale.silent_triggers(known)) and not exists (select from unstale.missing_functions(known) missing where missing !~ '^(page|audit|table)_')
                     and known.sweep_attnum is not distinct from wanted.sweep_attnum;
         if not known.keys <@ wanted.keys then
             perform unstale.retire_templates(known, wanted.keys);
@@ -91,12 +91,18 @@ begin
        set table_name = wanted.table_name, keys = wanted.keys, columns = wanted.columns, attnums = wanted.attnums, delivery = wanted.delivery,
            updated_at = wanted.updated_at, sweep_attnum = wanted.sweep_attnum, only_columns = wanted.only_columns, max_ttl = wanted.max_ttl, rev = wanted.rev,
            functions = wanted.functions, triggers = wanted.triggers, code = wanted.code, since = wanted.since, layout = unstale.layout(wanted),
-           guarantee = wanted.guarantee, reason = wanted.reason, version = wanted.version, version_path = wanted.version_path
+           guarantee = wanted.guarantee, reason = wanted.reason, version = wanted.version, version_path = wanted.version_path,
+           version_attnum = wanted.version_attnum
      where w.id = known.id;
     perform unstale.say_watches();
     if wanted.sweep_attnum is null and watch.updated_at is not null then
         raise notice '% has no column % that a sweep could read: each of its changes is logged', watch.relation, quote_ident(watch.updated_at)
             using hint = 'Name another with updated_at => ''...'', or none with updated_at => null.';
+    end if;
+    if wanted.version is not null and exists (select from unnest(wanted.keys) k where unstale.is_ambiguous(k)) then
+        raise notice '%: `unstale audit` finds no keys of % in Redis, whose columns stand side by side: it reads those of rows alone', watch.relation,
+                     (select string_agg(quote_literal(k), ', ') from unnest(wanted.keys) k where unstale.is_ambiguous(k))
+            using hint = 'Put a literal between the columns, as in ''seat:{row}-{place}''.';
     end if;
     if not complete then
         perform unstale.announce_all(wanted);
@@ -135,7 +141,7 @@ as $$
     select pg_notify(unstale.channel(), '{"watches":true}')
 $$;
 
--- The functions of a watch, as they should be. They run as the schema's owner, and a page of the sweep as the table's (sweep.sql).
+-- The functions of a watch, as they should be. They run as the schema's owner, and what reads the table as its owner (sweep.sql, audit.sql).
 -- Whatever of these names belongs to somebody else was not made here, and is not adopted. A function that is there keeps its
 -- owner and its grants.
 create or replace function unstale.create_functions(w unstale.watch) returns void
@@ -147,18 +153,19 @@ declare
     schema_owner constant regrole := unstale.owner();
     names constant name[] := array(select format('%s_%s', kind, w.id)::name from unnest(unstale.function_kinds()) kind);
     known oid[]; -- those that are there
-    page constant name := format('page_%s', w.id);
+    readers constant name[] := array[format('page_%s', w.id), format('audit_%s', w.id)];
     table_owner constant regrole := (select c.relowner from pg_class c where c.oid = w.relation);
     f record;
     statement text;
 begin
     for f in select p.oid::regprocedure as signature, p.proowner::regrole as owner from pg_proc p
-              where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and p.proname <> page and p.proowner <> schema_owner loop
+              where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and p.proname <> all (readers) and p.proowner <> schema_owner loop
         perform unstale.refuse(format('function %s belongs to %s, and would run in the writers'' transactions of %s', f.signature, f.owner, w.relation),
                                format('drop function %s; if nobody knows it.', f.signature));
     end loop;
     for f in select p.oid::regprocedure as signature from pg_proc p -- its columns or its owner may be others now
-              where p.pronamespace = 'unstale'::regnamespace and p.proname = page and (w.sweep_attnum is null or p.proowner <> table_owner) loop
+              where p.pronamespace = 'unstale'::regnamespace and p.proname = any (readers)
+                 and (p.proowner <> table_owner or case when p.proname = readers[1] then w.sweep_attnum else w.version_attnum end is null) loop
         execute format('drop function %s', f.signature);
     end loop;
     known := array(select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names));
@@ -167,15 +174,15 @@ begin
     end loop;
     perform unstale.revoke_all(array(select p.oid from pg_proc p -- new ones, of PUBLIC, and of whoever has them by default
                                       where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and (p.oid <> all (known) or p.proacl is null)));
-    for f in select p.oid::regprocedure as signature, p.proname = page as is_page, p.proowner <> case when p.proname = page then table_owner else schema_owner end as is_foreign,
+    for f in select p.oid::regprocedure as signature, p.proname = any (readers) as is_reader, p.proowner <> case when p.proname = any (readers) then table_owner else schema_owner end as is_foreign,
                     p.proname = format('row_%s', w.id) as is_row
                from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) loop
         if f.is_foreign then
-            perform unstale.hand_over(f.signature, case when f.is_page then table_owner else schema_owner end);
+            perform unstale.hand_over(f.signature, case when f.is_reader then table_owner else schema_owner end);
         end if;
         if f.is_row and table_owner <> schema_owner then
-            execute format('grant execute on function %s to %s', f.signature, table_owner); -- a page calls it
-        elsif f.is_page then
+            execute format('grant execute on function %s to %s', f.signature, table_owner); -- those call it
+        elsif f.is_reader then
             perform unstale.grant_to_listeners(f.signature);
         end if;
     end loop;

@@ -188,7 +188,7 @@ mod tests {
     }
 
     fn watched(table: &str, keys: &[&str]) -> Watched {
-        Watched { id: 1, rev: 1, table: table.into(), ended: false, sweepable: true, spec: spec(keys) }
+        Watched { id: 1, rev: 1, table: table.into(), ended: false, sweepable: true, audited: None, spec: spec(keys) }
     }
 
     #[test]

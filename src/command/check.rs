@@ -28,6 +28,9 @@ const CLOCKS: Duration = Duration::from_secs(5);
 /// What a user of Redis must be allowed to do.
 const COMMANDS: &str = "+unlink +scan +ping +get +set";
 
+/// What `unstale audit`, and the listener's sample, run beside these.
+const AUDITS: &str = "+hget +type";
+
 /// A listener that has not stored anything for so long is not there.
 const AWAY_SECONDS: f64 = 60.0;
 
@@ -170,7 +173,10 @@ async fn in_redis(sink: &Sink, connection: Option<&mut PgConnection>, findings: 
         findings.push(Finding::error("Redis", format!("it cannot delete: {error}"), remedy));
         return false;
     }
-    findings.push(Finding::ok("Redis", format!("it can delete; a user of its own needs no more than: {COMMANDS} {rules}")));
+    findings.push(Finding::ok(
+        "Redis",
+        format!("it can delete; a user of its own needs no more than: {COMMANDS} {rules} (and {AUDITS} for an audit)"),
+    ));
     true
 }
 

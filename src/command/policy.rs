@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::bail;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::cli::Policy;
 use crate::config::Config;
 use crate::glob::Glob;
-use crate::pg::watches::{self, Watched};
+use crate::pg::watches::{self, Audited, Watched};
 use crate::pg::{self, Postgres};
 use crate::rule::{Rule, Target};
 use crate::sink::Sink;
@@ -120,6 +120,13 @@ fn in_json(watched: &Watched) -> Value {
         "only_columns": spec.only_columns,
         "version": spec.version,
         "version_path": spec.version_path,
+        "audited": watched.audited.map(|audited| json!({
+            "at": moment(audited),
+            "complete": audited.complete,
+            "compared": audited.compared,
+            "stale": audited.stale,
+            "unreadable": audited.unreadable,
+        })),
     })
 }
 
@@ -151,6 +158,7 @@ fn in_markdown(watches: &[Watched], missing: &[String]) -> String {
                     .zip(spec.version_path.as_deref())
                     .map_or("not said".to_owned(), |(column, path)| format!("{} at {}", code(column), code(path))),
             ),
+            ("last audited", watched.audited.map_or("never".to_owned(), audit)),
         ];
         let _ = write!(text, "\n## {}\n\n| | |\n|---|---|\n", prose(&watched.table));
         for (name, value) in lines {
@@ -175,6 +183,19 @@ fn guarantee(guarantee: Option<&str>, max_ttl: Option<Duration>) -> String {
         (Some("eventual"), _) => "eventual: a reader may store an old value again, until its next change or its end".to_owned(),
         (Some(other), _) => prose(other),
     }
+}
+
+/// When it was, as RFC 3339 writes it.
+fn moment(audited: Audited) -> Option<String> {
+    let since = Duration::from_micros(u64::try_from(audited.at.0).ok()?);
+    Some(humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string())
+}
+
+fn audit(audited: Audited) -> String {
+    let Audited { complete, compared, stale, unreadable, .. } = audited;
+    let of = if complete { "all" } else { "a sample" };
+    let unreadable = if unreadable > 0 { format!(", {unreadable} without a version") } else { String::new() };
+    format!("{}, {of}: {stale} of {compared} cached values stale{unreadable}", moment(audited).unwrap_or_default())
 }
 
 fn mechanism(watched: &Watched) -> String {

@@ -2,6 +2,7 @@
 
 mod findings;
 mod reload;
+mod sample;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
@@ -53,9 +54,10 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
         result?;
     }
 
+    let sampler = sample::begin(&config.audit, parts_now.clone(), board.clone(), shutdown.clone());
     let reloading = tokio::spawn(reload::on_hangup(hangup, file, config, filter, parts));
     let counting = tokio::spawn(findings::look_after(parts_now.clone(), readiness_seen, board.clone(), shutdown.clone()));
-    driver::run(parts_now, readiness, board, shutdown).await;
+    driver::run(parts_now, readiness, (board, sampler), shutdown).await;
     reloading.abort();
     counting.abort();
     if let Some(probes) = probes {
@@ -82,6 +84,7 @@ fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Parts> {
         postgres: Postgres::new(config.database_source()?)?,
         replicas: replicas(config)?,
         sink: Sink::marking(config.redis_source()?, &config.redis.tls, config.redis.timeout, marks)?,
+        audited: Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?,
         name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
         settings: settings(config),

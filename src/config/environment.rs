@@ -127,7 +127,13 @@ fn merge(values: &mut Dict, nested: Dict) {
 
 fn plain(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Option<Found> {
     let text = variables.get(&key.variable)?;
-    let value = if key.is_number {
+    let value = if key.is_fraction {
+        let Some(number) = text.trim().parse::<f64>().ok().filter(|number| number.is_finite()) else {
+            problems.push(Problem::new(&key.variable, format!("\"{text}\" is not a number, as in 0.001")));
+            return None;
+        };
+        Value::from(number)
+    } else if key.is_number {
         let Ok(number) = text.trim().parse::<u64>() else {
             let fault = format!("\"{text}\" is not a whole number");
             problems.push(Problem::new(&key.variable, fault));

@@ -23,8 +23,10 @@ pub struct Key {
     pub variable: String,
     /// The default as one would write it in the environment; `None` if there is none.
     pub default: Option<String>,
-    /// Whether a value is a whole number.
+    /// Whether a value is a number.
     pub is_number: bool,
+    /// Whether that may have a fraction.
+    pub is_fraction: bool,
     /// Whether a value must never be shown, and may come from a file or a credential.
     pub is_secret: bool,
 }
@@ -57,6 +59,7 @@ fn key(path: String, default: &Value) -> Key {
         variable: format!("UNSTALE_{}", path.replace('.', "__").to_uppercase()),
         default: text(default),
         is_number: matches!(default, Value::Num(..)),
+        is_fraction: matches!(default, Value::Num(_, Num::F32(_) | Num::F64(_))),
         is_secret: is_secret(&path),
         path,
     }

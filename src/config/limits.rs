@@ -10,13 +10,16 @@ use figment::{Figment, Profile};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::error::Problem;
-use super::{Backoff, Config, Heartbeat, Tls, Watch, filter};
+use super::{Audit, Backoff, Config, Heartbeat, Tls, Watch, filter};
 
 /// No duration may be longer: all of them are waits, and sums with the clock must not overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Each has a connection, and is asked twenty times a second.
 const MOST_REPLICAS: usize = 32;
+
+/// Each of them is another look at each key of the sample.
+const MOST_LOOKS: usize = 8;
 
 /// Each of them is another UNLINK of every key.
 const MOST_REPEATS: usize = 4;
@@ -45,6 +48,7 @@ impl Limits<'_> {
         self.span("batch.stall", config.batch.stall, millis(1));
         self.span("replay.window", config.replay.window, millis(1));
         self.repeats(&config.repeat.after);
+        self.sample(&config.audit);
         self.span("replicas.max_wait", config.replicas.max_wait, millis(1));
         self.span("shutdown.timeout", config.shutdown.timeout, millis(1));
 
@@ -72,6 +76,16 @@ impl Limits<'_> {
         }
         for delay in after {
             self.span("repeat.after", *delay, Duration::from_millis(1));
+        }
+    }
+
+    fn sample(&mut self, audit: &Audit) {
+        self.number("audit.sample", audit.sample, 0.0..=1.0);
+        if audit.after.len() > MOST_LOOKS {
+            self.problem("audit.after", format!("lists {} durations; write {MOST_LOOKS} at the most", audit.after.len()));
+        }
+        for delay in &audit.after {
+            self.span("audit.after", *delay, Duration::from_millis(1));
         }
     }
 

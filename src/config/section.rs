@@ -201,6 +201,23 @@ impl Default for Repeat {
     }
 }
 
+/// The listener's sample of what it has deleted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// The share of the deleted keys that are looked at again, 0 to 1; 0: none.
+    pub sample: f64,
+    /// So long after they were deleted, for each of these.
+    #[serde(with = "text::spans")]
+    pub after: Vec<Duration>,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { sample: 0.0, after: [1, 10, 300].map(Duration::from_secs).into() }
+    }
+}
+
 /// Standbys that readers read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -340,6 +357,7 @@ pub(super) struct File {
     pub(super) sweep: Sweep,
     pub(super) replay: Replay,
     pub(super) repeat: Repeat,
+    pub(super) audit: Audit,
     pub(super) replicas: Replicas,
     pub(super) checkpoint: Checkpoint,
     pub(super) shutdown: Shutdown,
@@ -360,6 +378,7 @@ impl Default for File {
             sweep: Sweep::default(),
             replay: Replay::default(),
             repeat: Repeat::default(),
+            audit: Audit::default(),
             replicas: Replicas::default(),
             checkpoint: Checkpoint::default(),
             shutdown: Shutdown::default(),

@@ -267,7 +267,7 @@ mod tests {
 
     fn watched(id: i32, table: &str) -> Watched {
         let spec = Spec { keys: vec![format!("{table}:{{id}}")], delivery: "row".into(), ..Spec::default() };
-        Watched { id, rev: 1, table: table.into(), ended: false, sweepable: true, spec }
+        Watched { id, rev: 1, table: table.into(), ended: false, sweepable: true, spec, audited: None }
     }
 
     fn status(board: &Board, now: Instant) -> Status {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::board::Board;
 use super::machine::told::Told;
 use super::machine::{Action, Input, Machine, Opening, Settings, State};
+use super::sampler::Sampler;
 use crate::batch::Lane;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
@@ -43,6 +44,8 @@ pub struct Parts {
     pub replicas: Vec<Postgres>,
     /// Where keys are deleted.
     pub sink: Arc<Sink>,
+    /// The same servers, by connections for those that look what is cached.
+    pub audited: Arc<Sink>,
     /// Under what name progress is kept.
     pub name: Name,
     /// Rows of a page of a sweep.
@@ -51,8 +54,14 @@ pub struct Parts {
     pub settings: Settings,
 }
 
-/// Listens until `shutdown`, then drains. The probes are told through `readiness`, the status page through `board`.
-pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Readiness>, board: Arc<Board>, shutdown: CancellationToken) {
+/// Listens until `shutdown`, then drains. The probes are told through `readiness`, the status page through the board, and what is deleted is
+/// offered to the sampler.
+pub async fn run(
+    mut parts: watch::Receiver<Parts>,
+    readiness: watch::Sender<Readiness>,
+    (board, sampler): (Arc<Board>, Option<Sampler>),
+    shutdown: CancellationToken,
+) {
     let settings = parts.borrow_and_update().settings.clone();
     let driver = Driver {
         machine: Machine::new(settings, Instant::now()),
@@ -76,6 +85,7 @@ pub async fn run(mut parts: watch::Receiver<Parts>, readiness: watch::Sender<Rea
         parts,
         readiness,
         board,
+        sampler,
     };
     driver.run(shutdown).await;
 }
@@ -85,6 +95,7 @@ struct Driver {
     readiness: watch::Sender<Readiness>,
     board: Arc<Board>,
     shown_due: Instant,
+    sampler: Option<Sampler>,
     machine: Machine,
     session: Option<Session>,
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
@@ -148,6 +159,9 @@ impl Driver {
             Wake::Swept(swept) => self.swept(swept),
             Wake::Redis(Report::Done { id, done }) => {
                 observe(&Observation::Deleted { existed: done.existed });
+                if let Some(sampler) = &mut self.sampler {
+                    sampler.offer(&done.delivered);
+                }
                 self.handle(Input::Acknowledged { id, delivered: done.delivered });
             }
             Wake::Redis(Report::Failed { id, reason }) => self.handle(Input::RedisFailed { id, reason }),

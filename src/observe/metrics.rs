@@ -33,6 +33,8 @@ fn describe() {
         ("unstale_reconnects_total", "Failures of a connection, by side: postgres or redis"),
         ("unstale_sweep_rows_total", "Rows that sweeps found, by table"),
         ("unstale_payloads_skipped_total", "NOTIFY payloads that are not announcements of a watched table"),
+        ("unstale_audited_total", "Keys of the sample that were looked at again, by table and by how long after their delete"),
+        ("unstale_stale_total", "Keys of the sample whose cached value was not that of its row, likewise"),
         ("unstale_bookkeeping_failures_total", "Statements by which progress is noted in the database and that it refused"),
     ];
     for (name, help) in described {
@@ -111,6 +113,13 @@ pub fn findings(found: Option<[u32; 2]>) {
     for (n, severity) in ["error", "warning"].into_iter().enumerate() {
         gauge!("unstale_findings", "severity" => severity).set(found.map_or(f64::NAN, |found| f64::from(found[n])));
     }
+}
+
+/// A key of the sample was looked at again.
+pub fn audited(table: &str, after: &str, is_stale: bool) {
+    let labels = [("table", table.to_owned()), ("after", after.to_owned())];
+    counter!("unstale_audited_total", &labels).increment(1);
+    counter!("unstale_stale_total", &labels).increment(u64::from(is_stale));
 }
 
 /// Counts what happened to a table.

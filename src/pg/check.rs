@@ -35,6 +35,10 @@ pub const LISTENER_FUNCTIONS: &[&str] = &[
     "findings",
     "microseconds",
     "from_microseconds",
+    "audit_tables",
+    "same_versions",
+    "same_time",
+    "save_audit",
 ];
 
 /// What does not depend on the role that asks: `unstale.findings()`.
@@ -82,7 +86,7 @@ pub async fn privileges(connection: &mut PgConnection) -> Result<Vec<Finding>, E
                  union all
                  select format('execute on function unstale.%I', p.proname)
                    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                  where n.nspname = 'unstale' and (p.proname = any ($1) or p.proname ~ '^page_[0-9]+$') and not has_function_privilege(p.oid, 'execute')) l(needed)
+                  where n.nspname = 'unstale' and (p.proname = any ($1) or p.proname ~ '^(page|audit)_[0-9]+$') and not has_function_privilege(p.oid, 'execute')) l(needed)
          having count(*) > 0",
     )
     .bind(LISTENER_FUNCTIONS)

@@ -23,10 +23,12 @@ const NUMBERED: &[(i64, &str, &str)] = &[
     (1, "tables", include_str!("../../migrations/0001_tables.sql")),
     (6, "private", include_str!("../../migrations/0006_private.sql")),
     (7, "policy", include_str!("../../migrations/0007_policy.sql")),
+    (8, "audit", include_str!("../../migrations/0008_audit.sql")),
 ];
 
 /// Name and text, in any order.
 const REPEATABLE: &[(&str, &str)] = &[
+    ("audit", include_str!("../../migrations/repeatable/audit.sql")),
     ("barrier", include_str!("../../migrations/repeatable/barrier.sql")),
     ("ddl", include_str!("../../migrations/repeatable/ddl.sql")),
     ("findings", include_str!("../../migrations/repeatable/findings.sql")),
@@ -148,7 +150,7 @@ async fn refuse_strangers(connection: &mut PgConnection) -> Result<(), Error> {
                 array(select case a.grantee when 0 then 'public' else a.grantee::regrole::text end from aclexplode(n.nspacl) a
                        where a.privilege_type = 'CREATE' and a.grantee <> n.nspowner),
                 array(select format('function %s of %s', p.oid::regprocedure, p.proowner::regrole) from pg_proc p
-                       where p.pronamespace = n.oid and p.proowner <> n.nspowner and p.proname !~ '^page_[0-9]+$'
+                       where p.pronamespace = n.oid and p.proowner <> n.nspowner and p.proname !~ '^(page|audit)_[0-9]+$'
                       union all
                       select format('%s of %s', c.oid::regclass, c.relowner::regrole) from pg_class c
                        where c.relnamespace = n.oid and c.relkind not in ('i', 't', 'c') and c.relowner <> n.nspowner)
@@ -220,7 +222,8 @@ async fn ledger(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
 /// The newest numbered file whose objects are there, made with psql, or with a tool that has its own ledger; 0: none.
 async fn applied_by_hand(connection: &mut PgConnection) -> Result<i64, Error> {
     let row = sqlx::query(
-        "select case when exists (select from pg_attribute a where a.attrelid = to_regclass('unstale.watch') and a.attname = 'guarantee') then 7
+        "select case when to_regclass('unstale.audit') is not null then 8
+                     when exists (select from pg_attribute a where a.attrelid = to_regclass('unstale.watch') and a.attname = 'guarantee') then 7
                      when to_regclass('unstale.repeatable') is not null then 6
                      when to_regclass('unstale.change_log') is not null then 1 else 0 end::bigint",
     );

@@ -46,7 +46,7 @@ const ATTEMPTS: u32 = 3;
 
 /// Without an answer for so long after the statement's timeout, the connection is dead, or the code of a table's owner does not let
 /// itself be cancelled.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a sweep brings.
 #[derive(Debug)]
@@ -174,14 +174,14 @@ async fn sweep_log(postgres: &Postgres, from: &From, out: &mpsc::Sender<Swept>) 
 }
 
 /// A session in which the code of tables' owners may have run.
-struct Session {
-    connection: PgConnection,
+pub(super) struct Session {
+    pub(super) connection: PgConnection,
     backend: i32,
     timeout: Duration, // of a statement
 }
 
 impl Session {
-    async fn open(postgres: &Postgres, timeout: Duration) -> Result<Self, Error> {
+    pub(super) async fn open(postgres: &Postgres, timeout: Duration) -> Result<Self, Error> {
         let mut connection = in_time(PAGE_TIMEOUT, postgres.connect()).await?;
         let asked = sqlx::query("select pg_backend_pid()").fetch_one(&mut connection);
         let row = in_time(PAGE_TIMEOUT, async { asked.await.map_err(Error::of("asking for the backend")) }).await?;
@@ -190,7 +190,7 @@ impl Session {
 
     /// The same anew, whatever this one has become. A backend that did not let itself be cancelled is ended: the end of its client
     /// would not do that.
-    async fn replace(&mut self, postgres: &Postgres, is_stuck: bool) -> Result<(), Error> {
+    pub(super) async fn replace(&mut self, postgres: &Postgres, is_stuck: bool) -> Result<(), Error> {
         let mut new = Self::open(postgres, self.timeout).await?;
         if is_stuck {
             let ended = sqlx::query("select pg_terminate_backend($1)").bind(self.backend).execute(&mut new.connection);
@@ -201,7 +201,7 @@ impl Session {
     }
 
     /// What it is again before each table. Not DISCARD ALL, which would also give up a role that our own role is to have.
-    async fn clean(&mut self) -> Result<(), Error> {
+    pub(super) async fn clean(&mut self) -> Result<(), Error> {
         let milliseconds = self.timeout.as_millis();
         self.run(&format!(
             "close all; deallocate all; select pg_advisory_unlock_all();
@@ -211,7 +211,7 @@ impl Session {
         .await
     }
 
-    async fn run(&mut self, sql: &str) -> Result<(), Error> {
+    pub(super) async fn run(&mut self, sql: &str) -> Result<(), Error> {
         let (limit, done) = (self.timeout + PATIENCE, self.connection.execute(AssertSqlSafe(sql)));
         in_time(limit, async { done.await.map_err(Error::of("sweeping a table")) }).await?;
         Ok(())
@@ -242,7 +242,7 @@ async fn sweep_or_reason(
     }
 }
 
-async fn in_time<T>(limit: Duration, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(super) async fn in_time<T>(limit: Duration, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(limit, answer).await.unwrap_or(Err(Error::Timeout(limit)))
 }
 

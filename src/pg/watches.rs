@@ -7,6 +7,7 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 
 use super::Error;
+use crate::watermark::PgTime;
 
 /// A row of `unstale.watch`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +22,25 @@ pub struct Watched {
     pub ended: bool,
     /// It has a column that says when a row changed.
     pub sweepable: bool,
+    /// What the last audit has found.
+    pub audited: Option<Audited>,
     /// As it was asked for.
     pub spec: Spec,
+}
+
+/// What an audit has found of a watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audited {
+    /// When, by the database's clock.
+    pub at: PgTime,
+    /// All keys, not a sample.
+    pub complete: bool,
+    /// Cached values that were compared with their rows.
+    pub compared: i64,
+    /// Those of them that were stale.
+    pub stale: i64,
+    /// Cached values without a version to compare.
+    pub unreadable: i64,
 }
 
 /// The arguments of `unstale.watch()` after the table.
@@ -57,7 +75,8 @@ pub struct Spec {
 pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> {
     let rows = sqlx::query(
         "select id, rev, table_name, ended, sweepable, keys, delivery, updated_at, only_columns, max_ttl_microseconds,
-                guarantee, reason, version, version_path from unstale.list_watches()",
+                guarantee, reason, version, version_path,
+                audited_microseconds, audit_complete, audit_compared, audit_stale, audit_unreadable from unstale.list_watches()",
     )
     .fetch_all(connection)
     .await
@@ -68,6 +87,13 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
         table: row.get(2),
         ended: row.get(3),
         sweepable: row.get(4),
+        audited: row.get::<Option<i64>, _>(14).map(|at| Audited {
+            at: PgTime(at),
+            complete: row.get(15),
+            compared: row.get(16),
+            stale: row.get(17),
+            unreadable: row.get(18),
+        }),
         spec: Spec {
             keys: row.get(5),
             delivery: row.get(6),

@@ -106,15 +106,24 @@ impl Sink {
     /// # Errors
     /// [`Error`].
     pub async fn lives_of_matching(&self, pattern: &str, cursor: String) -> Result<(String, Lives), Error> {
-        let (part, cursor) = cursor.split_once('/').unwrap_or(("0", &cursor));
-        let part: usize = part.parse().unwrap_or(0);
-        let step = async |server: &Server| {
+        self.step(cursor, async |server, cursor| {
             let connection = server.connection().await?;
-            let step = connection.client.scan_page(cursor.to_owned(), pattern, Some(SCAN_COUNT), None);
+            let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);
             let (next, keys): (String, Vec<Key>) = connection.ask(step).await?;
             Ok((next, lives(&connection, keys).await?))
-        };
-        let (next, keys) = self.part(part, step).await?;
+        })
+        .await
+    }
+
+    /// A step of a walk through all servers, one after the other: `what` gets that server's own cursor, and returns its next.
+    pub(super) async fn step<T>(
+        &self,
+        cursor: String,
+        what: impl AsyncFn(&Server, String) -> Result<(String, T), Error>,
+    ) -> Result<(String, T), Error> {
+        let (part, cursor) = cursor.split_once('/').unwrap_or(("0", &cursor));
+        let part: usize = part.parse().unwrap_or(0);
+        let (next, keys) = self.part(part, async |server: &Server| what(server, cursor.to_owned()).await).await?;
         let next = match (next.as_str(), part + 1 < self.parts().await?) {
             ("0", false) => next,
             ("0", true) => format!("{}/0", part + 1),

@@ -32,6 +32,7 @@ CREATE TABLE unstale.watch (
     reason text,
     version text,
     version_path text,
+    version_attnum smallint,
     CONSTRAINT watch_delivery_check CHECK ((delivery = ANY (ARRAY['row'::text, 'statement'::text, 'log'::text]))),
     CONSTRAINT watch_guarantee_check CHECK ((guarantee = ANY (ARRAY['lease'::text, 'bounded'::text, 'eventual'::text])))
 );
@@ -42,6 +43,15 @@ CREATE SEQUENCE unstale.channel_id
     NO MINVALUE
     NO MAXVALUE
     CACHE 1;
+
+CREATE TABLE unstale.audit (
+    watch integer NOT NULL,
+    audited_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    complete boolean NOT NULL,
+    compared bigint NOT NULL,
+    stale bigint NOT NULL,
+    unreadable bigint NOT NULL
+);
 
 CREATE TABLE unstale.change_log (
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
@@ -179,6 +189,9 @@ ALTER TABLE ONLY unstale.change_log_3 ALTER COLUMN xid SET DEFAULT pg_current_xa
 
 ALTER TABLE ONLY unstale.change_log_3 ALTER COLUMN id SET DEFAULT nextval('unstale.change_log_id'::regclass);
 
+ALTER TABLE ONLY unstale.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (watch);
+
 ALTER TABLE ONLY unstale.gap
     ADD CONSTRAINT gap_pkey PRIMARY KEY (id);
 
@@ -206,6 +219,10 @@ CREATE INDEX change_log_3_xid_id_idx ON unstale.change_log_3 USING btree (xid, i
 CREATE INDEX gap_instance_opened_at_idx ON unstale.gap USING btree (instance, opened_at);
 
 CREATE UNIQUE INDEX watch_relation_key ON unstale.watch USING btree (relation) WHERE (ended IS NULL);
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON unstale.audit FOR EACH ROW EXECUTE FUNCTION unstale.discard_replicated();
+
+ALTER TABLE unstale.audit ENABLE REPLICA TRIGGER guard;
 
 CREATE TRIGGER guard AFTER TRUNCATE ON unstale.change_log_1 FOR EACH STATEMENT EXECUTE FUNCTION unstale.widen_replicated();
 

@@ -100,6 +100,7 @@ fn differences(old: &Config, new: &Config) -> Observation {
     ];
     let fixed = [
         ("instance", old.instance != new.instance),
+        ("audit", old.audit != new.audit),
         ("http.listen", old.http != new.http),
         ("log.format", old.log.format != new.log.format),
     ];
