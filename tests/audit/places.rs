@@ -122,9 +122,12 @@ async fn the_code_of_a_table_s_owner_fails_its_own_table_and_no_other() {
         .execute(
             "create table failing (id int primary key, v int);
              select unstale.watch('failing', array['x:{id}'], version => 'v', version_path => '$.v');
+             create function boom(int) returns bool language plpgsql as $b$ begin raise exception 'boom'; end $b$;
              do $$ begin execute format($f$create or replace function unstale.audit_%s(how integer, place bigint, size bigint, wanted json[])
-                 returns table (image text, version text) language plpgsql stable security definer set row_security = off
-                 as 'begin raise exception ''boom''; end'$f$, (select max(id) from unstale.watch)); end $$",
+                 returns table (image text, version text) language sql stable security definer set row_security = off
+                 begin atomic select t.id::text, t.v::text from failing t where boom(t.id) or boom(1); end$f$,
+                 (select max(id) from unstale.watch)); end $$;
+             insert into failing values (1, 1)",
         )
         .await;
     world.cache.put("x:1", CACHED).expect("Redis takes it");
