@@ -106,6 +106,28 @@ async fn by_hand_the_rows_stamped_since_then_lose_their_keys_and_a_table_without
     assert_eq!((&done["event"], &done["deleted"], &done["dry_run"]), (&"done".into(), &23.into(), &false.into()), "{done}");
 }
 
+/// A name in an SQL function is a column first, and a parameter if there is no such column.
+#[tokio::test]
+async fn by_hand_a_table_is_swept_whatever_its_columns_are_called() {
+    let mut world = World::new().await;
+    world
+        .execute(
+            "create table odd (id int primary key, from_stamp timestamptz default 'infinity', after_stamp timestamptz default 'infinity',
+                               page_rows bigint default 0, image text, stamp timestamptz, t int, w int, xid int, change text,
+                               old text, new text, \"row\" text, watch_id int, updated_at timestamptz);
+             select unstale.watch('odd', array['odd:{id}:{t}', 'row:{row}']);
+             alter table odd disable trigger user;
+             insert into odd (id, t, \"row\", updated_at) select n, n, n, clock_timestamp() from generate_series(1, 9) n;
+             alter table odd enable trigger user",
+        )
+        .await;
+    let keys = || (1..=9).flat_map(|n| [format!("odd:{n}:{n}"), format!("row:{n}")]);
+    world.fill(keys());
+    let output = by_hand(&world, "--since 10m --table odd");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(world.count(keys()), 0);
+}
+
 #[tokio::test]
 async fn by_hand_only_the_named_table_is_swept_also_from_a_time() {
     let mut world = two_tables().await;

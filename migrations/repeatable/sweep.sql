@@ -10,7 +10,8 @@ set check_function_bodies = off; -- files come in any order
 
 -- The CREATE FUNCTION statement of a watch's pages: the rows stamped since `from_stamp`, and after `after_stamp`, in the order of their
 -- stamps; `page_rows` of them and all that have the last one's stamp. The settings: a plan that begins at the stamp and ends with the
--- page, whatever the arguments; and 42501 instead of a policy, if row-level security is forced upon the owner.
+-- page, whatever the arguments; and 42501 instead of a policy, if row-level security is forced upon the owner. The arguments go by their
+-- numbers: a name would be a column of the table, if it has one of that name.
 create or replace function unstale.page_definition(w unstale.watch) returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -27,12 +28,12 @@ begin
 begin atomic
     select unstale.row_%1$s(t.*), %2$s from %3$s t
      where t.%4$I >= %5$s and t.%4$I > %6$s
-     order by t.%4$I fetch first (page_rows) rows with ties;
+     order by t.%4$I fetch first ($3) rows with ties;
 end$f$,
         -- Not `(t).`, which would be the column of that name in a table that has one.
         w.id, format(case when is_local then 'timezone(''UTC'', t.%I)' else 't.%I' end, column_now), w.relation, column_now,
-        case when is_local then 'timezone(''UTC'', from_stamp)' else 'from_stamp' end,
-        case when is_local then 'timezone(''UTC'', after_stamp)' else 'after_stamp' end)
+        case when is_local then 'timezone(''UTC'', $1)' else '$1' end,
+        case when is_local then 'timezone(''UTC'', $2)' else '$2' end)
       from (select a.attname as column_now, a.atttypid = 'timestamp'::regtype as is_local
               from pg_attribute a where a.attrelid = w.relation and a.attnum = w.sweep_attnum) a);
 end

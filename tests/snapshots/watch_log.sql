@@ -15,8 +15,8 @@ create or replace function unstale.page_1(from_stamp timestamptz, after_stamp ti
     set enable_bitmapscan = off
 begin atomic
     select unstale.row_1(t.*), t.updated_at from public.users t
-     where t.updated_at >= from_stamp and t.updated_at > after_stamp
-     order by t.updated_at fetch first (page_rows) rows with ties;
+     where t.updated_at >= $1 and t.updated_at > $2
+     order by t.updated_at fetch first ($3) rows with ties;
 end;
 
 create or replace function unstale.insert_1() returns trigger

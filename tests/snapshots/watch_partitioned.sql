@@ -15,8 +15,8 @@ create or replace function unstale.page_1(from_stamp timestamptz, after_stamp ti
     set enable_bitmapscan = off
 begin atomic
     select unstale.row_1(t.*), timezone('UTC', t.at) from public.events t
-     where t.at >= timezone('UTC', from_stamp) and t.at > timezone('UTC', after_stamp)
-     order by t.at fetch first (page_rows) rows with ties;
+     where t.at >= timezone('UTC', $1) and t.at > timezone('UTC', $2)
+     order by t.at fetch first ($3) rows with ties;
 end;
 
 create or replace function unstale.insert_1() returns trigger
