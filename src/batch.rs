@@ -13,7 +13,9 @@
 //! Beside the lanes there are commands that nothing waits for: keys that are deleted once more (listener/machine/repeat.rs). They get a
 //! place only while no lane wants it, and a part of the places.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod queue;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use indexmap::map::Entry;
 use indexmap::{IndexMap, IndexSet};
 
 use crate::rule::Target;
+use queue::{Cut, Queue, cost};
 
 /// Places that an empty set keeps after a burst.
 const KEPT: usize = 1_024;
@@ -162,28 +165,6 @@ struct Walk {
     id: u64,
     began: Instant,
     waves: Vec<(Lane, u64)>,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    cut_waves: u64,                       // the wave that is being collected is the next one
-    open: IndexMap<Target, Again>,        // what it has so far
-    open_patterns: usize,                 // of these
-    keys: VecDeque<Cut>,                  // cut, not on its way
-    patterns: IndexMap<String, u64>,      // likewise, with its wave; each pattern once, so that a template has one at the most
-    cut: usize,                           // targets in `keys` and `patterns`
-    held: IndexMap<Target, Again>,        // handed back
-    held_wave: u64,                       // the earliest of those that they are of: each later mark waits for it, too
-    bytes: usize,                         // of all that waits
-    unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by wave
-}
-
-/// Keys of one command.
-#[derive(Debug)]
-struct Cut {
-    wave: u64,
-    again: Again,
-    keys: Vec<String>,
 }
 
 impl Batch {
@@ -449,137 +430,6 @@ impl Batch {
             Lane::CatchUp => &mut self.catch_up,
         }
     }
-}
-
-impl Queue {
-    fn next_keys(&mut self, keys_per_command: usize) -> Option<Cut> {
-        if self.keys.is_empty() && !self.open.is_empty() {
-            self.cut_wave(keys_per_command);
-        }
-        let cut = self.keys.pop_front()?;
-        self.cut -= cut.keys.len();
-        self.bytes -= cut.keys.iter().map(|key| key.len() + OVERHEAD).sum::<usize>();
-        Some(cut)
-    }
-
-    /// Keeps what was handed back of a wave, until it is released.
-    fn hold(&mut self, wave: u64, left: &Work, again: Again) {
-        let wave = if self.owes_nothing_held() { wave } else { wave.min(self.held_wave) };
-        if self.held.is_empty() || wave != self.held_wave {
-            *self.unacknowledged.entry(wave).or_default() += 1;
-            if !self.held.is_empty() {
-                self.is_done(self.held_wave);
-            }
-        }
-        self.held_wave = wave;
-        let target: fn(String) -> Target = if let Work::Keys(_) = left { Target::Key } else { Target::Pattern };
-        for target in left.texts().iter().cloned().map(target) {
-            match self.held.entry(target) {
-                Entry::Occupied(mut known) => *known.get_mut() = again.max(*known.get()),
-                Entry::Vacant(place) => {
-                    self.bytes += cost(place.key());
-                    place.insert(again);
-                }
-            }
-        }
-    }
-
-    /// What was handed back waits for a place again, before all else.
-    fn release(&mut self, keys_per_command: usize) {
-        if self.held.is_empty() {
-            return;
-        }
-        let waiting = std::mem::take(&mut self.keys);
-        let held = std::mem::take(&mut self.held);
-        self.cut(self.held_wave, held.into_iter(), keys_per_command);
-        self.keys.extend(waiting);
-        self.is_done(self.held_wave);
-    }
-
-    /// Is all done that was ever held?
-    fn owes_nothing_held(&self) -> bool {
-        self.held.is_empty() && !self.unacknowledged.contains_key(&self.held_wave)
-    }
-
-    fn take_patterns(&mut self, keys_per_command: usize) -> IndexMap<String, u64> {
-        if self.keys.is_empty() && self.open_patterns > 0 {
-            self.cut_wave(keys_per_command);
-        }
-        let patterns = std::mem::take(&mut self.patterns);
-        self.cut -= patterns.len();
-        self.bytes -= patterns.keys().map(|pattern| pattern.len() + OVERHEAD).sum::<usize>();
-        patterns
-    }
-
-    /// One command, or pattern, of the wave is done.
-    fn is_done(&mut self, wave: u64) {
-        if let Some(left) = self.unacknowledged.get_mut(&wave) {
-            *left -= 1;
-            if *left == 0 {
-                self.unacknowledged.remove(&wave);
-            }
-        }
-    }
-
-    fn cut_wave(&mut self, keys_per_command: usize) {
-        self.cut_waves += 1;
-        self.open_patterns = 0;
-        let mut open = std::mem::take(&mut self.open);
-        self.cut(self.cut_waves, open.drain(..), keys_per_command);
-        self.open = open; // with its memory
-    }
-
-    /// Makes commands, and patterns that wait for a walk, of a wave.
-    fn cut(&mut self, wave: u64, targets: impl Iterator<Item = (Target, Again)>, keys_per_command: usize) {
-        let before = self.keys.len() + self.patterns.len();
-        let mut open: [(Vec<String>, usize); 3] = Default::default(); // keys and their bytes, by what becomes of them later
-        for (target, again) in targets {
-            let cost = cost(&target);
-            match target {
-                Target::Key(key) => {
-                    let (keys, bytes) = &mut open[again as usize];
-                    if keys.len() == keys_per_command || *bytes + cost > COMMAND_BYTES && !keys.is_empty() {
-                        let full = std::mem::replace(keys, Vec::with_capacity(keys_per_command));
-                        self.keys.push_back(Cut { wave, again, keys: full });
-                        *bytes = 0;
-                    }
-                    *bytes += cost;
-                    keys.push(key);
-                    self.cut += 1;
-                }
-                Target::Pattern(pattern) => match self.patterns.get(&pattern) {
-                    // One that waits already will be sent after this change, too, and every later mark waits for its wave.
-                    Some(earlier) if *earlier <= wave => self.bytes -= cost,
-                    Some(_) => {
-                        self.bytes -= cost;
-                        *self.unacknowledged.entry(wave).or_default() += 1;
-                        if let Some(later) = self.patterns.insert(pattern, wave) {
-                            self.is_done(later);
-                        }
-                    }
-                    None => {
-                        self.patterns.insert(pattern, wave);
-                        self.cut += 1;
-                    }
-                },
-            }
-        }
-        for (again, (keys, _)) in [Again::Never, Again::Replicas, Again::Always].into_iter().zip(open) {
-            if !keys.is_empty() {
-                self.keys.push_back(Cut { wave, again, keys });
-            }
-        }
-        let commands = self.keys.len() + self.patterns.len() - before;
-        if commands > 0 {
-            *self.unacknowledged.entry(wave).or_default() += commands;
-        }
-    }
-}
-
-/// What it takes while it waits.
-fn cost(target: &Target) -> usize {
-    let (Target::Key(text) | Target::Pattern(text)) = target;
-    text.len() + OVERHEAD
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/change.rs",
             "src/rule.rs",
             "src/batch.rs",
+            "src/batch",
             "src/delivered.rs",
             "src/watermark.rs",
             "src/backoff.rs",
