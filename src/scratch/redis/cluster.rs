@@ -5,10 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::Instant;
 
-use super::{Client, Options, Redis, Reply};
-use crate::scratch::{Error, PATIENCE, POLL};
+use super::{Client, Options, Redis, Reply, until};
+use crate::scratch::Error;
 use crate::sink::slot;
 
 /// How many slots there are.
@@ -62,7 +61,7 @@ impl Cluster {
             self.ask(node, &words)?;
         }
         let all = self.nodes.len();
-        self.until("they know each other", || {
+        until("they know each other", || {
             Ok((0..all)
                 .map(|node| self.nodes_of(node))
                 .collect::<io::Result<Vec<_>>>()?
@@ -71,27 +70,16 @@ impl Cluster {
         })?;
         for node in self.primaries..all {
             let id = self.id(node % self.primaries)?;
-            self.until("the replica knows its primary", || Ok(self.ask(node, &["cluster", "replicate", &id]).is_ok()))?;
+            until("the replica knows its primary", || Ok(self.ask(node, &["cluster", "replicate", &id]).is_ok()))?;
         }
         for node in self.primaries..all {
-            self.until("the replica is in step", || Ok(self.text(node, &["info", "replication"])?.contains("master_link_status:up")))?;
+            until("the replica is in step", || Ok(self.text(node, &["info", "replication"])?.contains("master_link_status:up")))?;
         }
-        self.until("all slots are served", || {
+        until("all slots are served", || {
             let states = (0..all).map(|node| self.text(node, &["cluster", "info"])).collect::<io::Result<Vec<_>>>()?;
             let slots = (0..all).map(|node| self.ranges(node)).collect::<io::Result<Vec<_>>>()?;
             Ok(states.iter().all(|state| state.contains("cluster_state:ok")) && slots.iter().all(|ranges| *ranges == self.primaries))
         })
-    }
-
-    fn until(&self, what: &str, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !done()? {
-            if Instant::now() >= deadline {
-                return Err(io::Error::other(format!("not within {} s: {what}", PATIENCE.as_secs())));
-            }
-            std::thread::sleep(POLL);
-        }
-        Ok(())
     }
 
     /// `redis-cluster://127.0.0.1:PORT?node=127.0.0.1:PORT`.

@@ -3,10 +3,9 @@
 //! Must hold: the sentinels agree on the primary, and know the replica and each other, once this returns.
 
 use std::io;
-use std::time::Instant;
 
-use super::{Options, Redis, Reply};
-use crate::scratch::{Error, PATIENCE, POLL};
+use super::{Options, Redis, Reply, until};
+use crate::scratch::Error;
 
 /// What the sentinels call the primary.
 const SERVICE: &str = "mymaster";
@@ -129,15 +128,4 @@ impl Guarded {
             Ok(self.primary()? != before)
         })
     }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !done()? {
-        if Instant::now() >= deadline {
-            return Err(io::Error::other(format!("not within {} s: {what}", PATIENCE.as_secs())));
-        }
-        std::thread::sleep(POLL);
-    }
-    Ok(())
 }
