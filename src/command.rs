@@ -21,7 +21,15 @@ use std::io::{ErrorKind, Write as _, stdout};
 use anyhow::Context as _;
 use sqlx::postgres::PgConnection;
 
-use crate::pg::watches;
+use crate::pg::{self, Postgres, watches};
+
+/// A connection to a server that suits, with a schema of this release.
+async fn connect(postgres: &Postgres) -> anyhow::Result<PgConnection> {
+    let mut connection = postgres.connect().await?;
+    pg::check_server(&mut connection).await?;
+    pg::migrate::check(&mut connection).await?;
+    Ok(connection)
+}
 
 /// The full name of a table as a person wrote it.
 async fn full_name(connection: &mut PgConnection, table: &str) -> anyhow::Result<String> {

@@ -8,8 +8,8 @@ use sqlx::postgres::PgConnection;
 
 use crate::cli::Apply;
 use crate::config::{Config, Watch};
+use crate::pg::Postgres;
 use crate::pg::watches::{self, Spec, Watched};
-use crate::pg::{self, Postgres};
 use crate::visible::line;
 
 /// One difference between the configuration and the database.
@@ -26,9 +26,7 @@ enum Step {
 /// Before anything is changed if the list is empty, a table is missing or a watch would be refused; later if a lock is not
 /// to be had. What was done until then stays, and another run does the rest.
 pub async fn run(config: &Config, args: &Apply) -> anyhow::Result<()> {
-    let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
-    pg::check_server(&mut connection).await?;
-    pg::migrate::check(&mut connection).await?;
+    let mut connection = super::connect(&Postgres::new(config.database_source()?)?).await?;
     if config.watches.is_empty() {
         bail!("the configuration has no [[watch]]; list the tables there, or call unstale.watch() in SQL and leave `apply` alone");
     }

@@ -21,8 +21,8 @@ use crate::audit::invert::Obscure;
 use crate::batch::{Command, Work};
 use crate::cli::Audit;
 use crate::config::Config;
+use crate::pg::Postgres;
 use crate::pg::audit::{Reader, Rows};
-use crate::pg::{self, Postgres};
 use crate::sink::Sink;
 use crate::sink::worker::{Report as Done, Workers};
 use crate::{shutdown, visible};
@@ -60,9 +60,7 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_source()?)?;
     let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
     let shutdown = shutdown::on_signals()?;
-    let mut connection = postgres.connect().await?;
-    pg::check_server(&mut connection).await?;
-    pg::migrate::check(&mut connection).await?;
+    let mut connection = super::connect(&postgres).await?;
     let mut tables = Vec::new();
     for table in &args.tables {
         tables.push(super::full_name(&mut connection, table).await?);

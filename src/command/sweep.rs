@@ -47,9 +47,7 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_source()?)?;
     let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
     let shutdown = shutdown::on_signals()?;
-    let mut connection = postgres.connect().await?;
-    pg::check_server(&mut connection).await?;
-    pg::migrate::check(&mut connection).await?;
+    let mut connection = super::connect(&postgres).await?;
     let (rules, unstamped) = chosen(&mut connection, &args.tables).await?;
     let mut sweep = Hand {
         workers: (!args.dry_run).then(|| Workers::new(move || sink.clone())),

@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub async fn run(config: &Config, args: &Wait) -> anyhow::Result<()> {
     let deadline = Instant::now() + args.timeout;
     let instance = args.instance.as_deref().unwrap_or(&config.instance);
-    let mut connection = match timeout_at(deadline, connect(config)).await {
+    let mut connection = match timeout_at(deadline, super::connect(&Postgres::new(config.database_source()?)?)).await {
         Ok(connected) => connected?,
         Err(_) => bail!("PostgreSQL did not answer within {}", humantime::format_duration(args.timeout)),
     };
@@ -33,13 +33,6 @@ pub async fn run(config: &Config, args: &Wait) -> anyhow::Result<()> {
         None => Ok(()),
         Some(reason) => bail!("not within {}: {}", humantime::format_duration(args.timeout), line(&reason)),
     }
-}
-
-async fn connect(config: &Config) -> anyhow::Result<PgConnection> {
-    let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
-    pg::check_server(&mut connection).await?;
-    pg::migrate::check(&mut connection).await?;
-    Ok(connection)
 }
 
 /// Waits for one instance; what it still waited for at the deadline, or `None`.
