@@ -387,9 +387,7 @@ impl Driver {
         let patience = self.parts.borrow().settings.timeout;
         let _ = tokio::time::timeout(patience, stored).await;
     }
-}
 
-impl Driver {
     /// Shows what is watched, and compiles it; a watch that does not compile is reported and skipped.
     fn compile(&self, watches: Vec<Watched>) -> Vec<Rule> {
         self.board.watches(&watches);

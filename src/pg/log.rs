@@ -17,17 +17,14 @@ const PAGE_BYTES: usize = 256 << 10;
 /// Rows of a page, at the least and at the most. After small changes there may come packed ones, of 7 kB and hundreds of keys each.
 const PAGE_ROWS: std::ops::RangeInclusive<usize> = 32..=256;
 
-/// A place in the log: a transaction, and an id in it.
-type Place = (String, i64);
-
 /// Reads what is said nowhere else, page by page.
 #[derive(Debug)]
 pub struct Reader {
     seen: Snapshot,
-    rows: usize,            // of a page
-    open: Option<Place>,    // where the pages of the transactions that were open go on
-    after: Option<Place>,   // where those of later ones do
-    next: Option<Snapshot>, // what will have been seen after the last page
+    rows: usize,             // of a page
+    open: Option<LogPlace>,  // where the pages of the transactions that were open go on
+    after: Option<LogPlace>, // where those of later ones do
+    next: Option<Snapshot>,  // what will have been seen after the last page
 }
 
 /// A page.
@@ -60,16 +57,15 @@ impl Reader {
     /// # Errors
     /// [`Error::Statement`].
     pub async fn page(&mut self, connection: &mut PgConnection) -> Result<Page, Error> {
-        let first = |xid: u64| (xid.to_string(), 0);
-        let (open_xid, open_id) = self.open.clone().unwrap_or_else(|| first(0));
-        let (after_xid, after_id) = self.after.clone().unwrap_or_else(|| first(self.seen.xmax));
+        let (open_xid, open_id) = self.open.unwrap_or((0, 0));
+        let (after_xid, after_id) = self.after.unwrap_or((self.seen.xmax, 0));
         let rows = sqlx::query(
             "select change, xid, id, was_open from unstale.read_log($1::text[]::xid8[], $2::text::xid8, $3, $4::text::xid8, $5, $6)",
         )
         .bind(self.seen.open.iter().map(ToString::to_string).collect::<Vec<_>>())
-        .bind(open_xid)
+        .bind(open_xid.to_string())
         .bind(open_id)
-        .bind(after_xid)
+        .bind(after_xid.to_string())
         .bind(after_id)
         .bind(i64::try_from(self.rows).unwrap_or(i64::MAX))
         .fetch_all(connection)
@@ -86,7 +82,7 @@ impl Reader {
             };
             let was_open: bool = row.get(3);
             full[usize::from(was_open)] += 1;
-            *(if was_open { &mut self.open } else { &mut self.after }) = Some((xid, row.get(2)));
+            *(if was_open { &mut self.open } else { &mut self.after }) = Some((parse_xid(&xid)?, row.get(2)));
             changes.push(row.get::<String, _>(0));
         }
         let more = full.contains(&self.rows);
@@ -107,6 +103,10 @@ impl Reader {
 /// [`Error::Unsuitable`].
 pub fn parse_snapshot(text: &str) -> Result<Snapshot, Error> {
     text.parse().map_err(|_| Error::Unsuitable(format!("PostgreSQL wrote a snapshot that cannot be read: {text}")))
+}
+
+fn parse_xid(text: &str) -> Result<u64, Error> {
+    text.parse().map_err(|_| Error::Unsuitable(format!("PostgreSQL wrote an xid that cannot be read: {text}")))
 }
 
 /// A page of the logged changes that `done` does not see, announced or not, in the order (xid, id), after the place `after`.
@@ -132,11 +132,7 @@ pub async fn page(
     .fetch_all(connection)
     .await
     .map_err(Error::of("reading the log"))?;
-    let place = |row: &sqlx::postgres::PgRow| {
-        let xid: String = row.get(1);
-        let xid = xid.parse().map_err(|_| Error::Unsuitable(format!("PostgreSQL wrote an xid that cannot be read: {xid}")))?;
-        Ok((xid, row.get(2)))
-    };
+    let place = |row: &sqlx::postgres::PgRow| Ok((parse_xid(row.get(1))?, row.get(2)));
     let last = rows.last().map(place).transpose()?;
     Ok((rows.iter().map(|row| row.get(0)).collect(), last))
 }
