@@ -47,8 +47,11 @@ impl Cluster {
 
     fn join(&self) -> io::Result<()> {
         let port = |node: usize| self.port(node).to_string();
+        // All of them first: a node that has been met takes no epoch any more.
         for node in 0..self.nodes.len() {
             self.ask(node, &["cluster", "set-config-epoch", &(node + 1).to_string()])?;
+        }
+        for node in 0..self.nodes.len() {
             self.ask(node, &["cluster", "meet", "127.0.0.1", &port((node + 1) % self.nodes.len())])?;
             self.ask(node, &["cluster", "meet", "127.0.0.1", &port(0)])?;
         }
