@@ -5,6 +5,7 @@
 
 mod bookkeeping;
 mod bystanders;
+mod names;
 mod owners;
 mod schema;
 mod sweeping;
@@ -22,9 +23,10 @@ async fn role(world: &World, name: &str) -> String {
     role
 }
 
-/// The database's URL for a role.
+/// The database's URL for a role, whatever its name.
 fn url(world: &World, role: &str) -> String {
-    world.database_url().replacen("postgres@", &format!("{role}@"), 1)
+    let encoded: String = role.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    world.database_url().replacen("postgres@", &format!("{encoded}@"), 1)
 }
 
 /// A session of a role.
