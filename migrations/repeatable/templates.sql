@@ -54,8 +54,8 @@ create or replace function unstale.has_short_prefix(template text) returns boole
     language sql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(starts_with(t.text, '{') or length(regexp_replace(t.text, '[{][^}]*[}]', '', 'g')) < 2 and t.text ~ '[{]', false)
-      from (select replace(replace(template, '{{', E'\x01'), '}}', E'\x02')) t(text)
+    select coalesce(template ~ '^[{][^{]' or length(replace(replace(l.literal, '{{', '{'), '}}', '}')) < 2 and l.literal <> template, false)
+      from (select regexp_replace(template, '([{][{]|[}][}])|[{][^{}]+[}]', '\1', 'g')) l(literal)
 $$;
 
 -- The SQL expression that renders column `attnum` of the composite `variable` as a JSON string or null, whatever

@@ -285,11 +285,15 @@ async fn sweep_table(session: &mut Session, table: &Table, from: &From, page_row
         // Not even an error leaves a transaction to commit: the session is replaced.
         session.run("begin isolation level read committed read only").await?;
         let page = read_page(session, table.watch, (start, &after, page_rows), out).await?;
+        let through = match &page.last {
+            Some(last) => microseconds(session, last).await?,
+            None => None,
+        };
         session.run("rollback").await?;
         for images in page.spool {
             let _ = out.send(Swept::Rows(table.watch, images)).await;
         }
-        let Some((last, through)) = page.last else { break };
+        let Some(last) = page.last else { break };
         if i64::try_from(page.rows).unwrap_or(i64::MAX) < page_rows {
             break;
         }
@@ -306,7 +310,7 @@ async fn sweep_table(session: &mut Session, table: &Table, from: &From, page_row
 struct Page {
     spool: Vec<Vec<String>>,
     rows: usize,
-    last: Option<(String, Option<i64>)>,
+    last: Option<String>,
 }
 
 async fn read_page(
@@ -327,7 +331,7 @@ async fn read_page(
         let Some(last) = rows.last() else { break };
         page.rows += rows.len();
         // try_get: the code of the table's owner may have set another client_encoding.
-        page.last = Some((last.try_get(1).map_err(failed())?, last.try_get(2).map_err(failed())?));
+        page.last = Some(last.try_get(1).map_err(failed())?);
         let images: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed())?;
         let bytes: usize = images.iter().map(String::len).sum();
         chunk_rows = (CHUNK_BYTES * rows.len() / bytes.max(1)).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
@@ -343,12 +347,19 @@ async fn read_page(
     Ok(page)
 }
 
+/// The stamp of a page's last row. Once a page: of each of its rows it would cost two thirds of the sweep.
+async fn microseconds(session: &mut Session, stamp: &str) -> Result<Option<i64>, Error> {
+    let sql = "select unstale.microseconds($1::pg_catalog.text::pg_catalog.timestamptz)";
+    let asked = sqlx::query_scalar(sql).persistent(false).bind(stamp).fetch_one(&mut session.connection);
+    in_time(session.timeout + PATIENCE, async { asked.await.map_err(Error::of("sweeping a table")) }).await
+}
+
 /// $1 the start in microseconds, $2 the last stamp of the page before, $3 the rows of a page. A row that gets another stamp
 /// meanwhile was changed and is announced, or gets a later one.
 fn page_sql(watch: i32) -> String {
     format!(
         "declare page no scroll cursor for
-         select p.image, p.stamp::pg_catalog.text, unstale.microseconds(p.stamp)
+         select p.image, p.stamp::pg_catalog.text
            from unstale.page_{watch}(unstale.from_microseconds($1), $2::pg_catalog.text::pg_catalog.timestamptz, $3) p"
     )
 }

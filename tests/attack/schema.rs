@@ -117,4 +117,9 @@ async fn nobody_but_those_it_was_granted_to_may_call_a_function_here() {
         assert!(refused.contains("literal"), "{refused}");
         world.execute(&format!("{watch}, any_prefix => true)")).await;
     }
+    // A brace that is written twice is one letter of the prefix, wherever it stands.
+    for (template, short) in [("{{{a}", true), ("{a}}}x", true), ("{{{a}}}", false), ("x{a}}}", false), ("{{x{a}", false)] {
+        let refused = world.number(&format!("select unstale.has_short_prefix('{template}')::int::bigint")).await;
+        assert_eq!(refused, i64::from(short), "{template}");
+    }
 }
