@@ -48,6 +48,7 @@ create or replace function unstale.regenerate(only_watch integer default null) r
     set quote_all_identifiers = off
     set standard_conforming_strings = on
     set jit = off
+    set plan_cache_mode = force_generic_plan -- what each watch's new code invalidates is planned anew without a look at its arguments
 as $$
 declare
     known unstale.watch;
