@@ -49,6 +49,10 @@ const ASIDE: usize = 4;
 /// The pause after a walk, at the least and at the most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
+/// In a cluster, how long a wave waits for the one before it, at the most. More keys of one slot come together meanwhile, and a
+/// primary that does not answer holds up nothing else for longer.
+const GATHERED: Duration = Duration::from_millis(10);
+
 /// Before what was handed back is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -126,6 +130,8 @@ pub struct Limits {
     pub in_flight: usize,
     /// Targets waiting in one lane.
     pub max_pending: usize,
+    /// Where Redis is a cluster, the slot of a key: only keys of one slot share an UNLINK there.
+    pub slot: Option<fn(&[u8]) -> u16>,
 }
 
 impl Limits {
@@ -155,6 +161,7 @@ pub struct Batch {
 #[derive(Debug)]
 struct OnItsWay {
     of: Option<(Lane, u64)>, // its wave; none: beside the lanes
+    began: Instant,
     again: Again,
     bytes: usize,
 }
@@ -266,7 +273,9 @@ impl Batch {
     pub fn due(&self) -> Option<Instant> {
         let waits = |queue: &Queue| !queue.patterns.is_empty();
         let walk = self.next_walk.filter(|_| self.walk.is_none() && (waits(&self.live) || waits(&self.catch_up)));
-        walk.into_iter().chain(self.next_retry).min()
+        let waves =
+            [Lane::Live, Lane::CatchUp].into_iter().filter(|&lane| self.has_place(lane)).filter_map(|lane| self.gathers_until(lane));
+        walk.into_iter().chain(self.next_retry).chain(waves).min()
     }
 
     /// Since when a part of Redis has not done what it should.
@@ -284,35 +293,52 @@ impl Batch {
     /// The next request, if one more may be on its way: a walk, which takes no place from keys; live changes; catching up, which has
     /// half of the places.
     pub fn next_command(&mut self, now: Instant) -> Option<Command> {
-        let (keys_per_command, in_flight) = (self.limits.keys_per_command, self.limits.in_flight);
+        let limits = self.limits;
         if self.next_retry.take_if(|retry| *retry <= now).is_some() {
-            self.live.release(keys_per_command);
-            self.catch_up.release(keys_per_command);
+            self.live.release(&limits);
+            self.catch_up.release(&limits);
         }
         if let Some(walk) = self.next_patterns(now) {
             return Some(walk);
         }
-        if self.in_flight.len() >= in_flight || self.in_flight_bytes >= IN_FLIGHT_BYTES {
-            return None;
-        }
-        let is_catching_up = |command: &&OnItsWay| matches!(command.of, Some((Lane::CatchUp, _)));
-        let catching_up = self.in_flight.values().filter(is_catching_up).count();
         for lane in [Lane::Live, Lane::CatchUp] {
-            if lane == Lane::CatchUp && catching_up >= in_flight.div_ceil(2) {
+            if !self.has_place(lane) || self.gathers_until(lane).is_some_and(|until| now < until) {
                 continue;
             }
-            if let Some(Cut { wave, again, keys }) = self.queue(lane).next_keys(keys_per_command) {
-                return Some(self.begin(Some((lane, wave)), again, keys));
+            if let Some(Cut { wave, again, keys }) = self.queue(lane).next_keys(&limits) {
+                return Some(self.begin(Some((lane, wave)), again, keys, now));
             }
         }
         None
     }
 
-    fn begin(&mut self, of: Option<(Lane, u64)>, again: Again, keys: Vec<String>) -> Command {
+    /// May one more command of the lane be on its way? Catching up has half of the places.
+    fn has_place(&self, lane: Lane) -> bool {
+        let places = match lane {
+            Lane::Live => self.limits.in_flight,
+            Lane::CatchUp => self.limits.in_flight.div_ceil(2),
+        };
+        self.in_flight.len() < self.limits.in_flight && self.in_flight_bytes < IN_FLIGHT_BYTES && self.of_lane(lane).count() < places
+    }
+
+    fn of_lane(&self, lane: Lane) -> impl Iterator<Item = &OnItsWay> {
+        self.in_flight.values().filter(move |command| command.of.is_some_and(|(other, _)| other == lane))
+    }
+
+    /// Until when the next wave is collected, though there is a place.
+    fn gathers_until(&self, lane: Lane) -> Option<Instant> {
+        let queue = self.queue_of(lane);
+        if self.limits.slot.is_none() || !queue.keys.is_empty() || queue.open.is_empty() || self.is_full(lane) {
+            return None;
+        }
+        self.of_lane(lane).map(|command| command.began + GATHERED).min()
+    }
+
+    fn begin(&mut self, of: Option<(Lane, u64)>, again: Again, keys: Vec<String>, began: Instant) -> Command {
         let work = Work::Keys(Arc::new(keys));
         self.last_id += 1;
         self.in_flight_bytes += work.bytes();
-        self.in_flight.insert(self.last_id, OnItsWay { of, again, bytes: work.bytes() });
+        self.in_flight.insert(self.last_id, OnItsWay { of, began, again, bytes: work.bytes() });
         Command { id: self.last_id, work }
     }
 
@@ -327,8 +353,8 @@ impl Batch {
     }
 
     /// A command that no mark waits for, and that is done for nobody.
-    pub fn aside(&mut self, keys: Vec<String>) -> Command {
-        self.begin(None, Again::Never, keys)
+    pub fn aside(&mut self, keys: Vec<String>, now: Instant) -> Command {
+        self.begin(None, Again::Never, keys, now)
     }
 
     /// All patterns that wait, if a walk may begin.
@@ -336,11 +362,11 @@ impl Batch {
         if self.walk.is_some() || self.next_walk.is_some_and(|next| now < next) {
             return None;
         }
-        let keys_per_command = self.limits.keys_per_command;
+        let limits = self.limits;
         let mut patterns = IndexSet::new();
         let mut waves = Vec::new();
         for lane in [Lane::Live, Lane::CatchUp] {
-            for (pattern, wave) in self.queue(lane).take_patterns(keys_per_command) {
+            for (pattern, wave) in self.queue(lane).take_patterns(&limits) {
                 waves.push((lane, wave));
                 patterns.insert(pattern);
             }
@@ -361,7 +387,7 @@ impl Batch {
             self.next_walk = Some(now + now.saturating_duration_since(began).clamp(PAUSE.0, PAUSE.1));
             Again::Never
         } else {
-            let OnItsWay { of, again, bytes } = self.in_flight.remove(&id)?;
+            let OnItsWay { of, again, bytes, .. } = self.in_flight.remove(&id)?;
             self.in_flight_bytes -= bytes;
             let (lane, wave) = of?;
             self.queue(lane).is_done(wave);
@@ -436,7 +462,7 @@ impl Batch {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { keys_per_command: 2, in_flight: 2, max_pending: 5 };
+    const LIMITS: Limits = Limits { keys_per_command: 2, in_flight: 2, max_pending: 5, slot: None };
 
     fn key(name: &str) -> Target {
         Target::Key(name.into())
@@ -519,6 +545,56 @@ mod tests {
         assert_eq!(batch.next_command(now()), None, "half of the places");
         batch.add(Lane::Live, key("live"));
         assert_eq!(keys(batch.next_command(now())).1, ["live"]);
+    }
+
+    /// The first byte of a key stands for its slot.
+    const CLUSTER: Limits = Limits { slot: Some(|key| key[0].into()), ..LIMITS };
+
+    #[test]
+    fn in_a_cluster_the_keys_of_a_slot_go_together_and_neighbours_apart() {
+        let mut batch = Batch::new(Limits { max_pending: 100, ..CLUSTER });
+        for name in ["c1", "a1", "d1", "b1", "a2", "d2", "c2", "b2"] {
+            batch.add(Lane::Live, key(name));
+        }
+        let sent: Vec<_> = (0..4)
+            .map(|_| {
+                let (id, sent) = keys(batch.next_command(now()));
+                batch.acknowledge(id, now());
+                sent
+            })
+            .collect();
+        assert_eq!(sent, [["a1", "a2"], ["c1", "c2"], ["b1", "b2"], ["d1", "d2"]]);
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn in_a_cluster_a_wave_waits_for_the_one_before_it_but_not_for_long() {
+        let start = Instant::now();
+        let mut batch = Batch::new(CLUSTER);
+        batch.add(Lane::Live, key("a"));
+        let (first, _) = keys(batch.next_command(start));
+        batch.add(Lane::Live, key("b"));
+        assert_eq!((batch.next_command(start), batch.due()), (None, Some(start + GATHERED)));
+        batch.acknowledge(first, start);
+        let (second, _) = keys(batch.next_command(start));
+        batch.add(Lane::Live, key("c"));
+        batch.add(Lane::CatchUp, key("d"));
+        assert_eq!(keys(batch.next_command(start)).1, ["d"], "it is of the other lane");
+        batch.acknowledge(second, start);
+        assert_eq!(keys(batch.next_command(start)).1, ["c"], "the wave before it is done");
+
+        let mut batch = Batch::new(CLUSTER);
+        batch.add(Lane::Live, key("a"));
+        keys(batch.next_command(start)); // nobody answers
+        batch.add(Lane::Live, key("b"));
+        assert_eq!(keys(batch.next_command(start + GATHERED)).1, ["b"]);
+        let mut full = Batch::new(CLUSTER);
+        full.add(Lane::Live, key("a"));
+        keys(full.next_command(start));
+        for name in ["b", "c", "d", "e", "f"] {
+            full.add(Lane::Live, key(name));
+        }
+        assert_eq!(keys(full.next_command(start)).1, ["b", "c"], "nothing more would fit");
     }
 
     #[test]
@@ -617,7 +693,7 @@ mod tests {
 
     #[test]
     fn a_lane_is_full_by_its_bytes_and_a_command_is_short() {
-        let mut batch = Batch::new(Limits { keys_per_command: 1_000, in_flight: 64, max_pending: 1_000 });
+        let mut batch = Batch::new(Limits { keys_per_command: 1_000, in_flight: 64, max_pending: 1_000, slot: None });
         let mut added = 0;
         while !batch.is_full(Lane::Live) {
             batch.add(Lane::Live, key(&format!("{added}{}", "x".repeat(100 << 10))));

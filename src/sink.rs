@@ -106,6 +106,12 @@ impl Sink {
         Ok(Arc::new(Self { settings, kind, marks }))
     }
 
+    /// What tells the slot of a key, if it is a cluster.
+    #[must_use]
+    pub fn slot(&self) -> Option<fn(&[u8]) -> u16> {
+        matches!(self.kind, Kind::Cluster(_)).then_some(slot)
+    }
+
     /// Its marks, for another one that takes its place.
     #[must_use]
     pub fn marks(&self) -> Option<Arc<Marks>> {

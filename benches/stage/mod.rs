@@ -77,7 +77,7 @@ impl Stage {
     pub(crate) fn listen_to(&self, redis_url: &str) -> anyhow::Result<Listener> {
         let listener = self.start_for(redis_url)?;
         let deadline = Instant::now() + PATIENCE;
-        while listener.readiness().is_err() {
+        while listener.readiness().is_err() || listener.repeats()? > 0 {
             ensure!(Instant::now() < deadline, "the listener was not ready within {PATIENCE:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -100,6 +100,13 @@ impl Listener {
             Ok((_, reason)) => Err(reason),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Keys that it will delete once more: not before that may others be put into the cache.
+    fn repeats(&self) -> anyhow::Result<u64> {
+        let (_, document) = http::get(self.port, "/status.json")?;
+        let document: serde_json::Value = serde_json::from_str(&document)?;
+        document["waiting"]["repeats"].as_u64().context("the document says how many keys wait to be repeated")
     }
 }
 

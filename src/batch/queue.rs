@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
-use super::{Again, COMMAND_BYTES, OVERHEAD, Work};
+use super::{Again, COMMAND_BYTES, Limits, OVERHEAD, Work};
 use crate::rule::Target;
 
 /// See the module.
@@ -32,9 +32,9 @@ pub(super) struct Cut {
 }
 
 impl Queue {
-    pub(super) fn next_keys(&mut self, keys_per_command: usize) -> Option<Cut> {
+    pub(super) fn next_keys(&mut self, limits: &Limits) -> Option<Cut> {
         if self.keys.is_empty() && !self.open.is_empty() {
-            self.cut_wave(keys_per_command);
+            self.cut_wave(limits);
         }
         let cut = self.keys.pop_front()?;
         self.cut -= cut.keys.len();
@@ -65,13 +65,13 @@ impl Queue {
     }
 
     /// What was handed back waits for a place again, before all else.
-    pub(super) fn release(&mut self, keys_per_command: usize) {
+    pub(super) fn release(&mut self, limits: &Limits) {
         if self.held.is_empty() {
             return;
         }
         let waiting = std::mem::take(&mut self.keys);
         let held = std::mem::take(&mut self.held);
-        self.cut(self.held_wave, held.into_iter(), keys_per_command);
+        self.cut(self.held_wave, held.into_iter(), limits);
         self.keys.extend(waiting);
         self.is_done(self.held_wave);
     }
@@ -81,9 +81,9 @@ impl Queue {
         self.held.is_empty() && !self.unacknowledged.contains_key(&self.held_wave)
     }
 
-    pub(super) fn take_patterns(&mut self, keys_per_command: usize) -> IndexMap<String, u64> {
+    pub(super) fn take_patterns(&mut self, limits: &Limits) -> IndexMap<String, u64> {
         if self.keys.is_empty() && self.open_patterns > 0 {
-            self.cut_wave(keys_per_command);
+            self.cut_wave(limits);
         }
         let patterns = std::mem::take(&mut self.patterns);
         self.cut -= patterns.len();
@@ -101,16 +101,33 @@ impl Queue {
         }
     }
 
-    pub(super) fn cut_wave(&mut self, keys_per_command: usize) {
+    pub(super) fn cut_wave(&mut self, limits: &Limits) {
         self.cut_waves += 1;
         self.open_patterns = 0;
         let mut open = std::mem::take(&mut self.open);
-        self.cut(self.cut_waves, open.drain(..), keys_per_command);
+        self.cut(self.cut_waves, open.drain(..), limits);
         self.open = open; // with its memory
     }
 
     /// Makes commands, and patterns that wait for a walk, of a wave.
-    pub(super) fn cut(&mut self, wave: u64, targets: impl Iterator<Item = (Target, Again)>, keys_per_command: usize) {
+    fn cut(&mut self, wave: u64, targets: impl Iterator<Item = (Target, Again)>, limits: &Limits) {
+        let Some(slot) = limits.slot else { return self.cut_in_order(wave, targets, limits) };
+        let mut targets: Vec<_> = targets.collect();
+        targets.sort_by_cached_key(|(target, _)| match target {
+            Target::Key(key) => slot(key.as_bytes()),
+            Target::Pattern(_) => 0,
+        });
+        let first = self.keys.len();
+        self.cut_in_order(wave, targets.into_iter(), limits);
+        // Neighbours are of one primary, and all primaries are to be busy at the same time.
+        let mut cut: Vec<_> = self.keys.split_off(first).into_iter().map(Some).collect();
+        let stride = cut.len().div_ceil(limits.in_flight).max(1);
+        for start in 0..stride {
+            self.keys.extend(cut.iter_mut().skip(start).step_by(stride).filter_map(Option::take));
+        }
+    }
+
+    fn cut_in_order(&mut self, wave: u64, targets: impl Iterator<Item = (Target, Again)>, limits: &Limits) {
         let before = self.keys.len() + self.patterns.len();
         let mut open: [(Vec<String>, usize); 3] = Default::default(); // keys and their bytes, by what becomes of them later
         for (target, again) in targets {
@@ -118,8 +135,8 @@ impl Queue {
             match target {
                 Target::Key(key) => {
                     let (keys, bytes) = &mut open[again as usize];
-                    if keys.len() == keys_per_command || *bytes + cost > COMMAND_BYTES && !keys.is_empty() {
-                        let full = std::mem::replace(keys, Vec::with_capacity(keys_per_command));
+                    if keys.len() == limits.keys_per_command || *bytes + cost > COMMAND_BYTES && !keys.is_empty() {
+                        let full = std::mem::replace(keys, Vec::with_capacity(limits.keys_per_command));
                         self.keys.push_back(Cut { wave, again, keys: full });
                         *bytes = 0;
                     }

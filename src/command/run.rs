@@ -80,14 +80,15 @@ fn shown(board: Arc<Board>, parts: watch::Receiver<Parts>, readiness: watch::Rec
 
 /// What the listener is made of, by this configuration.
 fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Parts> {
+    let sink = Sink::marking(config.redis_source()?, &config.redis.tls, config.redis.timeout, marks)?;
     Ok(Parts {
         postgres: Postgres::new(config.database_source()?)?,
         replicas: replicas(config)?,
-        sink: Sink::marking(config.redis_source()?, &config.redis.tls, config.redis.timeout, marks)?,
         audited: Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?,
         name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
-        settings: settings(config),
+        settings: settings(config, &sink),
+        sink,
     })
 }
 
@@ -117,7 +118,7 @@ async fn refuse_wrong_schema(postgres: &Postgres) -> Result<(), pg::Error> {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, sink: &Sink) -> Settings {
     Settings {
         canary: config.canary(),
         interval: config.heartbeat.interval,
@@ -129,6 +130,7 @@ fn settings(config: &Config) -> Settings {
             keys_per_command: config.batch.keys_per_command,
             in_flight: config.batch.in_flight,
             max_pending: config.batch.max_pending,
+            slot: sink.slot(),
         },
         stall: config.batch.stall,
         window: config.replay.window,

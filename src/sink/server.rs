@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use fred::interfaces::{ClientLike as _, KeysInterface};
 use fred::types::{Key, Value};
+use futures_util::future::join;
 use tokio::sync::Mutex;
 
 use super::connection::{Connection, Settings, command_error, custom};
@@ -142,26 +143,32 @@ impl Server {
             }
         }
         let least = lock(&state.acknowledged).clone();
+        let mut marking = None;
         if let Some(Marking { marks, key, .. }) = &self.marking {
             answer.mark = marks.next(*number);
-            if state.may_mark.load(Relaxed) {
-                pipeline.set::<(), _, _>(key, answer.mark.to_string(), None, None, true).await.map_err(in_words)?;
-                answer.is_marked = true;
-            }
+            marking = state.may_mark.load(Relaxed).then(|| (key, answer.mark.to_string()));
+            answer.is_marked = marking.is_some();
         }
-        let mut replies = pin!(pipeline.try_all::<Value>());
-        // The first poll hands it over.
+        // fred sends each command of a pipeline by a write of its own, unless something waits behind it: so something does.
+        let behind = async {
+            match marking {
+                Some((key, mark)) => Some(client.set(key, mark, None, None, true).await),
+                None if groups.len() > 1 => Some(client.ping(None).await),
+                None => None,
+            }
+        };
+        let mut replies = pin!(join(pipeline.try_all::<Value>(), behind));
+        // The first poll hands them over, in this order.
         let first = std::future::poll_fn(|context| Poll::Ready(replies.as_mut().poll(context))).await;
         drop(order);
-        let replies = match first {
+        let (replies, behind) = match first {
             Poll::Ready(replies) => replies,
             Poll::Pending => connection.ask(async { Ok(replies.await) }).await?,
         };
 
-        let mut replies = replies.into_iter();
-        let mut outcome = counted(connection, groups.len(), manner, &mut replies, answer)?;
+        let mut outcome = counted(connection, groups.len(), manner, &mut replies.into_iter(), answer)?;
         if outcome.answer.is_marked {
-            outcome.answer.is_marked = self.marked(connection, &outcome.answer.mark, &least, replies.next())?;
+            outcome.answer.is_marked = self.marked(connection, &outcome.answer.mark, &least, behind)?;
         }
         Ok(outcome)
     }

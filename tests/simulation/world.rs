@@ -166,7 +166,12 @@ fn settings(seed: u64) -> Settings {
         backoff_min: Duration::from_millis(100),
         backoff_max: Duration::from_secs(10),
         seed,
-        limits: Limits { keys_per_command: 3, in_flight: 3, max_pending: MAX_PENDING },
+        limits: Limits {
+            keys_per_command: 3,
+            in_flight: 3,
+            max_pending: MAX_PENDING,
+            slot: seed.is_multiple_of(3).then_some(unstale::sink::slot),
+        },
         stall: Duration::from_secs(2),
         window: WINDOW,
         // Most do without: a second delete hides that a first one was lost.

@@ -197,7 +197,7 @@ mod tests {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(1),
             seed: 1,
-            limits: Limits { keys_per_command: 500, in_flight: 8, max_pending: 50_000 },
+            limits: Limits { keys_per_command: 500, in_flight: 8, max_pending: 50_000, slot: None },
             stall: Duration::from_secs(5),
             window: Duration::from_secs(60),
             repeat: Vec::new(),

@@ -210,14 +210,14 @@ impl Machine {
         while self.batch.has_place_aside()
             && let Some(keys) = self.repeats.next(now, self.settings.limits.keys_per_command)
         {
-            self.send_aside(keys, RepeatedFor::Time);
+            self.send_aside(now, keys, RepeatedFor::Time);
         }
         self.send_for_replicas(now);
     }
 
-    pub(super) fn send_aside(&mut self, keys: Vec<String>, cause: RepeatedFor) {
+    pub(super) fn send_aside(&mut self, now: Instant, keys: Vec<String>, cause: RepeatedFor) {
         self.say(Observation::Repeated { keys: keys.len(), cause });
-        let command = self.batch.aside(keys);
+        let command = self.batch.aside(keys, now);
         self.actions.push(Action::Send(command));
     }
 }

@@ -154,7 +154,7 @@ impl Machine {
             && let Some((until, cause)) = self.replicas.ready(now)
         {
             let keys = self.replicas.held.take(until, self.settings.limits.keys_per_command);
-            self.send_aside(keys, cause);
+            self.send_aside(now, keys, cause);
         }
     }
 }
