@@ -38,9 +38,9 @@ async fn dashboard_and_alerts_ask_for_metrics_that_there_are_and_leave_none_out(
     }
     let shown: Vec<_> = described.iter().filter(|metric| metric.starts_with("unstale_") && !dashboard.contains(**metric)).collect();
     assert!(shown.is_empty(), "the dashboard does not show {shown:?}");
-    let readme = read("README.md");
+    let reference = read("docs/reference.md");
     for metric in described.iter().filter(|metric| metric.starts_with("unstale_")) {
-        assert!(readme.contains(&format!("`{metric}")), "the README does not explain {metric}");
+        assert!(reference.contains(&format!("`{metric}")), "docs/reference.md does not explain {metric}");
     }
 }
 

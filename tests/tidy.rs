@@ -107,19 +107,23 @@ fn files_stay_readable() {
 }
 
 #[test]
-fn the_readme_lists_every_configuration_key_with_its_default() {
-    let readme = read("README.md");
+fn the_reference_lists_every_configuration_key_with_its_default() {
+    let reference = read("docs/reference.md");
     for key in unstale::config::keys() {
-        let row = readme.lines().find(|line| line.starts_with(&format!("| `{}` |", key.path)));
-        let row = row.unwrap_or_else(|| panic!("README.md's table lacks {}", key.path));
-        assert!(row.contains(&format!("`{}`", key.variable)), "README.md: {} is {}, not as in {row}", key.path, key.variable);
+        let row = reference.lines().find(|line| line.starts_with(&format!("| `{}` |", key.path)));
+        let row = row.unwrap_or_else(|| panic!("docs/reference.md lacks {}", key.path));
+        assert!(row.contains(&format!("`{}`", key.variable)), "docs/reference.md: {} is {}, not as in {row}", key.path, key.variable);
         let default = key.default.as_deref().unwrap_or_default().trim_matches('"');
-        assert!(default.is_empty() || row.contains(&format!("`{default}`")), "README.md: the default of {} is {default}: {row}", key.path);
+        assert!(
+            default.is_empty() || row.contains(&format!("`{default}`")),
+            "docs/reference.md: the default of {} is {default}: {row}",
+            key.path
+        );
     }
 }
 
 #[test]
-fn the_readme_lists_the_metrics_there_are_and_no_others() {
+fn the_reference_lists_the_metrics_there_are_and_no_others() {
     let names = |text: &str, open: char, close: char| -> BTreeSet<String> {
         text.split(open)
             .filter_map(|rest| rest.split_once(close).map(|(name, _)| name.split('{').next().unwrap_or_default().to_owned()))
@@ -127,8 +131,36 @@ fn the_readme_lists_the_metrics_there_are_and_no_others() {
             .collect()
     };
     let known = names(&read("src/observe/metrics.rs"), '"', '"');
-    let told: BTreeSet<_> = names(&read("README.md"), '`', '`').into_iter().filter(|name| !name.ends_with("_template")).collect();
+    let told: BTreeSet<_> = names(&read("docs/reference.md"), '`', '`');
     assert_eq!(known, told);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let slug = |heading: &str| -> String {
+        let kept = heading.trim_start_matches('#').trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    };
+    let pages = ["", "docs", "docs/decisions", "clients", "clients/python", "clients/node", "clients/rust", "clients/rails"]
+        .into_iter()
+        .flat_map(|folder| {
+            let files = fs::read_dir(root().join(folder)).expect("it is there").map(|file| file.expect("it is there").path());
+            files.filter(|file| file.extension().is_some_and(|extension| extension == "md"))
+        });
+    for page in pages {
+        let text = fs::read_to_string(&page).expect("UTF-8");
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target)) {
+            if target.contains("://") || target.contains(' ') {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() { page.clone() } else { page.parent().expect("a folder").join(file) };
+            assert!(file.exists(), "{}: {target} is not there", page.display());
+            let has_heading =
+                || fs::read_to_string(&file).expect("UTF-8").lines().any(|line| line.starts_with('#') && slug(line) == anchor);
+            assert!(anchor.is_empty() || has_heading(), "{}: {target} has no such heading", page.display());
+        }
+    }
 }
 
 #[test]

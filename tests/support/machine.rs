@@ -155,7 +155,7 @@ fn leader_in(socket: &UnixDatagram) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("X_NSPAWN_LEADER_PID=")).map(str::to_owned)
 }
 
-/// Writes a directory to boot from: what systemd wants of it, and what README.md says of the unit.
+/// Writes a directory to boot from: what systemd wants of it, and what docs/getting-started.md says of the unit.
 fn furnish(root: &Path, drop_in: &str, environment: &str) -> std::io::Result<()> {
     fs::create_dir_all(root.join("usr"))?;
     for name in ["bin", "sbin", "lib", "lib64"] {

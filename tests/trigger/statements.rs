@@ -211,7 +211,7 @@ async fn a_payload_that_notify_cannot_take_is_in_the_log_and_the_write_succeeds(
     }
 }
 
-/// A limit of PostgreSQL's, which README names: NOTIFY and PREPARE TRANSACTION exclude each other.
+/// A limit of PostgreSQL's, which docs/watching.md names: NOTIFY and PREPARE TRANSACTION exclude each other.
 #[tokio::test]
 async fn two_phase_commit_of_whoever_asked_for_the_bell_is_refused_by_the_server() {
     let world = World::on(own_postgres_with([("max_prepared_transactions", "5")])).await;
