@@ -2,8 +2,8 @@
 //!
 //! Owns the only queue between the changes and the sink. Two lanes, one for live changes and one for catching up, so that a
 //! long sweep does not hold up what changes now. A lane collects targets in a set; when the sink has a free place, the whole
-//! set becomes a *wave* of commands. A [`Mark`] says "all that was added until now", and is settled once every command of
-//! every wave up to it is acknowledged. Pure.
+//! set becomes a *generation* of commands. A [`Mark`] says "all that was added until now", and is settled once every command of
+//! every generation up to it is acknowledged. Pure.
 //!
 //! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is on its way has bounds of its own.
 //! Patterns are a walk through all of Redis: one walk at a time serves all that wait when it begins, whatever lane they are in,
@@ -23,7 +23,7 @@ use indexmap::map::Entry;
 use indexmap::{IndexMap, IndexSet};
 
 use crate::rule::Target;
-use queue::{Cut, Queue, cost};
+use queue::{Queue, Sealed, cost};
 
 /// Places that an empty set keeps after a burst.
 const KEPT: usize = 1_024;
@@ -49,7 +49,7 @@ const ASIDE: usize = 4;
 /// The pause after a walk, at the least and at the most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
-/// In a cluster, how long a wave waits for the one before it, at the most. More keys of one slot come together meanwhile, and a
+/// In a cluster, how long a generation waits for the one before it, at the most. More keys of one slot come together meanwhile, and a
 /// primary that does not answer holds up nothing else for longer.
 const GATHERED: Duration = Duration::from_millis(10);
 
@@ -118,7 +118,7 @@ impl Work {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     lane: Lane,
-    wave: u64,
+    generation: u64,
 }
 
 /// Bounds, from the configuration. Those in bytes follow from them.
@@ -160,18 +160,18 @@ pub struct Batch {
 /// A command of keys.
 #[derive(Debug)]
 struct OnItsWay {
-    of: Option<(Lane, u64)>, // its wave; none: beside the lanes
+    of: Option<(Lane, u64)>, // its generation; none: beside the lanes
     began: Instant,
     again: Again,
     bytes: usize,
 }
 
-/// The walk that is under way, and the waves that its patterns are of.
+/// The walk that is under way, and the generations that its patterns are of.
 #[derive(Debug)]
 struct Walk {
     id: u64,
     began: Instant,
-    waves: Vec<(Lane, u64)>,
+    generations: Vec<(Lane, u64)>,
 }
 
 impl Batch {
@@ -223,14 +223,15 @@ impl Batch {
     /// Everything added to the lane so far.
     pub fn mark(&mut self, lane: Lane) -> Mark {
         let queue = self.queue(lane);
-        Mark { lane, wave: queue.cut_waves + u64::from(!queue.open.is_empty()) }
+        Mark { lane, generation: queue.generations + u64::from(!queue.open.is_empty()) }
     }
 
     /// Has Redis acknowledged everything up to the mark?
     #[must_use]
     pub fn is_settled(&self, mark: Mark) -> bool {
         let queue = self.queue_of(mark.lane);
-        queue.cut_waves >= mark.wave && queue.unacknowledged.first_key_value().is_none_or(|(&wave, _)| wave > mark.wave)
+        queue.generations >= mark.generation
+            && queue.unacknowledged.first_key_value().is_none_or(|(&generation, _)| generation > mark.generation)
     }
 
     /// May nothing more be added to the lane for now?
@@ -243,7 +244,7 @@ impl Batch {
     #[must_use]
     pub fn waiting(&self, lane: Lane) -> usize {
         let queue = self.queue_of(lane);
-        queue.open.len() + queue.cut + queue.held.len()
+        queue.open.len() + queue.sealed + queue.held.len()
     }
 
     /// Targets that wait in both lanes, how many of them are patterns (but for those that were handed back), and their bytes.
@@ -273,9 +274,9 @@ impl Batch {
     pub fn due(&self) -> Option<Instant> {
         let waits = |queue: &Queue| !queue.patterns.is_empty();
         let walk = self.next_walk.filter(|_| self.walk.is_none() && (waits(&self.live) || waits(&self.catch_up)));
-        let waves =
+        let generations =
             [Lane::Live, Lane::CatchUp].into_iter().filter(|&lane| self.has_place(lane)).filter_map(|lane| self.gathers_until(lane));
-        walk.into_iter().chain(self.next_retry).chain(waves).min()
+        walk.into_iter().chain(self.next_retry).chain(generations).min()
     }
 
     /// Since when a part of Redis has not done what it should.
@@ -305,8 +306,8 @@ impl Batch {
             if !self.has_place(lane) || self.gathers_until(lane).is_some_and(|until| now < until) {
                 continue;
             }
-            if let Some(Cut { wave, again, keys }) = self.queue(lane).next_keys(&limits) {
-                return Some(self.begin(Some((lane, wave)), again, keys, now));
+            if let Some(Sealed { generation, again, keys }) = self.queue(lane).next_keys(&limits) {
+                return Some(self.begin(Some((lane, generation)), again, keys, now));
             }
         }
         None
@@ -325,7 +326,7 @@ impl Batch {
         self.in_flight.values().filter(move |command| command.of.is_some_and(|(other, _)| other == lane))
     }
 
-    /// Until when the next wave is collected, though there is a place.
+    /// Until when the next generation is collected, though there is a place.
     fn gathers_until(&self, lane: Lane) -> Option<Instant> {
         let queue = self.queue_of(lane);
         if self.limits.slot.is_none() || !queue.keys.is_empty() || queue.open.is_empty() || self.is_full(lane) {
@@ -364,10 +365,10 @@ impl Batch {
         }
         let limits = self.limits;
         let mut patterns = IndexSet::new();
-        let mut waves = Vec::new();
+        let mut generations = Vec::new();
         for lane in [Lane::Live, Lane::CatchUp] {
-            for (pattern, wave) in self.queue(lane).take_patterns(&limits) {
-                waves.push((lane, wave));
+            for (pattern, generation) in self.queue(lane).take_patterns(&limits) {
+                generations.push((lane, generation));
                 patterns.insert(pattern);
             }
         }
@@ -376,21 +377,21 @@ impl Batch {
         }
         self.last_id += 1;
         let work = Work::Patterns(Arc::new(patterns.into_iter().collect()));
-        self.walk = Some(Walk { id: self.last_id, began: now, waves });
+        self.walk = Some(Walk { id: self.last_id, began: now, generations });
         Some(Command { id: self.last_id, work })
     }
 
     /// Redis has done the command. Returns what becomes of its keys later, unless it was one beside the lanes.
     pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<Again> {
-        let again = if let Some(Walk { began, waves, .. }) = self.walk.take_if(|walk| walk.id == id) {
-            waves.into_iter().for_each(|(lane, wave)| self.queue(lane).is_done(wave));
+        let again = if let Some(Walk { began, generations, .. }) = self.walk.take_if(|walk| walk.id == id) {
+            generations.into_iter().for_each(|(lane, generation)| self.queue(lane).is_done(generation));
             self.next_walk = Some(now + now.saturating_duration_since(began).clamp(PAUSE.0, PAUSE.1));
             Again::Never
         } else {
             let OnItsWay { of, again, bytes, .. } = self.in_flight.remove(&id)?;
             self.in_flight_bytes -= bytes;
-            let (lane, wave) = of?;
-            self.queue(lane).is_done(wave);
+            let (lane, generation) = of?;
+            self.queue(lane).is_done(generation);
             again
         };
         if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
@@ -406,14 +407,14 @@ impl Batch {
     /// Redis has done the command but for this, which waits for a part of Redis; of one beside the lanes it is given up. Returns as
     /// [`Batch::acknowledge`] does.
     pub fn hand_back(&mut self, id: u64, left: &Work, now: Instant) -> Option<Again> {
-        let (waves, again) = match (&self.walk, self.in_flight.get(&id)) {
-            (Some(walk), _) if walk.id == id => (walk.waves.clone(), Again::Never),
-            (_, Some(OnItsWay { of: Some(wave), again, .. })) => (vec![*wave], *again),
+        let (generations, again) = match (&self.walk, self.in_flight.get(&id)) {
+            (Some(walk), _) if walk.id == id => (walk.generations.clone(), Again::Never),
+            (_, Some(OnItsWay { of: Some(generation), again, .. })) => (vec![*generation], *again),
             _ => return self.acknowledge(id, now),
         };
         // A walk serves both lanes at once, and what the one waits for the other may.
-        for (lane, wave) in waves {
-            self.queue(lane).hold(wave, left, again);
+        for (lane, generation) in generations {
+            self.queue(lane).hold(generation, left, again);
         }
         self.next_retry.get_or_insert(now + RETRY);
         self.handed_back.get_or_insert(now);
@@ -425,18 +426,18 @@ impl Batch {
         let queue = self.queue(lane);
         queue.open = IndexMap::new(); // also gives its memory back
         queue.open_patterns = 0;
-        for Cut { wave, .. } in std::mem::take(&mut queue.keys) {
-            queue.is_done(wave);
+        for Sealed { generation, .. } in std::mem::take(&mut queue.keys) {
+            queue.is_done(generation);
         }
-        for (_, wave) in std::mem::take(&mut queue.patterns) {
-            queue.is_done(wave);
+        for (_, generation) in std::mem::take(&mut queue.patterns) {
+            queue.is_done(generation);
         }
-        queue.cut = 0;
+        queue.sealed = 0;
         if !queue.held.is_empty() {
             queue.held = IndexMap::new();
-            queue.is_done(queue.held_wave);
+            queue.is_done(queue.held_generation);
         }
-        queue.held_wave = 0;
+        queue.held_generation = 0;
         queue.bytes = 0;
         if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
             (self.handed_back, self.next_retry) = (None, None);
@@ -581,7 +582,7 @@ mod tests {
         batch.add(Lane::CatchUp, key("d"));
         assert_eq!(keys(batch.next_command(start)).1, ["d"], "it is of the other lane");
         batch.acknowledge(second, start);
-        assert_eq!(keys(batch.next_command(start)).1, ["c"], "the wave before it is done");
+        assert_eq!(keys(batch.next_command(start)).1, ["c"], "the generation before it is done");
 
         let mut batch = Batch::new(CLUSTER);
         batch.add(Lane::Live, key("a"));
@@ -734,7 +735,7 @@ mod tests {
         let mark = batch.mark(Lane::Live);
         let (new, _) = keys(batch.next_command(now()));
         batch.acknowledge(new, now());
-        assert!(!batch.is_settled(mark), "an earlier wave is on its way");
+        assert!(!batch.is_settled(mark), "an earlier generation is on its way");
         batch.acknowledge(id, now());
         assert!(batch.is_settled(mark) && batch.is_empty());
     }

@@ -72,7 +72,7 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
         bail!("{unknown} is not watched; `select * from unstale.watches` lists what is");
     }
     let longest = config.repeat.after.iter().max().copied().unwrap_or_default();
-    let mut audit = Hand {
+    let mut audit = ManualAudit {
         look: Look::new(reader, sink.clone()),
         program: args.command.as_deref().map(Program::start).transpose()?,
         workers: args.heal.then(|| Workers::new(move || sink.clone())),
@@ -112,7 +112,7 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
 }
 
 /// An audit by hand.
-struct Hand {
+struct ManualAudit {
     look: Look,
     program: Option<Program>,
     workers: Option<Workers>, // none: nothing is healed
@@ -142,7 +142,7 @@ enum Suspicion {
     Rendered(Rendering),
 }
 
-impl Hand {
+impl ManualAudit {
     async fn everything(&mut self, subjects: &[Subject], args: &Audit) -> anyhow::Result<()> {
         let sample = if args.all { None } else { Some(args.sample as usize) };
         let by_version = if self.program.is_none() { subjects } else { &[] };

@@ -16,7 +16,7 @@ use crate::cli::Check;
 use crate::config::Config;
 use crate::exposure::{self, Exposure};
 use crate::finding::{Finding, Severity};
-use crate::pg::session::Name;
+use crate::pg::session::Instance;
 use crate::pg::{self, Postgres};
 use crate::rule::{Rule, Target};
 use crate::sink::{self, Sink};
@@ -57,7 +57,7 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     if in_redis(&sink, connection.as_mut(), &mut findings).await
         && let Some(mut connection) = connection
     {
-        findings.push(whole_way(config, &sink, &mut connection).await?);
+        findings.push(check_end_to_end(config, &sink, &mut connection).await?);
         if args.keys {
             findings.extend(keys::findings(&sink, &pg::watches::load(&mut connection).await?).await?);
         }
@@ -117,8 +117,8 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
         }
         Err(error) => Finding::error("LISTEN", error.in_full(), error.remedy()),
     });
-    let name = Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after };
-    match tokio::time::timeout(config.heartbeat.timeout, pg::session::rehearse(&route, name)).await {
+    let instance = Instance { name: config.instance.clone(), forget_after: config.checkpoint.forget_after };
+    match tokio::time::timeout(config.heartbeat.timeout, pg::session::check_permissions(&route, instance)).await {
         Ok(Ok(())) => findings.push(Finding::ok("start", "all that a listener does at its start can be done")),
         Ok(Err(error)) => findings.push(Finding::error("start", format!("a listener would fail: {}", error.in_full()), error.remedy())),
         Err(_) => {
@@ -166,7 +166,7 @@ async fn in_redis(sink: &Sink, connection: Option<&mut PgConnection>, findings: 
         Err(_) => {} // the rehearsal will tell
     }
     let rules = key_rules(&targets);
-    if let Err(error) = sink.rehearse(&targets).await {
+    if let Err(error) = sink.check_permissions(&targets).await {
         // To a user who may touch every key no rule can be added.
         let rules = if error.is_of_key() { format!(" {rules}") } else { String::new() };
         let remedy = grant(sink, &format!("{COMMANDS}{rules}"));
@@ -204,7 +204,7 @@ fn key_rules(targets: &BTreeSet<String>) -> String {
 
 /// A key of this check alone: put into this Redis, and its name said in this database, to this instance. Only a listener that hears
 /// this database under this name and deletes from this Redis takes it away, whoever else shares any of the three.
-async fn whole_way(config: &Config, sink: &Sink, connection: &mut PgConnection) -> anyhow::Result<Finding> {
+async fn check_end_to_end(config: &Config, sink: &Sink, connection: &mut PgConnection) -> anyhow::Result<Finding> {
     let about = format!("listener {:?}", config.instance);
     let start = "systemctl start unstale   # or, to try it: unstale run";
     let Some(ago) = pg::check::last_seen(connection, &config.instance).await? else {

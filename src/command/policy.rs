@@ -79,7 +79,7 @@ async fn uncovered(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<Strin
     let mut cursor = "0".to_owned();
     loop {
         let began = Instant::now();
-        let (next, keys) = sink.lives_of_matching("*", cursor).await?;
+        let (next, keys) = sink.scan_ttls("*", cursor).await?;
         for (key, _) in keys {
             let is_covered = globs.iter().any(|glob| glob.matches(key.as_bytes()));
             let longest = |found: &&String| found.len();

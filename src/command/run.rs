@@ -17,11 +17,11 @@ use crate::batch::Limits;
 use crate::config::Config;
 use crate::exposure::{self, Exposure};
 use crate::listener::board::Board;
-use crate::listener::driver::{self, Parts};
+use crate::listener::driver::{self, Dependencies};
 use crate::listener::machine::Settings;
 use crate::logs::Filter;
 use crate::observe::{Observation, Readiness, metrics, observe};
-use crate::pg::session::Name;
+use crate::pg::session::Instance;
 use crate::pg::{self, Postgres};
 use crate::sink::{Marks, Sink};
 use crate::{http, shutdown};
@@ -67,7 +67,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
 }
 
 /// The document of the status page, whenever somebody asks for it.
-fn shown(board: Arc<Board>, parts: watch::Receiver<Parts>, readiness: watch::Receiver<Readiness>) -> http::Shown {
+fn shown(board: Arc<Board>, parts: watch::Receiver<Dependencies>, readiness: watch::Receiver<Readiness>) -> http::Shown {
     Arc::new(move || {
         let (postgres, redis) = {
             let parts = parts.borrow();
@@ -79,13 +79,13 @@ fn shown(board: Arc<Board>, parts: watch::Receiver<Parts>, readiness: watch::Rec
 }
 
 /// What the listener is made of, by this configuration.
-fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Parts> {
+fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Dependencies> {
     let sink = Sink::marking(config.redis_source()?, &config.redis.tls, config.redis.timeout, marks)?;
-    Ok(Parts {
+    Ok(Dependencies {
         postgres: Postgres::new(config.database_source()?)?,
         replicas: replicas(config)?,
         audited: Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?,
-        name: Name { instance: config.instance.clone(), forget_after: config.checkpoint.forget_after },
+        instance: Instance { name: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
         settings: settings(config, &sink),
         sink,
@@ -103,7 +103,7 @@ fn replicas(config: &Config) -> anyhow::Result<Vec<Postgres>> {
 }
 
 /// What is open to the network.
-fn exposures(config: &Config, parts: &Parts) -> impl Iterator<Item = Exposure> {
+fn exposures(config: &Config, parts: &Dependencies) -> impl Iterator<Item = Exposure> {
     let port = config.http.listen.and_then(exposure::of_port);
     let replicas = parts.replicas.iter().filter_map(Postgres::exposure);
     [parts.postgres.exposure(), parts.sink.exposure(), port].into_iter().flatten().chain(replicas)

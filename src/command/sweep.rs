@@ -49,7 +49,7 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
     let mut connection = super::connect(&postgres).await?;
     let (rules, unstamped) = chosen(&mut connection, &args.tables).await?;
-    let mut sweep = Hand {
+    let mut sweep = ManualSweep {
         workers: (!args.dry_run).then(|| Workers::new(move || sink.clone())),
         in_flight: config.batch.in_flight,
         on_their_way: 0,
@@ -126,7 +126,7 @@ struct Count {
 }
 
 /// A sweep by hand.
-struct Hand {
+struct ManualSweep {
     workers: Option<Workers>, // none: only say what would be done
     in_flight: usize,         // commands at the same time
     on_their_way: usize,
@@ -143,7 +143,7 @@ struct Hand {
     count: Count,
 }
 
-impl Hand {
+impl ManualSweep {
     /// All keys of these watches, or of all.
     async fn everything(&mut self, only: Option<&HashSet<i32>>) -> anyhow::Result<()> {
         let rules: Vec<Rule> = self.rules.values().filter(|rule| only.is_none_or(|only| only.contains(&rule.watch))).cloned().collect();

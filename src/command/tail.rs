@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::change::{self, Announcement, Change, What};
 use crate::cli::Tail;
 use crate::config::Config;
-use crate::pg::tail::{self, By};
+use crate::pg::tail::{self, Source};
 use crate::pg::{Postgres, watches::Watched};
 use crate::rule::{Rule, Rules, Target};
 use crate::{shutdown, visible};
@@ -33,7 +33,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
     let _ = writeln!(stderr(), "listening at {}; Ctrl-C ends it", visible::line(&postgres.place()));
     loop {
         let Some(heard) = shutdown.run_until_cancelled(tail.next()).await else { return Ok(()) };
-        let (by, text) = heard.context("what was committed from now on is not shown; start it again")?;
+        let (source, text) = heard.context("what was committed from now on is not shown; start it again")?;
         let change = match change::parse(&text) {
             Ok(Announcement::Change(change)) => change,
             Ok(Announcement::Watches) => {
@@ -51,7 +51,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
         }
         let Some(rule) = rules.get(&change.watch) else { continue }; // it ended long ago
         if wanted.is_empty() || wanted.contains(&rule.table) {
-            let seen = seen(rule, by, &change)?;
+            let seen = seen(rule, source, &change)?;
             let line = if args.json { visible::json(&seen.to_string()).into_owned() } else { visible::line(&in_words(&seen)).into_owned() };
             match writeln!(stdout(), "{line}") {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
@@ -81,7 +81,7 @@ fn wanted(rules: &Rules, tables: &[String]) -> anyhow::Result<HashSet<String>> {
 }
 
 /// One line of `--json`. Keys only: what a listener deletes.
-fn seen(rule: &Rule, by: By, change: &Change<'_>) -> anyhow::Result<Value> {
+fn seen(rule: &Rule, source: Source, change: &Change<'_>) -> anyhow::Result<Value> {
     let (mut keys, mut patterns) = (Vec::new(), Vec::new());
     rule.stale(change, |target| match target {
         Target::Key(key) if keys.contains(&key) => {}
@@ -95,7 +95,7 @@ fn seen(rule: &Rule, by: By, change: &Change<'_>) -> anyhow::Result<Value> {
     Ok(json!({
         "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
         "table": rule.table,
-        "by": match by { By::Notification => "notify", By::Log => "log" },
+        "by": match source { Source::Notification => "notify", Source::Log => "log" },
         "rows": rows,
         "keys": keys,
         "patterns": patterns,

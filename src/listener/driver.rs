@@ -13,14 +13,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::board::Board;
-use super::machine::told::Told;
+use super::machine::repeat_filter::RepeatFilter;
 use super::machine::{Action, Input, Machine, Opening, Settings, State};
 use super::sampler::Sampler;
 use crate::batch::Lane;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
 use crate::pg::replicas::{self, Replicas};
-use crate::pg::session::{Event, Name, Request, Session, Subscribed};
+use crate::pg::session::{Event, Instance, Request, Session, Subscribed};
 use crate::pg::sweep::{self, Swept};
 use crate::pg::watches::Watched;
 use crate::rule::Rule;
@@ -37,7 +37,7 @@ const SHOWN_EVERY: Duration = Duration::from_millis(250);
 /// What the driver is made of. All of it may be replaced while it runs: sessions and commands to Redis take what there is when
 /// they begin, or begin again.
 #[derive(Clone)]
-pub struct Parts {
+pub struct Dependencies {
     /// Where changes come from.
     pub postgres: Postgres,
     /// Those of them that readers read, too.
@@ -47,7 +47,7 @@ pub struct Parts {
     /// The same servers, by connections for those that look what is cached.
     pub audited: Arc<Sink>,
     /// Under what name progress is kept.
-    pub name: Name,
+    pub instance: Instance,
     /// Rows of a page of a sweep.
     pub page_rows: u32,
     /// Decisions of the machine.
@@ -57,7 +57,7 @@ pub struct Parts {
 /// Listens until `shutdown`, then drains. The probes are told through `readiness`, the status page through the board, and what is deleted is
 /// offered to the sampler.
 pub async fn run(
-    mut parts: watch::Receiver<Parts>,
+    mut parts: watch::Receiver<Dependencies>,
     readiness: watch::Sender<Readiness>,
     (board, sampler): (Arc<Board>, Option<Sampler>),
     shutdown: CancellationToken,
@@ -75,7 +75,7 @@ pub async fn run(
         replicas: None,
         replicas_told: BTreeMap::new(),
         told: None,
-        not_kept: Told::default(),
+        not_kept: RepeatFilter::default(),
         told_of: HashSet::new(),
         watchdog: systemd::watchdog_interval(),
         watchdog_due: Instant::now(),
@@ -91,7 +91,7 @@ pub async fn run(
 }
 
 struct Driver {
-    parts: watch::Receiver<Parts>,
+    parts: watch::Receiver<Dependencies>,
     readiness: watch::Sender<Readiness>,
     board: Arc<Board>,
     shown_due: Instant,
@@ -102,9 +102,9 @@ struct Driver {
     arrived: VecDeque<PgNotification>, // taken from the session, not yet accepted by the machine
     workers: Workers,
     replicas: Option<Replicas>,
-    replicas_told: BTreeMap<Option<usize>, Told>, // of each that failed, once a minute
+    replicas_told: BTreeMap<Option<usize>, RepeatFilter>, // of each that failed, once a minute
     told: Option<Readiness>,
-    not_kept: Told,             // bookkeeping that was refused, said once a minute
+    not_kept: RepeatFilter,     // bookkeeping that was refused, said once a minute
     told_of: HashSet<String>,   // tables without an index
     watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
     watchdog_due: Instant,
@@ -211,7 +211,7 @@ impl Driver {
             Some(Event::Lost(reason)) => Input::Lost(reason),
             Some(Event::Saved) => return,
             Some(Event::NotKept(reason)) => {
-                let again = self.not_kept.again(Instant::now(), &reason);
+                let again = self.not_kept.is_repeat(Instant::now(), &reason);
                 return observe(&Observation::NotKept { reason, again });
             }
             Some(Event::Subscribed(subscribed)) => {
@@ -240,7 +240,7 @@ impl Driver {
             replicas::Report::Primary { asked, position } => self.handle(Input::PrimaryAt { asked, position }),
             replicas::Report::Replica { number, position } => self.handle(Input::ReplicaAt { replica: number, position: Some(position) }),
             replicas::Report::Failed { number, place, reason } => {
-                let again = self.replicas_told.entry(number).or_default().again(Instant::now(), &reason);
+                let again = self.replicas_told.entry(number).or_default().is_repeat(Instant::now(), &reason);
                 observe(&Observation::ReplicaFailed { place, reason, again });
                 if let Some(replica) = number {
                     self.handle(Input::ReplicaAt { replica, position: None });
@@ -289,7 +289,7 @@ impl Driver {
         match action {
             Action::OpenSession => {
                 let parts = self.parts.borrow().clone();
-                self.session = Some(Session::open(parts.postgres, parts.name, parts.settings.timeout));
+                self.session = Some(Session::open(parts.postgres, parts.instance, parts.settings.timeout));
             }
             Action::CloseSession => {
                 self.session = None;
@@ -305,13 +305,13 @@ impl Driver {
                 let from = sweep::From { checkpoint, done, log, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
-                let Parts { postgres, page_rows, .. } = self.parts.borrow().clone();
+                let Dependencies { postgres, page_rows, .. } = self.parts.borrow().clone();
                 task.spawn(sweep::run(postgres, from, page_rows, out));
                 self.sweep = Some((swept, task));
             }
             Action::AskReplicas(now) => {
                 let replicas = self.replicas.get_or_insert_with(|| {
-                    let Parts { postgres, replicas, .. } = &*self.parts.borrow();
+                    let Dependencies { postgres, replicas, .. } = &*self.parts.borrow();
                     Replicas::new(postgres, replicas, now)
                 });
                 replicas.ask(now);

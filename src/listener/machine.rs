@@ -23,10 +23,10 @@ mod log;
 mod message;
 mod reading;
 mod repeat;
+pub(super) mod repeat_filter;
 mod replicas;
 mod standing;
 mod timers;
-pub(super) mod told;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -47,9 +47,9 @@ use log::Log;
 pub use message::{Action, Input, Opening, Tally};
 use reading::Reading;
 use repeat::Repeats;
+use repeat_filter::RepeatFilter;
 use replicas::Replicas;
 pub use standing::Standing;
-use told::Told;
 
 /// Stands for all commands of which something was handed back: no command has this number.
 const HANDED_BACK: u64 = 0;
@@ -152,7 +152,7 @@ pub struct Machine {
     lost_because: String,
     tallies: BTreeMap<i32, Tally>,
     skipped: Skipped,
-    told: Told,
+    said: RepeatFilter,
     sample: Option<(Instant, Mark)>, // a change that was received, and what must settle until its keys are gone
     actions: Vec<Action>,
 }
@@ -183,7 +183,7 @@ impl Machine {
             lost_because: "not connected yet".into(),
             tallies: BTreeMap::new(),
             skipped: Skipped::default(),
-            told: Told::default(),
+            said: RepeatFilter::default(),
             sample: None,
             actions: vec![Action::Observe(Observation::GapOpened { cause: Cause::Start })],
         }
@@ -227,7 +227,7 @@ impl Machine {
             Input::SweepFailed(reason) => {
                 if self.state == State::CatchingUp(CatchUp::Sweeping) {
                     let retry_in = self.backoff.next_delay();
-                    let again = self.told.again(now, &reason);
+                    let again = self.said.is_repeat(now, &reason);
                     self.sweep_failure = Some(reason.clone());
                     self.say(Observation::SweepFailed { reason, retry_in, again });
                     self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
@@ -406,7 +406,7 @@ impl Machine {
         self.open_gap(now, cause);
         let retry_in = self.backoff.next_delay();
         self.lost_because.clone_from(&reason);
-        let again = self.told.again(now, &reason);
+        let again = self.said.is_repeat(now, &reason);
         self.say(Observation::SessionLost { reason, retry_in, again });
         self.enter(State::Waiting { until: now + retry_in });
     }

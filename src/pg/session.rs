@@ -82,9 +82,9 @@ pub enum Request {
 
 /// Under what name progress is kept, and for how long.
 #[derive(Debug, Clone)]
-pub struct Name {
+pub struct Instance {
     /// `instance`.
-    pub instance: String,
+    pub name: String,
     /// `checkpoint.forget_after`.
     pub forget_after: Duration,
 }
@@ -102,13 +102,13 @@ pub struct Session {
 impl Session {
     /// Begins to open a session. `timeout` bounds each answer of the server on the control connection.
     #[must_use]
-    pub fn open(postgres: Postgres, name: Name, timeout: Duration) -> Self {
+    pub fn open(postgres: Postgres, instance: Instance, timeout: Duration) -> Self {
         let (event, events) = mpsc::channel(16);
         let (notify, notifications) = mpsc::channel(NOTIFICATIONS);
         let (requests, asked) = mpsc::channel(64);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let reason = match run(&postgres, name, timeout, &event, &notify, asked).await {
+            let reason = match run(&postgres, instance, timeout, &event, &notify, asked).await {
                 Ok(()) => return, // nobody is interested any more
                 Err(error) => error.in_full(),
             };
@@ -128,7 +128,7 @@ impl Session {
 
 async fn run(
     postgres: &Postgres,
-    name: Name,
+    instance: Instance,
     timeout: Duration,
     event: &mpsc::Sender<Event>,
     notify: &mpsc::Sender<PgNotification>,
@@ -139,7 +139,7 @@ async fn run(
     migrate::check(&mut connection).await?;
     let mut listener = listen(&route, &mut connection, timeout / 2).await?;
     let reader = log::Reader::new(&mut connection).await?;
-    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
+    let mut control = Control { connection, instance, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -154,12 +154,12 @@ async fn run(
 ///
 /// # Errors
 /// [`Error::Statement`]: what a listener would fail with, or the connection's end.
-pub async fn rehearse(route: &Route, name: Name) -> Result<(), Error> {
+pub async fn check_permissions(route: &Route, instance: Instance) -> Result<(), Error> {
     let mut connection = route.connect().await?;
     let reader = log::Reader::new(&mut connection).await?;
     let timeout = Duration::ZERO; // only `serve` needs one
-    let mut control = Control { connection, name, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
-    let result = control.rehearse().await;
+    let mut control = Control { connection, instance, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
+    let result = control.check_permissions().await;
     if let Some(refusal) = control.refusals.drain(..).next() {
         return Err(refusal); // what came after it failed because of it
     }
@@ -206,7 +206,7 @@ async fn receive(listener: &mut PgListener, notify: &mpsc::Sender<PgNotification
 /// The connection for everything but notifications.
 struct Control {
     connection: PgConnection,
-    name: Name,
+    instance: Instance,
     timeout: Duration,
     history: String,
     gap: Option<i64>, // id in the ledger
@@ -222,11 +222,11 @@ impl Control {
     }
 
     async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Subscribed, Error> {
-        let appeared = self.appear().await;
+        let registered = self.register().await;
         if !self.is_known().await? {
-            appeared?; // the log would not be kept for this instance
+            registered?; // the log would not be kept for this instance
         } else {
-            self.tolerate(appeared)?;
+            self.tolerate(registered)?;
         }
         let noticed = watches::notice_ddl(&mut self.connection).await;
         self.tolerate(noticed)?;
@@ -239,13 +239,13 @@ impl Control {
         Ok(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten, seen })
     }
 
-    async fn rehearse(&mut self) -> Result<(), Error> {
+    async fn check_permissions(&mut self) -> Result<(), Error> {
         // Before the transaction, which a refusal would end.
         let (server, unknown) = identity::ask(&mut self.connection).await?;
         let begin = "begin; set local lock_timeout = '2s'; set local statement_timeout = '5s'"; // the listener waits for us meanwhile
         self.connection.execute(begin).await.map_err(Error::of("BEGIN"))?;
         self.subscribed(server, unknown).await?;
-        self.stay().await?;
+        self.touch().await?;
         self.reader.page(&mut self.connection).await?;
         self.open_gap(Cause::Start, Duration::ZERO).await?;
         self.close_gap(GapSummary { cause: Cause::Start, lasted: Duration::ZERO, swept: 0, logged: 0, keys: 0 }).await?;
@@ -264,17 +264,17 @@ impl Control {
     }
 
     async fn is_known(&mut self) -> Result<bool, Error> {
-        let query = sqlx::query("select unstale.seen($1)").bind(&self.name.instance);
+        let query = sqlx::query("select unstale.seen($1)").bind(&self.instance.name);
         let row = query.fetch_optional(&mut self.connection).await.map_err(Error::of("looking for this instance"))?;
         Ok(row.is_some())
     }
 
     /// From here on the log, and what it means, is kept for this instance. One that was away for too long is marked until it has
     /// deleted everything.
-    async fn appear(&mut self) -> Result<(), Error> {
+    async fn register(&mut self) -> Result<(), Error> {
         sqlx::query("select unstale.register($1, $2 * interval '1 second')")
-            .bind(&self.name.instance)
-            .bind(self.name.forget_after.as_secs_f64())
+            .bind(&self.instance.name)
+            .bind(self.instance.forget_after.as_secs_f64())
             .execute(&mut self.connection)
             .await
             .map_err(Error::of("noting that this instance is here"))?;
@@ -282,10 +282,10 @@ impl Control {
     }
 
     /// Nothing is proven, because a gap is open or Redis has never answered; but the log is kept for who is there.
-    async fn stay(&mut self) -> Result<(), Error> {
+    async fn touch(&mut self) -> Result<(), Error> {
         let sql = "select unstale.touch($1)";
         sqlx::query(sql)
-            .bind(&self.name.instance)
+            .bind(&self.instance.name)
             .execute(&mut self.connection)
             .await
             .map_err(Error::of("noting that this instance is here"))?;
@@ -294,7 +294,7 @@ impl Control {
 
     async fn stored(&mut self) -> Result<Option<Stored>, Error> {
         let row = sqlx::query("select log, watermark, replay_log, replay_watermark, redis, timeline, forgotten from unstale.stored($1)")
-            .bind(&self.name.instance)
+            .bind(&self.instance.name)
             .fetch_optional(&mut self.connection)
             .await
             .map_err(Error::of("reading the checkpoint"))?;
@@ -308,7 +308,7 @@ impl Control {
     }
 
     async fn forgotten(&mut self) -> Result<Vec<String>, Error> {
-        let rows = sqlx::query("select unstale.forgotten($1)").bind(&self.name.instance).fetch_all(&mut self.connection).await;
+        let rows = sqlx::query("select unstale.forgotten($1)").bind(&self.instance.name).fetch_all(&mut self.connection).await;
         Ok(rows.map_err(Error::of("looking for forgotten instances"))?.iter().map(|row| row.get(0)).collect())
     }
 
@@ -334,7 +334,7 @@ impl Control {
             Request::Beat(n, progress) => {
                 let kept = match progress {
                     Some(progress) => self.save(&progress).await,
-                    None => self.stay().await,
+                    None => self.touch().await,
                 };
                 self.tolerate(kept)?;
                 let sent = self.beat(n).await?;
@@ -384,18 +384,18 @@ impl Control {
     }
 
     async fn save(&mut self, progress: &Progress) -> Result<(), Error> {
-        let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else { return self.stay().await };
+        let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else { return self.touch().await };
         sqlx::query(
             "select unstale.save($1, $2::bigint, $3::text::pg_snapshot, $4::bigint, $5::text::pg_snapshot, $6, $7, $8 * interval '1 second')",
         )
-        .bind(&self.name.instance)
+        .bind(&self.instance.name)
         .bind(checkpoint.watermark.map(|time| time.0))
         .bind(checkpoint.log.to_string())
         .bind(replay.as_ref().and_then(|replay| replay.watermark).map(|time| time.0))
         .bind(replay.as_ref().map(|replay| replay.log.to_string()))
         .bind(&progress.redis)
         .bind(&self.history)
-        .bind(self.name.forget_after.as_secs_f64())
+        .bind(self.instance.forget_after.as_secs_f64())
         .execute(&mut self.connection)
         .await
         .map_err(Error::of("storing the checkpoint"))?;
@@ -405,7 +405,7 @@ impl Control {
     async fn open_gap(&mut self, cause: Cause, ago: Duration) -> Result<(), Error> {
         // What an earlier session, or process, did not catch up with is still the same gap.
         let row = sqlx::query("select unstale.open_gap($1, $2, $3 * interval '1 second')")
-            .bind(&self.name.instance)
+            .bind(&self.instance.name)
             .bind(cause.label())
             .bind(ago.as_secs_f64())
             .fetch_one(&mut self.connection)

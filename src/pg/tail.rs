@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// How a change was learned of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub enum Source {
     /// NOTIFY.
     Notification,
     /// A row of the log that NOTIFY did not say.
@@ -59,14 +59,14 @@ impl Tail {
     ///
     /// # Errors
     /// [`Error`]: the connection ended, and with it the stream.
-    pub async fn next(&mut self) -> Result<(By, String), Error> {
+    pub async fn next(&mut self) -> Result<(Source, String), Error> {
         loop {
             if let Some(change) = self.read.pop_front() {
-                return Ok((By::Log, change));
+                return Ok((Source::Log, change));
             }
             tokio::select! {
                 notification = self.listener.try_recv() => match notification {
-                    Ok(Some(notification)) => return Ok((By::Notification, notification.payload().to_owned())),
+                    Ok(Some(notification)) => return Ok((Source::Notification, notification.payload().to_owned())),
                     Ok(None) => return Err(Error::Unsuitable("PostgreSQL closed the listening connection".into())),
                     Err(source) => return Err(Error::Statement { what: "receiving notifications", source }),
                 },

@@ -41,7 +41,7 @@ impl Sink {
     ///
     /// # Errors
     /// [`Error`], as a deletion would have it.
-    pub async fn rehearse(&self, patterns: &BTreeSet<String>) -> Result<(), Error> {
+    pub async fn check_permissions(&self, patterns: &BTreeSet<String>) -> Result<(), Error> {
         for part in 0..self.parts().await? {
             let step = async |server: &Server| {
                 let connection = server.connection().await?;
@@ -105,7 +105,7 @@ impl Sink {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn lives_of_matching(&self, pattern: &str, cursor: String) -> Result<(String, Lives), Error> {
+    pub async fn scan_ttls(&self, pattern: &str, cursor: String) -> Result<(String, Lives), Error> {
         self.step(cursor, async |server, cursor| {
             let connection = server.connection().await?;
             let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);

@@ -59,7 +59,7 @@ async fn sample(sink: &Sink, pattern: &str) -> Result<Sample, Error> {
     let mut cursor = "0".to_owned();
     for _ in 0..STEPS {
         let began = Instant::now();
-        let (next, keys) = sink.lives_of_matching(pattern, cursor).await?;
+        let (next, keys) = sink.scan_ttls(pattern, cursor).await?;
         sample.keys.extend(keys);
         sample.is_all = next == "0";
         if sample.is_all || sample.keys.len() >= KEYS {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::finding::{Finding, Severity};
 use crate::listener::board::Board;
-use crate::listener::driver::Parts;
+use crate::listener::driver::Dependencies;
 use crate::observe::{Readiness, metrics};
 use crate::pg::{self, gaps};
 use crate::status::GAPS;
@@ -25,7 +25,7 @@ const WRITTEN: Duration = Duration::from_secs(1);
 
 /// Looks until `shutdown`. What could not be asked for is not a number, and not what it was before.
 pub(super) async fn look_after(
-    parts: watch::Receiver<Parts>,
+    parts: watch::Receiver<Dependencies>,
     mut readiness: watch::Receiver<Readiness>,
     board: Arc<Board>,
     shutdown: CancellationToken,
@@ -53,23 +53,23 @@ pub(super) async fn look_after(
     let _ = shutdown.run_until_cancelled(looking).await;
 }
 
-async fn look(parts: &watch::Receiver<Parts>, board: &Board) -> Result<Vec<Finding>, pg::Error> {
+async fn look(parts: &watch::Receiver<Dependencies>, board: &Board) -> Result<Vec<Finding>, pg::Error> {
     let mut connection = connect(parts).await?;
     let _ = read_ledger(&mut connection, parts, board).await; // what it says is not a finding
     pg::check::of_database(&mut connection).await
 }
 
-async fn look_at_ledger(parts: &watch::Receiver<Parts>, board: &Board) -> Result<(), pg::Error> {
+async fn look_at_ledger(parts: &watch::Receiver<Dependencies>, board: &Board) -> Result<(), pg::Error> {
     read_ledger(&mut connect(parts).await?, parts, board).await
 }
 
-async fn read_ledger(connection: &mut PgConnection, parts: &watch::Receiver<Parts>, board: &Board) -> Result<(), pg::Error> {
-    let instance = parts.borrow().name.instance.clone();
+async fn read_ledger(connection: &mut PgConnection, parts: &watch::Receiver<Dependencies>, board: &Board) -> Result<(), pg::Error> {
+    let instance = parts.borrow().instance.name.clone();
     board.gaps(gaps::last(connection, &instance, GAPS).await?);
     Ok(())
 }
 
-async fn connect(parts: &watch::Receiver<Parts>) -> Result<PgConnection, pg::Error> {
+async fn connect(parts: &watch::Receiver<Dependencies>) -> Result<PgConnection, pg::Error> {
     let postgres = parts.borrow().postgres.clone();
     postgres.connect().await
 }

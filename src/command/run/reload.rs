@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::config::reading::Aside;
-use crate::listener::driver::Parts;
+use crate::listener::driver::Dependencies;
 use crate::logs::Filter;
 use crate::observe::{Observation, observe};
 use crate::sink::Marks;
@@ -22,7 +22,13 @@ use crate::sink::Marks;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Answers each SIGHUP.
-pub(super) async fn on_hangup(mut hangup: Signal, file: Option<PathBuf>, mut known: Config, filter: Filter, parts: watch::Sender<Parts>) {
+pub(super) async fn on_hangup(
+    mut hangup: Signal,
+    file: Option<PathBuf>,
+    mut known: Config,
+    filter: Filter,
+    parts: watch::Sender<Dependencies>,
+) {
     let aside = Aside::default();
     while hangup.recv().await.is_some() {
         match again(&aside, file.clone(), &known, &filter, &parts).await {
@@ -40,7 +46,7 @@ async fn again(
     file: Option<PathBuf>,
     known: &Config,
     filter: &Filter,
-    parts: &watch::Sender<Parts>,
+    parts: &watch::Sender<Dependencies>,
 ) -> anyhow::Result<(Config, Observation)> {
     let mut new = aside.run(PATIENCE, move || Config::from_process(file.as_deref())).await??;
     let differences = differences(known, &new);

@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::command::audit::look::{self, Candidate, Difference, Look, Outcome, Subject};
 use crate::config;
 use crate::listener::board::Board;
-use crate::listener::driver::Parts;
+use crate::listener::driver::Dependencies;
 use crate::listener::sampler::Sampler;
 use crate::observe::metrics;
 use crate::pg::audit::Reader;
@@ -61,7 +61,7 @@ struct Suspect {
 
 /// See the module.
 struct Sample {
-    parts: watch::Receiver<Parts>,
+    parts: watch::Receiver<Dependencies>,
     board: Arc<Board>,
     after: Vec<(Duration, String)>,
     waiting: Vec<VecDeque<Waiting>>, // for each delay, in order
@@ -73,7 +73,7 @@ struct Sample {
 /// Begins the task, if a sample is wanted. The driver offers keys to what this returns.
 pub(super) fn begin(
     audit: &config::Audit,
-    parts: watch::Receiver<Parts>,
+    parts: watch::Receiver<Dependencies>,
     board: Arc<Board>,
     shutdown: CancellationToken,
 ) -> Option<Sampler> {
@@ -199,7 +199,7 @@ impl Sample {
     }
 }
 
-async fn open(parts: &watch::Receiver<Parts>) -> anyhow::Result<(Look, Vec<Subject>, Instant)> {
+async fn open(parts: &watch::Receiver<Dependencies>) -> anyhow::Result<(Look, Vec<Subject>, Instant)> {
     let (postgres, sink): (_, Arc<Sink>) = {
         let parts = parts.borrow();
         (parts.postgres.clone(), parts.audited.clone())

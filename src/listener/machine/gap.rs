@@ -109,7 +109,7 @@ impl Machine {
             Kept::UpTo(number) => self.link.since(tag, number).map(|targets| targets.len()),
             Kept::Unknown => None,
         };
-        if again.is_some() || !self.told.again(now, "another Redis") {
+        if again.is_some() || !self.said.is_repeat(now, "another Redis") {
             self.say(Observation::RedisChanged { again });
         }
         self.watermark.undone();

@@ -13,7 +13,7 @@ use indexmap::IndexSet;
 use crate::batch::{Again, Work};
 use crate::observe::{Observation, RepeatedFor};
 
-use super::told::Told;
+use super::repeat_filter::RepeatFilter;
 use super::{Action, Machine, State};
 
 /// Bytes of keys that wait for all their repeats: about a million keys of 25 bytes, more than are deleted in a second.
@@ -56,7 +56,7 @@ struct Delayed {
 #[derive(Debug)]
 pub(super) struct Repeats {
     delays: Vec<Delayed>,
-    told: Told, // that some did not fit
+    said: RepeatFilter, // that some did not fit
 }
 
 impl Packed {
@@ -139,7 +139,7 @@ impl Repeats {
     }
 
     pub(super) fn new(after: &[Duration]) -> Self {
-        let mut repeats = Self { delays: Vec::new(), told: Told::default() };
+        let mut repeats = Self { delays: Vec::new(), said: RepeatFilter::default() };
         repeats.set(after);
         repeats
     }
@@ -188,7 +188,7 @@ impl Machine {
         self.repeat_for_replicas(now, work, again);
         let Work::Keys(keys) = work else { return };
         if again == Again::Always && !self.repeats.delays.is_empty() && !self.repeats.deleted(now, &Packed::new(keys)) {
-            let again = self.repeats.told.again(now, "repeats do not fit");
+            let again = self.repeats.said.is_repeat(now, "repeats do not fit");
             self.say(Observation::RepeatsDropped { keys: keys.len(), again });
         }
     }

@@ -12,7 +12,7 @@ use crate::batch::{Again, Work};
 use crate::observe::{Observation, RepeatedFor};
 
 use super::repeat::{Held, Packed};
-use super::told::Told;
+use super::repeat_filter::RepeatFilter;
 use super::{Action, Machine};
 
 /// Bytes of keys that wait for the replicas.
@@ -34,7 +34,7 @@ pub(super) struct Replicas {
     released: Option<Instant>,           // all replicas have replayed what was received before
     held: Held,                          // with the time at which they were deleted
     asked: Option<Instant>,
-    told: Told, // that some did not fit
+    said: RepeatFilter, // that some did not fit
 }
 
 impl Replicas {
@@ -47,7 +47,7 @@ impl Replicas {
             released: None,
             held: Held::default(),
             asked: None,
-            told: Told::default(),
+            said: RepeatFilter::default(),
         }
     }
 
@@ -128,7 +128,7 @@ impl Machine {
         if self.replicas.held.bytes() + packed.bytes() <= HELD_BYTES {
             self.replicas.held.push(now, packed);
         } else {
-            let again = self.replicas.told.again(now, "they do not fit");
+            let again = self.replicas.said.is_repeat(now, "they do not fit");
             self.say(Observation::RepeatsDropped { keys: keys.len(), again });
         }
     }
