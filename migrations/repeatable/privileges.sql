@@ -44,7 +44,7 @@ as $$
            case when w.id is null then format('alter function %s owner to %s;', p.oid::regprocedure, unstale.owner()) else unstale.watch_call(w, w.relation) end
       from pg_proc p
       left join (unstale.watch w join pg_class t on t.oid = w.relation) on w.ended is null
-       and w.id = substring(p.proname from '^(?:page|audit)_([0-9]{1,9})$')::integer -- by the number, or each function meets each watch
+       and w.id = substring(p.proname from '^(?:page|audit)_([1-9][0-9]{0,9})$')::bigint -- by the number, or each function meets each watch
      where p.pronamespace = 'unstale'::regnamespace and p.proowner <> coalesce(t.relowner, (select unstale.owner()))
     union all
     select format('type %s', t.oid::regtype), t.typowner::regrole, format('alter type %s owner to %s;', t.oid::regtype, unstale.owner())

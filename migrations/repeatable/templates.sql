@@ -55,7 +55,7 @@ create or replace function unstale.has_short_prefix(template text) returns boole
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(template ~ '^[{][^{]' or length(replace(replace(l.literal, '{{', '{'), '}}', '}')) < 2 and l.literal <> template, false)
-      from (select regexp_replace(template, '([{][{]|[}][}])|[{][^{}]+[}]', '\1', 'g')) l(literal)
+      from (select regexp_replace(template, '([{][{]|[}][}])|[{][^{}]+[}]', E'\\1', 'g')) l(literal)
 $$;
 
 -- The SQL expression that renders column `attnum` of the composite `variable` as a JSON string or null, whatever

@@ -123,3 +123,20 @@ async fn nobody_but_those_it_was_granted_to_may_call_a_function_here() {
         assert_eq!(refused, i64::from(short), "{template}");
     }
 }
+
+#[tokio::test]
+async fn only_the_very_name_of_a_tables_page_may_belong_to_the_tables_owner() {
+    let world = World::new().await;
+    world.users(1).await;
+    let owner = role(&world, "owner").await;
+    world.execute(&format!("alter table users owner to {owner}; select unstale.watch('users', array['user:{{id}}'])")).await;
+    let misowned = "select count(*) from unstale.misowned()";
+    assert_eq!(world.number(misowned).await, 0, "its pages run as its owner");
+    for name in ["page_01", "page_1x", "audit_01", "page_2147483648", "row_01"] {
+        let create =
+            format!("create function unstale.{name}() returns int language sql return 1; alter function unstale.{name}() owner to {owner}");
+        world.execute(&create).await;
+        assert_eq!(world.number(misowned).await, 1, "{name}");
+        world.execute(&format!("drop function unstale.{name}()")).await;
+    }
+}
