@@ -274,8 +274,8 @@ impl Batch {
     pub fn due(&self) -> Option<Instant> {
         let waits = |queue: &Queue| !queue.patterns.is_empty();
         let walk = self.next_walk.filter(|_| self.walk.is_none() && (waits(&self.live) || waits(&self.catch_up)));
-        let generations =
-            [Lane::Live, Lane::CatchUp].into_iter().filter(|&lane| self.has_place(lane)).filter_map(|lane| self.gathers_until(lane));
+        let lanes = [Lane::Live, Lane::CatchUp].into_iter();
+        let generations = lanes.filter_map(|lane| self.gathers_until(lane).filter(|_| self.has_place(lane)));
         walk.into_iter().chain(self.next_retry).chain(generations).min()
     }
 
@@ -313,13 +313,14 @@ impl Batch {
         None
     }
 
-    /// May one more command of the lane be on its way? Catching up has half of the places.
+    /// May one more command be on its way?
+    fn has_room(&self) -> bool {
+        self.in_flight.len() < self.limits.in_flight && self.in_flight_bytes < IN_FLIGHT_BYTES
+    }
+
+    /// May one more command of the lane? Catching up has half of the places.
     fn has_place(&self, lane: Lane) -> bool {
-        let places = match lane {
-            Lane::Live => self.limits.in_flight,
-            Lane::CatchUp => self.limits.in_flight.div_ceil(2),
-        };
-        self.in_flight.len() < self.limits.in_flight && self.in_flight_bytes < IN_FLIGHT_BYTES && self.of_lane(lane).count() < places
+        self.has_room() && (lane == Lane::Live || self.of_lane(lane).count() < self.limits.in_flight.div_ceil(2))
     }
 
     fn of_lane(&self, lane: Lane) -> impl Iterator<Item = &OnItsWay> {
@@ -348,8 +349,7 @@ impl Batch {
     pub fn has_place_aside(&self) -> bool {
         let aside = self.in_flight.values().filter(|command| command.of.is_none()).count();
         aside < self.limits.in_flight.div_ceil(ASIDE)
-            && self.in_flight.len() < self.limits.in_flight
-            && self.in_flight_bytes < IN_FLIGHT_BYTES
+            && self.has_room()
             && [&self.live, &self.catch_up].iter().all(|queue| queue.keys.is_empty() && queue.open.is_empty())
     }
 

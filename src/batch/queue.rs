@@ -120,11 +120,10 @@ impl Queue {
         let first = self.keys.len();
         self.divide_in_order(generation, targets.into_iter(), limits);
         // Neighbours are of one primary, and all primaries are to be busy at the same time.
-        let mut divided: Vec<_> = self.keys.split_off(first).into_iter().map(Some).collect();
+        let mut divided: Vec<_> = self.keys.split_off(first).into_iter().enumerate().collect();
         let stride = divided.len().div_ceil(limits.in_flight).max(1);
-        for start in 0..stride {
-            self.keys.extend(divided.iter_mut().skip(start).step_by(stride).filter_map(Option::take));
-        }
+        divided.sort_by_key(|(place, _)| place % stride);
+        self.keys.extend(divided.into_iter().map(|(_, sealed)| sealed));
     }
 
     fn divide_in_order(&mut self, generation: u64, targets: impl Iterator<Item = (Target, Again)>, limits: &Limits) {

@@ -285,18 +285,16 @@ async fn sweep_table(session: &mut Session, table: &Table, from: &From, page_row
         // Not even an error leaves a transaction to commit: the session is replaced.
         session.run("begin isolation level read committed read only").await?;
         let page = read_page(session, table.watch, (start, &after, page_rows), out).await?;
+        let is_last = i64::try_from(page.rows).unwrap_or(i64::MAX) < page_rows;
         let through = match &page.last {
-            Some(last) => microseconds(session, last).await?,
-            None => None,
+            Some(last) if !is_last => microseconds(session, last).await?,
+            _ => None,
         };
         session.run("rollback").await?;
         for images in page.spool {
             let _ = out.send(Swept::Rows(table.watch, images)).await;
         }
-        let Some(last) = page.last else { break };
-        if i64::try_from(page.rows).unwrap_or(i64::MAX) < page_rows {
-            break;
-        }
+        let Some(last) = page.last.filter(|_| !is_last) else { break };
         after = last;
         if let Some(through) = through {
             let _ = out.send(Swept::Page(table.watch, PgTime(through))).await;
