@@ -16,3 +16,9 @@ create or replace function unstale.ring() returns boolean
 as $$
     select case when unstale.may_announce() then pg_catalog.pg_notify(unstale.channel(), '{"bell":true}') is not null else false end
 $$;
+
+create or replace function unstale.tell(watch_id integer, change text, sweepable boolean, aloud boolean) returns boolean
+    language sql
+as $$
+    select unstale.notify_or_log(watch_id, change, sweepable, aloud)
+$$;

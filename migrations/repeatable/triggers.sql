@@ -1,10 +1,11 @@
 -- What is generated for each watch: small SQL functions over the table's row, trigger functions, and their triggers. What those
 -- call is in wire.sql.
 --
--- delivery    triggers                     a change is announced by NOTIFY, if nobody else is announcing, and otherwise logged
--- row         for each row                 yes
--- statement   for each statement           yes, many rows to a payload; beyond a bound all is logged
--- log         for each statement           never: it is logged, and rung for
+-- delivery    triggers                         a change is announced by NOTIFY, if nobody else is announcing, and otherwise logged
+-- row         UPDATE: for each row; INSERT,    yes
+--             DELETE: for each statement
+-- statement   for each statement               yes, many rows to a payload; beyond a bound all is logged
+-- log         for each statement               never: it is logged, and rung for
 -- (Each is logged, too, if a sweep could not find it.)
 --
 -- Statement triggers do not fire for what logical replication applies, nor for a partition that is written through its parent.
@@ -12,11 +13,9 @@
 --
 -- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this about 1.5.
 -- Why SQL functions with a BEGIN ATOMIC body: they are stored by column number, so RENAME COLUMN keeps working, and
--- PostgreSQL inlines them. Why each row trigger's WHEN names uses_N() behind a `true or`: it depends on every column that is used,
--- so that DROP COLUMN is refused with the trigger's name, and DROP ... CASCADE takes the trigger along, instead of leaving one
--- behind that fails the next write. Not the columns themselves: PostgreSQL reads the text of a WHEN anew for each statement, and
--- that of the columns cost more than all the rest of a trigger.
--- Why the statement triggers have no WHEN: even `true or` costs more than a look whether uses_N() is still there.
+-- PostgreSQL inlines them. Why no trigger names columns in a WHEN: PostgreSQL reads its text anew for each statement, and even
+-- `true or` costs more than a look whether uses_N() is still there, which DROP COLUMN ... CASCADE takes along. Without CASCADE, DROP
+-- COLUMN is refused, with the names of the functions that need it.
 -- Why the trigger functions have no SET search_path, as everything else here has: it cost a sixth. They are the one thing
 -- that is parsed under the writer's search_path, so they hold nothing that it could turn: no operator, type or name without its
 -- schema.
@@ -118,7 +117,7 @@ begin
     definitions := definitions || array[
         unstale.trigger_function(w, 'insert', fresh,
             format('unstale.one_row(%L, unstale.row_%s(new))', head || '"new":', w.id)),
-        unstale.trigger_function(w, 'update', 'same and ' || fresh, 'change'),
+        unstale.trigger_function(w, 'update', 'same and ' || fresh, null),
         unstale.trigger_function(w, 'delete', null,
             format('unstale.one_row(%L, unstale.row_%s(old))', head || '"old":', w.id)),
         unstale.trigger_function(w, 'truncate', null, quote_literal(head || '"all":true}'))];
@@ -127,23 +126,11 @@ begin
     definitions := definitions || format(
         'create or replace function unstale.uses_%s() returns boolean language sql begin atomic select unstale.row_%1$s(null) is null%s; end',
         w.id, case when w.sweep_attnum is not null then format(' or unstale.fresh_%s(null)', w.id) else '' end);
-    if unstale.has_statement_triggers(w) then
-        fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r.*)', w.id) end;
-        definitions := definitions || array[
-            unstale.statement_function(w, 'inserts', 'new_rows', fresh, head),
-            unstale.statement_function(w, 'updates', 'new_rows', fresh, head),
-            unstale.statement_function(w, 'deletes', 'old_rows', null, head)];
-    end if;
-    return definitions;
-end
-$$;
-
-create or replace function unstale.has_statement_triggers(w unstale.watch) returns boolean
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (select exists (select from unstale.trigger_names(w) n where n.operation = 'inserts'));
+    fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r.*)', w.id) end;
+    return definitions || array(
+        select unstale.statement_function(w, n.operation, case n.operation when 'deletes' then 'old_rows' else 'new_rows' end,
+                                          case n.operation when 'deletes' then null else fresh end, head)
+          from unstale.trigger_names(w) n where n.operation in ('inserts', 'updates', 'deletes'));
 end
 $$;
 
@@ -160,20 +147,20 @@ begin
 end
 $$;
 
--- SQL: nothing, if a column was dropped with CASCADE, and with it what the function would call.
+-- plpgsql: ends the function where it has nothing to do.
 create or replace function unstale.presence_check(w unstale.watch) returns text
-    language plpgsql immutable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return format($f$    if pg_catalog.to_regproc('unstale.uses_%s') is null then
-        return null; -- a column was dropped with CASCADE
+    return format($f$    if pg_catalog.to_regproc('unstale.uses_%s') is null or %s then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-$f$, w.id);
+$f$, w.id, unstale.foreign_condition(w));
 end
 $$;
 
--- What an UPDATE's trigger does before it tells. Two assignments, not one with a CASE in it: plpgsql looks each function of an expression up
+-- plpgsql: what an UPDATE changed. Two assignments, not one with a CASE in it: plpgsql looks each function of an expression up
 -- once a transaction, which is half of what a trigger costs, and most UPDATEs change no key.
 create or replace function unstale.updated(w unstale.watch) returns text
     language plpgsql immutable
@@ -190,8 +177,41 @@ $f$, w.id, format('{"watch":%s,"rev":%s,"new":', w.id, w.rev));
 end
 $$;
 
+-- plpgsql: announces `change` or writes it to the log, as unstale.notify_or_log() does, without a call. `sweepable` (null: never) is an
+-- expression.
+create or replace function unstale.delivered(w unstale.watch, sweepable text) returns text
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return format($f$    announced := unstale.may_announce();
+    if announced then
+%2$s    elsif announced is null then
+        announced := unstale.log_patiently(%1$s, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (%1$s, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (%1$s, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (%1$s, announced, change);
+    end if;
+$f$, w.id, case when w.delivery = 'log' then
+$f$        announced := false;
+        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
+$f$ else
+$f$        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+$f$ || case when sweepable is null then '' else format($f$        if announced and %s then
+            return null; -- a sweep finds it again
+        end if;
+$f$, sweepable) end end);
+end
+$$;
+
 -- A row's trigger function. `change` and `sweepable` (null: never) are expressions. Assignments, not PERFORM or SELECT: plpgsql
--- evaluates them by itself. A TRUNCATE's trigger has no WHEN, and so stays when a column goes.
+-- evaluates them by itself, but looks each up once a transaction, so that few of them are quick.
 create or replace function unstale.trigger_function(w unstale.watch, operation text, sweepable text, change text) returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -201,21 +221,18 @@ begin
     language plpgsql security definer
 as $body$
 declare
-%3$s    done pg_catalog.bool;
+%3$s    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-%4$s    if %5$s then
-        return null; -- a copy of the table that it was made for
-    end if;
-%6$s    done := unstale.tell(%1$s, %7$s, %8$s, %9$s);
-    return null;
+%4$s%5$s%6$s    return null;
 end
 $body$
 $f$, w.id, operation,
-     case operation when 'update' then E'    same pg_catalog.bool;\n    change pg_catalog.text;\n' else '' end,
-     case operation when 'truncate' then unstale.presence_check(w) else '' end,
-     unstale.foreign_condition(w),
-     case operation when 'update' then unstale.updated(w) else '' end,
-     change, coalesce(sweepable, 'false'), (w.delivery <> 'log')::text);
+     case operation when 'update' then E'    same pg_catalog.bool;\n' else '' end,
+     unstale.presence_check(w),
+     case operation when 'update' then unstale.updated(w) else format(E'    change := %s;\n', change) end,
+     unstale.delivered(w, sweepable));
 end
 $$;
 
@@ -247,9 +264,9 @@ begin
 end
 $$;
 
--- The rows of a transition table after the first ones, half a million at the most, as one text, if each is short: else it holds 0
+-- The rows of a transition table, half a million at the most, as one text, if each is short: else it holds 0
 -- rows. OFFSET keeps the planner from making each image twice.
-create or replace function unstale.joined(w unstale.watch, transition text, fresh text, first text) returns text
+create or replace function unstale.joined(w unstale.watch, transition text, fresh text) returns text
     language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -258,13 +275,13 @@ begin
                pg_catalog.bool_and(i.fresh) as fresh,
                case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
           into joined
-          from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset %4$s limit 500000) i$f$, w.id, fresh, transition, first);
+          from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset 0 limit 500000) i$f$, w.id, fresh, transition);
 end
 $$;
 
--- All rows of a transition table after the first ones, packed into chunks that NOTIFY could take: what was joined is cut, and the
+-- All rows of a transition table, packed into chunks that NOTIFY could take: what was joined is cut, and the
 -- others are packed by a running length, which takes longer, but holds no text of them all.
-create or replace function unstale.chunks(w unstale.watch, transition text, fresh text, first text) returns text
+create or replace function unstale.chunks(w unstale.watch, transition text, fresh text) returns text
     language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -275,15 +292,15 @@ begin
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_%1$s(r.*) as image, %2$s as fresh
-                              from (select * from %3$s offset %4$s operator(pg_catalog.+) joined.rows) r
+                              from (select * from %3$s offset joined.rows) r
                             offset 0) i) s
-             group by s.part$f$, w.id, fresh, transition, first);
+             group by s.part$f$, w.id, fresh, transition);
 end
 $$;
 
 -- A statement's trigger function: the rows as they are now, or were. An UPDATE that changes keys has a row trigger beside it.
 -- Most statements have few rows, and want few steps. Beyond 64 payloads the log is cheaper, for everybody. `r.*`: a bare r would be
--- the column of that name in a table that has one. Images are cut off where they would not fit anyway: 33 huge ones would not add up.
+-- the column of that name in a table that has one. Each column's image has a bound, so that 33 rows are no burden.
 create or replace function unstale.statement_function(w unstale.watch, operation text, transition text, fresh text, head text) returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -296,53 +313,59 @@ declare
     few pg_catalog.record;
     joined pg_catalog.record;
     chunk pg_catalog.record;
-    told pg_catalog.int8 default 0;
-    done pg_catalog.bool;
+    chunks pg_catalog.int8 default 0;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-%3$s    if %4$s then
-        return null; -- a copy of the table that it was made for
-    end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_%1$s(r.*), 8000), ',') as images, pg_catalog.bool_and(%5$s) as fresh
-      into few from (select * from %6$s limit 33) r;
-    if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
-        %7$s;
+%3$s    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_%1$s(r.*), ',') as images, pg_catalog.bool_and(%4$s) as fresh
+      into few from (select * from %5$s limit 33) r;
+    if pg_catalog.int8eq(few.rows, 0) then
+        return null;
+    elsif pg_catalog.int8eq(few.rows, 1) then
+        change := unstale.one_row(%11$L, few.images);
+    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
+        change := unstale.one_row(%8$L, pg_catalog.concat(few.images, ']'));
+    else
+        %6$s;
         for chunk in
-            %8$s
+            %7$s
         loop
-            done := unstale.tell(%1$s, unstale.one_row(%9$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, %10$s);
-            told := pg_catalog.int8pl(told, 1);
+            announced := unstale.notify_or_log(%1$s, unstale.one_row(%8$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, %9$s);
+            chunks := pg_catalog.int8pl(chunks, 1);
         end loop;
-    elsif pg_catalog.int8gt(few.rows, 0) then
-        done := unstale.tell(%1$s, unstale.one_row(%9$L, pg_catalog.concat(few.images, ']')), few.fresh, %11$s);
+        return null;
     end if;
-    return null;
+%10$s    return null;
 end
 $body$
-$f$, w.id, operation, unstale.presence_check(w), unstale.foreign_condition(w), coalesce(fresh, 'false'), transition,
-     unstale.joined(w, transition, coalesce(fresh, 'false'), '0'), unstale.chunks(w, transition, coalesce(fresh, 'false'), '0'),
-     head || '"rows":[', case when w.delivery = 'log' then 'false' else 'pg_catalog.int8lt(told, 64)' end, (w.delivery <> 'log')::text);
+$f$, w.id, operation, unstale.presence_check(w), coalesce(fresh, 'false'), transition,
+     unstale.joined(w, transition, coalesce(fresh, 'false')), unstale.chunks(w, transition, coalesce(fresh, 'false')),
+     head || '"rows":[', case when w.delivery = 'log' then 'false' else 'pg_catalog.int8lt(chunks, 64)' end,
+     unstale.delivered(w, case when fresh is not null then 'few.fresh' end), head || case operation when 'deletes' then '"old":' else '"new":' end);
 end
 $$;
 
 -- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those. Partitions have row triggers:
 -- a statement's trigger fires only on the table that it names. So have inheritance children, which PostgreSQL allows no transition
--- tables. Written as it is so that PostgreSQL inlines it: what looks at every watch
--- is planned once.
+-- tables. An INSERT or DELETE of many rows is packed in every delivery, because each row by itself cost a bulk DELETE 18 times its time;
+-- an UPDATE of one row is the commonest write, and cheapest with a row's trigger. Written as it is so that PostgreSQL inlines it: what
+-- looks at every watch is planned once.
 create or replace function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
     language sql stable
 begin atomic
     select t.operation, format('unstale_%s_%s', (w).id, t.operation), t.enabled::"char"
-      from (select (w).delivery <> 'row' and c.relkind = 'r' and not exists (select from pg_inherits i where i.inhrelid = c.oid) as by_statement,
-                   (w).only_columns is null as all_updates
+      from (select c.relkind = 'r' and not exists (select from pg_inherits i where i.inhrelid = c.oid) as by_statement,
+                   (w).delivery <> 'row' and (w).only_columns is null as updates_too
               from pg_class c where c.oid = (w).relation) s,
            lateral (values
                ('insert', case when by_statement then 'R' else 'A' end),
-               ('update', case when by_statement and all_updates then 'R' else 'A' end),
+               ('update', case when by_statement and updates_too then 'R' else 'A' end),
                ('delete', case when by_statement then 'R' else 'A' end),
                ('truncate', 'A'),
                ('inserts', case when by_statement then 'O' end),
-               ('updates', case when by_statement and all_updates then 'O' end),
-               ('rekeys', case when by_statement and all_updates and cardinality((w).attnums) > 0 then 'O' end),
+               ('updates', case when by_statement and updates_too then 'O' end),
+               ('rekeys', case when by_statement and updates_too and cardinality((w).attnums) > 0 then 'O' end),
                ('deletes', case when by_statement then 'O' end)
            ) t(operation, enabled)
      where t.enabled is not null;
@@ -355,10 +378,10 @@ create or replace function unstale.trigger_definitions(w unstale.watch)
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    uses constant text := format('unstale.uses_%s()', w.id); -- depends on every used column
     counts text; -- only_columns as a condition on an UPDATE
     keys constant text := unstale.differ(w.relation, w.attnums, 'old', 'new'); -- does an UPDATE change a key?
     image smallint[];
+    by_statement constant boolean := exists (select from unstale.trigger_names(w) n where n.operation = 'inserts');
 begin
     if w.only_columns is not null then
         select array_agg(n order by n) into image
@@ -375,10 +398,9 @@ begin
       from unstale.trigger_names(w) t
       join (values
         -- Its transition table is there so that ATTACH PARTITION is refused, with the trigger's name: it would silence the others.
-        ('insert', 'after insert', case when unstale.has_statement_triggers(w) then 'referencing new table as new_rows ' else '' end
-            || 'for each row when (true or ' || uses || ')', 'insert'),
-        ('update', 'after update', 'for each row when (' || coalesce(counts || ' or false and ', 'true or ') || uses || ')', 'update'),
-        ('delete', 'after delete', 'for each row when (true or ' || uses || ')', 'delete'),
+        ('insert', 'after insert', case when by_statement then 'referencing new table as new_rows ' else '' end || 'for each row', 'insert'),
+        ('update', 'after update', 'for each row' || coalesce(' when (' || counts || ')', ''), 'update'),
+        ('delete', 'after delete', 'for each row', 'delete'),
         ('truncate', 'after truncate', 'for each statement', 'truncate'),
         ('inserts', 'after insert', 'referencing new table as new_rows for each statement', 'inserts'),
         ('updates', 'after update', 'referencing new table as new_rows for each statement', 'updates'),
@@ -431,7 +453,7 @@ begin atomic
     select format('%s_%s', kind, (w).id)
       from unnest(unstale.function_kinds()) kind
      where (kind not in ('fresh', 'page') or (w).sweep_attnum is not null) and (kind <> 'audit' or (w).version_attnum is not null)
-       and (kind not in ('inserts', 'updates', 'deletes') or exists (select from unstale.trigger_names(w) n where n.operation = 'inserts'))
+       and (kind not in ('inserts', 'updates', 'deletes') or exists (select from unstale.trigger_names(w) n where n.operation = kind))
        and (select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('%s_%s', kind, (w).id)::name limit 1) is null;
 end;
 
@@ -494,6 +516,16 @@ declare
 begin
     foreach statement in array array(select s.statement from unstale.trigger_statements(w, replace_all) s(statement)) loop
         execute statement;
+    end loop;
+    -- What another delivery had; a trigger on somebody's copy of the table may still call it.
+    foreach statement in array array(select format('drop function unstale.%I()', p.proname) from unnest(array['inserts', 'updates', 'deletes']) kind
+                                       join pg_proc p on p.proname = format('%s_%s', kind, w.id)::name and p.pronamespace = 'unstale'::regnamespace
+                                      where kind not in (select n.operation from unstale.trigger_names(w) n)) loop
+        begin
+            execute statement;
+        exception when dependent_objects_still_exist then
+            null;
+        end;
     end loop;
 end
 $$;

@@ -34,18 +34,22 @@ create or replace function unstale.queue_usage() returns double precision
     language sql volatile
     return pg_notification_queue_usage();
 
--- May this transaction notify? Not if it has a lock_timeout, which counts for the lock that a notifying commit takes; nor where
--- transactions may be prepared, because PostgreSQL refuses to prepare one that has notified (`set unstale.bell = on` is for
--- those that are not, and `off` for whoever wants to be left alone); nor if the writer wants to see what is notified, because
--- `trace_notify` would tell the channel's name; nor if somebody has half filled the queue, which would fail the commit when it is full;
--- nor while another one is announcing.
+-- May transactions be prepared here? Only a restart changes that, so a session asks once: immutable, as far as it can tell.
+create or replace function unstale.can_prepare() returns boolean
+    language sql immutable
+    return current_setting('max_prepared_transactions') <> '0';
+
+-- May this transaction notify? Not if it has a lock_timeout (null, so that whoever asks need not look again), which counts for the lock
+-- that a notifying commit takes; nor where transactions may be prepared, because PostgreSQL refuses to prepare one that has notified
+-- (`set unstale.bell = on` is for those that are not, and `off` for whoever wants to be left alone); nor while another one is announcing;
+-- nor if the writer wants to see what is notified, because `trace_notify` would tell the channel's name; nor if somebody has half filled
+-- the queue, which would fail the commit when it is full. In the order of what is asked most: each setting costs as much as the lock.
 create or replace function unstale.may_announce() returns boolean
     language sql volatile
-    return case when current_setting('lock_timeout') <> '0' or current_setting('trace_notify') <> 'off' or unstale.queue_usage() > 0.5 then false
-                when case current_setting('unstale.bell', true) when 'on' then true when 'off' then false
-                          else current_setting('max_prepared_transactions') = '0' end
-                then pg_try_advisory_xact_lock(unstale.bell())
-                else false
+    return case when current_setting('lock_timeout') <> '0' then null
+                when not case current_setting('unstale.bell', true) when 'on' then true when 'off' then false else not unstale.can_prepare() end then false
+                when not pg_try_advisory_xact_lock(unstale.bell()) then false
+                else current_setting('trace_notify') = 'off' and unstale.queue_usage() <= 0.5
            end;
 
 -- What a change of one row says.
@@ -68,24 +72,11 @@ begin
 end
 $$;
 
--- Announces a change if that is wanted (`aloud`) and possible, and writes it to the log unless it was announced and a sweep would
--- find it. What is only in the log is rung for. A payload may have 7,999 bytes, and NOTIFY would fail the write for a longer one.
-create or replace function unstale.tell(watch_id integer, change text, sweepable boolean, aloud boolean) returns boolean
+-- Writes a change to the log.
+create or replace function unstale.log_change(watch_id integer, change text, announced boolean) returns boolean
     language plpgsql
 as $$
-declare
-    announced pg_catalog.bool default false;
-    done pg_catalog.text;
 begin
-    if unstale.may_announce() then
-        announced := aloud and pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
-        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
-        if announced and sweepable then
-            return true;
-        end if;
-    elsif pg_catalog.textne(pg_catalog.current_setting('lock_timeout'), '0') then
-        return unstale.tell_patiently(watch_id, change);
-    end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
         insert into unstale.change_log_1 (watch, announced, change) values (watch_id, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
@@ -97,27 +88,47 @@ begin
 end
 $$;
 
--- The same for a writer with a lock_timeout, which counts also for the lock by which the log grows while others write to it. It does not
--- announce, because the commit would be under the lock_timeout again: with `trace_notify` nobody does, and only a superuser could let a
--- function set a parameter of our own.
-create or replace function unstale.tell_patiently(watch_id integer, change text) returns boolean
+-- The same for a writer with a lock_timeout, which counts also for the lock by which the log grows while others write to it.
+create or replace function unstale.log_patiently(watch_id integer, change text) returns boolean
     language plpgsql
     set lock_timeout = 0
-    set trace_notify = on
 as $$
 begin
-    return unstale.tell(watch_id, change, false, false);
+    return unstale.log_change(watch_id, change, false);
 end
 $$;
 
--- Writes a change to the log that was announced, and one that was not as unstale.tell() would. For what is rare: the change of a watch,
+-- Announces a change if that is wanted (`notify_body`) and possible, and writes it to the log unless it was announced and a sweep would
+-- find it. What is only in the log is rung for. A payload may have 7,999 bytes, and NOTIFY would fail the write for a longer one.
+-- The triggers of single rows have the same in line (triggers.sql), because a call costs a fifth of them.
+create or replace function unstale.notify_or_log(watch_id integer, change text, sweepable boolean, notify_body boolean) returns boolean
+    language plpgsql
+as $$
+declare
+    announced pg_catalog.bool default unstale.may_announce();
+    done pg_catalog.text;
+begin
+    if announced then
+        announced := notify_body and pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and sweepable then
+            return true;
+        end if;
+    elsif announced is null then
+        return unstale.log_patiently(watch_id, change);
+    end if;
+    return unstale.log_change(watch_id, change, announced);
+end
+$$;
+
+-- Writes a change to the log that was announced, and one that was not as unstale.notify_or_log() would. For what is rare: the change of a watch,
 -- and code that release 0.1.0 has generated.
 create or replace function unstale.log(watch_id integer, change text, announced boolean) returns boolean
     language plpgsql
 as $$
 begin
     if not announced then
-        return unstale.tell(watch_id, change, false, false);
+        return unstale.notify_or_log(watch_id, change, false, false);
     end if;
     execute pg_catalog.format('insert into unstale.change_log_%s (watch, announced, change) values ($1, true, $2)', unstale.part())
         using watch_id, change;

@@ -23,12 +23,32 @@ create or replace function unstale.insert_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    done pg_catalog.bool;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new)), unstale.fresh_1(new), true);
+    change := unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new));
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and unstale.fresh_1(new) then
+            return null; -- a sweep finds it again
+        end if;
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
@@ -39,10 +59,11 @@ as $body$
 declare
     same pg_catalog.bool;
     change pg_catalog.text;
-    done pg_catalog.bool;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
     same := unstale.same_1(old, new);
     if same then
@@ -50,7 +71,24 @@ begin
     else
         change := unstale.two_rows('{"watch":1,"rev":1,"new":', unstale.row_1(new), unstale.row_1(old));
     end if;
-    done := unstale.tell(1, change, same and unstale.fresh_1(new), true);
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and same and unstale.fresh_1(new) then
+            return null; -- a sweep finds it again
+        end if;
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
@@ -59,12 +97,29 @@ create or replace function unstale.delete_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    done pg_catalog.bool;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(old)), false, true);
+    change := unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(old));
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
@@ -73,30 +128,44 @@ create or replace function unstale.truncate_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    done pg_catalog.bool;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null then
-        return null; -- a column was dropped with CASCADE
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    if pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a copy of the table that it was made for
+    change := '{"watch":1,"rev":1,"all":true}';
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
     end if;
-    done := unstale.tell(1, '{"watch":1,"rev":1,"all":true}', false, true);
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
 
 create or replace function unstale.uses_1() returns boolean language sql begin atomic select unstale.row_1(null) is null or unstale.fresh_1(null); end;
 
-create or replace trigger unstale_1_delete after delete on public.events for each row when (true or unstale.uses_1()) execute function unstale.delete_1();
+create or replace trigger unstale_1_delete after delete on public.events for each row execute function unstale.delete_1();
 
-create or replace trigger unstale_1_insert after insert on public.events for each row when (true or unstale.uses_1()) execute function unstale.insert_1();
+create or replace trigger unstale_1_insert after insert on public.events for each row execute function unstale.insert_1();
 
 create or replace trigger unstale_1_truncate after truncate on public.events for each statement execute function unstale.truncate_1();
 
 create or replace trigger unstale_1_truncate after truncate on public.events_1 for each statement execute function unstale.truncate_1();
 
-create or replace trigger unstale_1_update after update on public.events for each row when (true or unstale.uses_1()) execute function unstale.update_1();
+create or replace trigger unstale_1_update after update on public.events for each row execute function unstale.update_1();
 
 alter table only public.events enable always trigger unstale_1_delete;
 

@@ -23,12 +23,32 @@ create or replace function unstale.insert_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    done pg_catalog.bool;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new)), unstale.fresh_1(new), true);
+    change := unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new));
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and unstale.fresh_1(new) then
+            return null; -- a sweep finds it again
+        end if;
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
@@ -39,10 +59,11 @@ as $body$
 declare
     same pg_catalog.bool;
     change pg_catalog.text;
-    done pg_catalog.bool;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
     same := unstale.same_1(old, new);
     if same then
@@ -50,7 +71,24 @@ begin
     else
         change := unstale.two_rows('{"watch":1,"rev":1,"new":', unstale.row_1(new), unstale.row_1(old));
     end if;
-    done := unstale.tell(1, change, same and unstale.fresh_1(new), true);
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and same and unstale.fresh_1(new) then
+            return null; -- a sweep finds it again
+        end if;
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
@@ -59,12 +97,29 @@ create or replace function unstale.delete_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    done pg_catalog.bool;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(old)), false, true);
+    change := unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(old));
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
@@ -73,15 +128,29 @@ create or replace function unstale.truncate_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    done pg_catalog.bool;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null then
-        return null; -- a column was dropped with CASCADE
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    if pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a copy of the table that it was made for
+    change := '{"watch":1,"rev":1,"all":true}';
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
     end if;
-    done := unstale.tell(1, '{"watch":1,"rev":1,"all":true}', false, true);
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+    end if;
     return null;
 end
 $body$;
@@ -95,18 +164,23 @@ declare
     few pg_catalog.record;
     joined pg_catalog.record;
     chunk pg_catalog.record;
-    told pg_catalog.int8 default 0;
-    done pg_catalog.bool;
+    chunks pg_catalog.int8 default 0;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null then
-        return null; -- a column was dropped with CASCADE
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    if pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a copy of the table that it was made for
-    end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_1(r.*), 8000), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
+    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
       into few from (select * from new_rows limit 33) r;
-    if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
+    if pg_catalog.int8eq(few.rows, 0) then
+        return null;
+    elsif pg_catalog.int8eq(few.rows, 1) then
+        change := unstale.one_row('{"watch":1,"rev":1,"new":', few.images);
+    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
+        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
+    else
         select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
                pg_catalog.bool_and(i.fresh) as fresh,
                case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
@@ -119,15 +193,32 @@ begin
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh
-                              from (select * from new_rows offset 0 operator(pg_catalog.+) joined.rows) r
+                              from (select * from new_rows offset joined.rows) r
                             offset 0) i) s
              group by s.part
         loop
-            done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(told, 64));
-            told := pg_catalog.int8pl(told, 1);
+            announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(chunks, 64));
+            chunks := pg_catalog.int8pl(chunks, 1);
         end loop;
-    elsif pg_catalog.int8gt(few.rows, 0) then
-        done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']')), few.fresh, true);
+        return null;
+    end if;
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and few.fresh then
+            return null; -- a sweep finds it again
+        end if;
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
     end if;
     return null;
 end
@@ -140,18 +231,23 @@ declare
     few pg_catalog.record;
     joined pg_catalog.record;
     chunk pg_catalog.record;
-    told pg_catalog.int8 default 0;
-    done pg_catalog.bool;
+    chunks pg_catalog.int8 default 0;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null then
-        return null; -- a column was dropped with CASCADE
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    if pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a copy of the table that it was made for
-    end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_1(r.*), 8000), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
+    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
       into few from (select * from new_rows limit 33) r;
-    if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
+    if pg_catalog.int8eq(few.rows, 0) then
+        return null;
+    elsif pg_catalog.int8eq(few.rows, 1) then
+        change := unstale.one_row('{"watch":1,"rev":1,"new":', few.images);
+    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
+        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
+    else
         select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
                pg_catalog.bool_and(i.fresh) as fresh,
                case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
@@ -164,15 +260,32 @@ begin
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh
-                              from (select * from new_rows offset 0 operator(pg_catalog.+) joined.rows) r
+                              from (select * from new_rows offset joined.rows) r
                             offset 0) i) s
              group by s.part
         loop
-            done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(told, 64));
-            told := pg_catalog.int8pl(told, 1);
+            announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(chunks, 64));
+            chunks := pg_catalog.int8pl(chunks, 1);
         end loop;
-    elsif pg_catalog.int8gt(few.rows, 0) then
-        done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']')), few.fresh, true);
+        return null;
+    end if;
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+        if announced and few.fresh then
+            return null; -- a sweep finds it again
+        end if;
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
     end if;
     return null;
 end
@@ -185,18 +298,23 @@ declare
     few pg_catalog.record;
     joined pg_catalog.record;
     chunk pg_catalog.record;
-    told pg_catalog.int8 default 0;
-    done pg_catalog.bool;
+    chunks pg_catalog.int8 default 0;
+    change pg_catalog.text;
+    announced pg_catalog.bool;
+    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null then
-        return null; -- a column was dropped with CASCADE
+    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
+        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    if pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a copy of the table that it was made for
-    end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(pg_catalog."left"(unstale.row_1(r.*), 8000), ',') as images, pg_catalog.bool_and(false) as fresh
+    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(false) as fresh
       into few from (select * from old_rows limit 33) r;
-    if pg_catalog.int8gt(few.rows, 32) or pg_catalog.int4ge(pg_catalog.octet_length(few.images), 7900) then
+    if pg_catalog.int8eq(few.rows, 0) then
+        return null;
+    elsif pg_catalog.int8eq(few.rows, 1) then
+        change := unstale.one_row('{"watch":1,"rev":1,"old":', few.images);
+    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
+        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
+    else
         select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
                pg_catalog.bool_and(i.fresh) as fresh,
                case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
@@ -209,25 +327,39 @@ begin
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, false as fresh
-                              from (select * from old_rows offset 0 operator(pg_catalog.+) joined.rows) r
+                              from (select * from old_rows offset joined.rows) r
                             offset 0) i) s
              group by s.part
         loop
-            done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(told, 64));
-            told := pg_catalog.int8pl(told, 1);
+            announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(chunks, 64));
+            chunks := pg_catalog.int8pl(chunks, 1);
         end loop;
-    elsif pg_catalog.int8gt(few.rows, 0) then
-        done := unstale.tell(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']')), few.fresh, true);
+        return null;
+    end if;
+    announced := unstale.may_announce();
+    if announced then
+        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
+        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
+    elsif announced is null then
+        announced := unstale.log_patiently(1, change);
+        return null;
+    end if;
+    if pg_catalog.int4eq(unstale.part(), 1) then
+        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+    elsif pg_catalog.int4eq(unstale.part(), 2) then
+        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+    else
+        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
     end if;
     return null;
 end
 $body$;
 
-create or replace trigger unstale_1_delete after delete on public.users for each row when (true or unstale.uses_1()) execute function unstale.delete_1();
+create or replace trigger unstale_1_delete after delete on public.users for each row execute function unstale.delete_1();
 
 create or replace trigger unstale_1_deletes after delete on public.users referencing old table as old_rows for each statement execute function unstale.deletes_1();
 
-create or replace trigger unstale_1_insert after insert on public.users referencing new table as new_rows for each row when (true or unstale.uses_1()) execute function unstale.insert_1();
+create or replace trigger unstale_1_insert after insert on public.users referencing new table as new_rows for each row execute function unstale.insert_1();
 
 create or replace trigger unstale_1_inserts after insert on public.users referencing new table as new_rows for each statement execute function unstale.inserts_1();
 
@@ -235,7 +367,7 @@ create or replace trigger unstale_1_rekeys after update on public.users for each
 
 create or replace trigger unstale_1_truncate after truncate on public.users for each statement execute function unstale.truncate_1();
 
-create or replace trigger unstale_1_update after update on public.users for each row when (true or unstale.uses_1()) execute function unstale.update_1();
+create or replace trigger unstale_1_update after update on public.users for each row execute function unstale.update_1();
 
 create or replace trigger unstale_1_updates after update on public.users referencing new table as new_rows for each statement execute function unstale.updates_1();
 
