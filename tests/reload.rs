@@ -18,7 +18,7 @@ async fn reloadable(world: &World, directory: &Path, database_url: &str) -> Daem
     write(&url, database_url);
     let environment = ["DATABASE_URL", "REDIS_URL", "UNSTALE_INSTANCE"];
     let from_files = environment.into_iter().fold(world.daemon(), |daemon, name| daemon.without(name));
-    let from_files = from_files.with("UNSTALE_CONFIG", &settings.display().to_string());
+    let from_files = from_files.with("UNSTALE_CONFIG", &settings.display().to_string()).with("UNSTALE_REPEAT__AFTER", "");
     let mut daemon = from_files.with("DATABASE_URL_FILE", &url.display().to_string()).in_one_session().start();
     daemon.ready().await;
     daemon
@@ -101,4 +101,53 @@ async fn another_redis_gets_what_waits_for_the_one_that_is_gone() {
     daemon.hang_up();
     world.gone(["user:1"]).await;
     daemon.ready().await;
+}
+
+#[tokio::test]
+async fn the_sample_and_its_delays_change_at_once_and_what_is_off_holds_no_connection() {
+    let world = World::new().await;
+    world
+        .execute(
+            "create table t (id int primary key, updated_at timestamptz not null default clock_timestamp());
+             select unstale.watch('t', array['t:{id}'], version => 'updated_at', version_path => '$.v')",
+        )
+        .await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut daemon = reloadable(&world, directory.path(), &world.database_url()).await;
+    let file = directory.path().join("unstale.toml");
+    let connections = async || {
+        world.number("select count(*) from pg_stat_activity where datname = current_database() and application_name = 'unstale'").await
+    };
+    let without = connections().await;
+    let write_audit = |keys: &str| write(&file, &format!("[redis]\nurl = \"{}\"\n[audit]\n{keys}\n", world.redis_url()));
+    let reloaded = async |daemon: &mut Daemon, times: usize| {
+        daemon.hang_up();
+        let lines = || daemon.lines().into_iter().filter(|line| line.contains("the configuration was read again")).collect::<Vec<_>>();
+        let lines = until("it is read again", async || Some(lines()).filter(|lines| lines.len() == times)).await;
+        assert!(lines[times - 1].contains(r#""changed":"audit""#), "{lines:?}");
+    };
+    let mut rows = 0;
+    for (keys, after) in [("sample = 1.0\nafter = [\"50ms\", \"1h\"]", "50ms"), ("sample = 1.0\nafter = [\"60ms\"]", "60ms")] {
+        write_audit(keys);
+        rows += 1;
+        reloaded(&mut daemon, rows).await;
+        world.execute(&format!("insert into t values ({rows})")).await;
+        let labels = [("table", "public.t"), ("after", after)];
+        until("the key is looked at again", async || daemon.metric("unstale_audited_total", &labels) == 1.0).await;
+    }
+    assert_eq!(daemon.metric("unstale_audited_total", &[("after", "50ms")]), 1.0, "after a delay that is gone");
+    assert!(connections().await > without, "it has no connections of its own");
+
+    write_audit("sample = 0.0");
+    reloaded(&mut daemon, 3).await;
+    until("its connections are closed", async || connections().await == without).await;
+    world.execute("insert into t values (99)").await;
+    daemon.settles().await;
+    write_audit("sample = 1.0\nafter = [\"70ms\"]");
+    reloaded(&mut daemon, 4).await;
+    world.execute("insert into t values (100)").await;
+    until("it is on again", async || daemon.metric("unstale_audited_total", &[("after", "70ms")]) > 0.0).await;
+    let audited = daemon.metric("unstale_audited_total", &[("table", "public.t")]);
+    assert_eq!(audited, 3.0, "what was deleted while it was off was looked at");
+    assert_eq!(daemon.metric("unstale_gaps_total", &[]), 1.0, "that of the start");
 }

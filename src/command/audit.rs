@@ -18,7 +18,7 @@ use anyhow::bail;
 use crate::cli::Audit;
 use crate::config::Config;
 use crate::pg::Postgres;
-use crate::pg::audit::Reader;
+use crate::pg::audit::{Reader, TIMEOUT};
 use crate::sink::Sink;
 use crate::sink::worker::Workers;
 use crate::{shutdown, visible};
@@ -46,7 +46,7 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
         tables.push(super::full_name(&mut connection, table).await?);
     }
     drop(connection);
-    let mut reader = Reader::open(postgres).await?;
+    let mut reader = Reader::open(postgres, TIMEOUT).await?;
     let subjects = look::subjects(&mut reader, &tables).await?;
     if let Some(unknown) = tables.iter().find(|table| !subjects.iter().any(|subject| subject.table == **table)) {
         bail!("{unknown} is not watched; `select * from unstale.watches` lists what is");

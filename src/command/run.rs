@@ -19,6 +19,7 @@ use crate::exposure::{self, Exposure};
 use crate::listener::board::Board;
 use crate::listener::driver::{self, Dependencies};
 use crate::listener::machine::Settings;
+use crate::listener::sampler::Sampling;
 use crate::logs::Filter;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::session::Instance;
@@ -54,7 +55,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, filter: Filter) -> anyho
         result?;
     }
 
-    let sampler = sample::begin(&config.audit, parts_now.clone(), board.clone(), shutdown.clone());
+    let sampler = sample::begin(parts_now.clone(), board.clone(), shutdown.clone());
     let reloading = tokio::spawn(reload::on_hangup(hangup, file, config, filter, parts));
     let counting = tokio::spawn(findings::look_after(parts_now.clone(), readiness_seen, board.clone(), shutdown.clone()));
     driver::run(parts_now, readiness, (board, sampler), shutdown).await;
@@ -88,6 +89,7 @@ fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Dependencies> {
         instance: Instance { name: config.instance.clone(), forget_after: config.checkpoint.forget_after },
         page_rows: config.sweep.page_rows,
         settings: settings(config, &sink),
+        sampling: Sampling { share: config.audit.sample, after: config.audit.after.clone() },
         sink,
     })
 }

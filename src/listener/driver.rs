@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::board::Board;
 use super::machine::repeat_filter::RepeatFilter;
 use super::machine::{Action, Input, Machine, Opening, Settings, State};
-use super::sampler::Sampler;
+use super::sampler::{Sampler, Sampling};
 use crate::batch::Lane;
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
@@ -52,6 +52,8 @@ pub struct Dependencies {
     pub page_rows: u32,
     /// Decisions of the machine.
     pub settings: Settings,
+    /// Which of the deleted keys are looked at again, and when.
+    pub sampling: Sampling,
 }
 
 /// Listens until `shutdown`, then drains. The probes are told through `readiness`, the status page through the board, and what is deleted is
@@ -59,7 +61,7 @@ pub struct Dependencies {
 pub async fn run(
     mut parts: watch::Receiver<Dependencies>,
     readiness: watch::Sender<Readiness>,
-    (board, sampler): (Arc<Board>, Option<Sampler>),
+    (board, sampler): (Arc<Board>, Sampler),
     shutdown: CancellationToken,
 ) {
     let settings = parts.borrow_and_update().settings.clone();
@@ -95,7 +97,7 @@ struct Driver {
     readiness: watch::Sender<Readiness>,
     board: Arc<Board>,
     shown_due: Instant,
-    sampler: Option<Sampler>,
+    sampler: Sampler,
     machine: Machine,
     session: Option<Session>,
     sweep: Option<(mpsc::Receiver<Swept>, JoinSet<()>)>,
@@ -159,17 +161,16 @@ impl Driver {
             Wake::Swept(swept) => self.swept(swept),
             Wake::Redis(Report::Done { id, done }) => {
                 observe(&Observation::Deleted { existed: done.existed });
-                if let Some(sampler) = &mut self.sampler {
-                    sampler.offer(&done.delivered);
-                }
+                self.sampler.offer(&done.delivered);
                 self.handle(Input::Acknowledged { id, delivered: done.delivered });
             }
             Wake::Redis(Report::Failed { id, reason }) => self.handle(Input::RedisFailed { id, reason }),
             Wake::Replicas(report) => self.replica(report),
             Wake::OtherParts => {
                 self.replicas = None; // they may be others
-                let settings = self.parts.borrow_and_update().settings.clone();
-                self.machine.reconfigure(settings);
+                let parts = self.parts.borrow_and_update();
+                self.sampler.reconfigure(&parts.sampling);
+                self.machine.reconfigure(parts.settings.clone());
             }
             Wake::Time => {}
         }

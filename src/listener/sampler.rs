@@ -1,28 +1,56 @@
 //! Which of the deleted keys are looked at again: a random share, offered to whoever looks, who never holds up the driver.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::batch::Work;
 use crate::delivered::Delivered;
 
+/// How large the sample is, and when it is looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// The share of the deleted keys, 0 to 1.
+    pub share: f64,
+    /// So long after they were deleted, for each of these.
+    pub after: Vec<Duration>,
+}
+
+impl Sampling {
+    /// Is anything to be looked at?
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.share > 0.0 && !self.after.is_empty()
+    }
+}
+
 /// See the module.
 pub struct Sampler {
-    share: f64, // 0 to 1
+    share: f64, // 0 to 1; 0: nothing is wanted
     random: u64,
     keys: mpsc::Sender<String>,
 }
 
 impl Sampler {
-    /// Offers this share of the keys. Those that do not fit are left out.
+    /// Offers a share of the keys. Those that do not fit are left out.
     #[must_use]
-    pub fn new(share: f64, keys: mpsc::Sender<String>) -> Self {
-        Self { share, random: RandomState::new().hash_one(()) | 1, keys }
+    pub fn new(sampling: &Sampling, keys: mpsc::Sender<String>) -> Self {
+        let mut sampler = Self { share: 0.0, random: RandomState::new().hash_one(()) | 1, keys };
+        sampler.reconfigure(sampling);
+        sampler
+    }
+
+    /// From now on another share.
+    pub(super) fn reconfigure(&mut self, sampling: &Sampling) {
+        self.share = if sampling.is_wanted() { sampling.share } else { 0.0 };
     }
 
     /// What was deleted.
     pub(super) fn offer(&mut self, delivered: &Delivered) {
+        if self.share <= 0.0 {
+            return;
+        }
         for part in &delivered.parts {
             let Work::Keys(keys) = &part.work else { continue };
             for key in keys.iter() {
@@ -49,8 +77,12 @@ mod tests {
 
     #[test]
     fn about_so_many_are_drawn() {
-        let mut sampler = Sampler::new(0.1, mpsc::channel(1).0);
+        let mut sampler = Sampler::new(&Sampling { share: 0.1, after: vec![Duration::ZERO] }, mpsc::channel(1).0);
         let drawn = (0..100_000).filter(|_| sampler.draw() < sampler.share).count();
         assert!((9_400..=10_600).contains(&drawn), "{drawn}");
+        for off in [Sampling { share: 0.0, after: vec![Duration::ZERO] }, Sampling { share: 1.0, after: Vec::new() }] {
+            sampler.reconfigure(&off);
+            assert!(!off.is_wanted() && sampler.share <= 0.0, "{off:?}");
+        }
     }
 }

@@ -12,8 +12,8 @@ use sqlx::{AssertSqlSafe, Row};
 use super::sweep::{PATIENCE, Session, in_time};
 use super::{Error, Postgres};
 
-/// How long a statement may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a statement may take, if nobody else is kept waiting.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What an audit must know of a watch in force, beside its rule.
 #[derive(Debug, Clone)]
@@ -52,17 +52,18 @@ pub struct Reader {
     session: Session,
     clean: Option<i32>, // the watch whose code alone has run in the session
     plain: PgConnection,
+    timeout: Duration, // of a statement that runs code of an owner
 }
 
 impl Reader {
-    /// Connects.
+    /// Connects. The rows of a question are there within `timeout`, or it fails.
     ///
     /// # Errors
     /// [`Error::Connect`].
-    pub async fn open(postgres: Postgres) -> Result<Self, Error> {
-        let session = Session::open(&postgres, TIMEOUT).await?;
+    pub async fn open(postgres: Postgres, timeout: Duration) -> Result<Self, Error> {
+        let session = Session::open(&postgres, timeout).await?;
         let plain = in_time(TIMEOUT, postgres.connect()).await?;
-        Ok(Self { postgres, session, clean: None, plain })
+        Ok(Self { postgres, session, clean: None, plain, timeout })
     }
 
     /// The watches in force.
@@ -117,7 +118,7 @@ impl Reader {
         let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(how).bind(place).bind(size).bind(wanted);
         let asked = query.fetch_all(&mut self.session.connection);
         let failed = || Error::of("reading the rows of a table");
-        let rows = in_time(TIMEOUT + PATIENCE, async { asked.await.map_err(failed()) }).await?;
+        let rows = in_time(self.timeout + PATIENCE, async { asked.await.map_err(failed()) }).await?;
         self.session.run("rollback").await?;
         // try_get: the code of the table's owner may have set another client_encoding.
         let found =

@@ -2,13 +2,13 @@
 
 use unstale::audit::invert::{Inverter, Obscure};
 use unstale::pg::Postgres;
-use unstale::pg::audit::{Reader, Rows};
+use unstale::pg::audit::{Reader, Rows, TIMEOUT};
 use unstale::rule::Template;
 
 use crate::support::world::World;
 
 async fn reader(world: &World) -> Reader {
-    Reader::open(Postgres::new(secrecy::SecretString::from(world.database_url())).expect("a URL")).await.expect("it connects")
+    Reader::open(Postgres::new(secrecy::SecretString::from(world.database_url())).expect("a URL"), TIMEOUT).await.expect("it connects")
 }
 
 fn found(rows: &[(&str, &str)]) -> Vec<(String, Option<String>)> {

@@ -99,6 +99,7 @@ fn differences(old: &Config, new: &Config) -> Observation {
         ("batch", old.batch != new.batch),
         ("sweep", old.sweep != new.sweep),
         ("repeat", old.repeat != new.repeat),
+        ("audit", old.audit != new.audit),
         ("replicas", replicas_differ(old, new)),
         ("replay", old.replay != new.replay),
         ("checkpoint", old.checkpoint != new.checkpoint),
@@ -106,7 +107,6 @@ fn differences(old: &Config, new: &Config) -> Observation {
     ];
     let fixed = [
         ("instance", old.instance != new.instance),
-        ("audit", old.audit != new.audit),
         ("http.listen", old.http != new.http),
         ("log.format", old.log.format != new.log.format),
     ];

@@ -2,18 +2,18 @@
 //!
 //! In a task and on connections of its own, so that a deletion never waits for it. Bounded: what does not fit is not looked at, and not
 //! counted. A mismatch is looked at once more before it counts, as in `unstale audit`; what changes all the time is not counted either.
+//! A reload changes the share and the delays; while no sample is wanted, it has neither a connection nor anything that waits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::command::audit::look::{self, Candidate, Difference, Look, Outcome, Subject};
-use crate::config;
 use crate::listener::board::Board;
 use crate::listener::driver::Dependencies;
 use crate::listener::sampler::Sampler;
@@ -36,6 +36,9 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How often a mismatch is looked at whose sides change all the time.
 const LOOKS: u32 = 4;
 
+/// How long the rows of a batch may take: the code of one table's owner keeps the keys of all others waiting for so long.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often it is looked what is due, and how often the watches are read.
 const TICK: Duration = Duration::from_millis(50);
 const REREAD: Duration = Duration::from_secs(30);
@@ -46,14 +49,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A key that waits.
 struct Waiting {
     due: Instant,
-    after: usize,
     key: String,
+}
+
+/// What waits for looks so long after it was deleted, in order.
+struct Delay {
+    after: Duration,
+    label: Arc<str>, // of the metrics
+    waiting: VecDeque<Waiting>,
 }
 
 /// A mismatch that waits for its second look.
 struct Suspect {
     due: Instant,
-    after: usize,
+    label: Arc<str>,
     candidate: Candidate,
     difference: Box<Difference>,
     looks: u32,
@@ -63,41 +72,34 @@ struct Suspect {
 struct Sample {
     parts: watch::Receiver<Dependencies>,
     board: Arc<Board>,
-    after: Vec<(Duration, String)>,
-    waiting: Vec<VecDeque<Waiting>>, // for each delay, in order
-    bytes: usize,
+    delays: Vec<Delay>, // none: nothing is wanted
+    bytes: usize,       // of what waits
     suspects: VecDeque<Suspect>,
     open: Option<(Look, Vec<Subject>, Instant)>,
 }
 
-/// Begins the task, if a sample is wanted. The driver offers keys to what this returns.
-pub(super) fn begin(
-    audit: &config::Audit,
-    parts: watch::Receiver<Dependencies>,
-    board: Arc<Board>,
-    shutdown: CancellationToken,
-) -> Option<Sampler> {
-    if audit.sample <= 0.0 || audit.after.is_empty() {
-        return None;
-    }
+/// Begins the task, which waits if no sample is wanted. The driver offers keys to what this returns.
+pub(super) fn begin(parts: watch::Receiver<Dependencies>, board: Arc<Board>, shutdown: CancellationToken) -> Sampler {
     let (offered, keys) = mpsc::channel(CHANNEL);
-    let after: Vec<_> = audit.after.iter().map(|after| (*after, humantime::format_duration(*after).to_string())).collect();
-    let waiting = after.iter().map(|_| VecDeque::new()).collect();
-    let sample = Sample { parts, board, after, waiting, bytes: 0, suspects: VecDeque::new(), open: None };
+    let sampler = Sampler::new(&parts.borrow().sampling, offered);
+    let mut sample = Sample { parts, board, delays: Vec::new(), bytes: 0, suspects: VecDeque::new(), open: None };
+    sample.reconfigure();
     tokio::spawn(async move { shutdown.run_until_cancelled(Box::pin(sample.run(keys))).await });
-    Some(Sampler::new(audit.sample, offered))
+    sampler
 }
 
 impl Sample {
     async fn run(mut self, mut keys: mpsc::Receiver<String>) {
         let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 key = keys.recv() => match key {
                     Some(key) => self.wait_for(&key),
                     None => return,
                 },
-                _ = tick.tick() => {
+                Ok(()) = self.parts.changed() => self.reconfigure(),
+                _ = tick.tick(), if !self.delays.is_empty() => {
                     if let Err(error) = self.look_at_what_is_due().await {
                         debug!(reason = format!("{error:#}"), "the sample could not be looked at");
                         self.open = None;
@@ -108,12 +110,28 @@ impl Sample {
         }
     }
 
+    /// Takes over the delays, and which servers are asked. What waits for a delay that stays goes on waiting.
+    fn reconfigure(&mut self) {
+        let sampling = self.parts.borrow_and_update().sampling.clone();
+        let mut before = std::mem::take(&mut self.delays);
+        for after in sampling.after.iter().copied().filter(|_| sampling.is_wanted()) {
+            let same = before.iter().position(|delay| delay.after == after);
+            let new = || Delay { after, label: humantime::format_duration(after).to_string().into(), waiting: VecDeque::new() };
+            self.delays.push(same.map_or_else(new, |at| before.swap_remove(at)));
+        }
+        self.bytes = self.delays.iter().flat_map(|delay| &delay.waiting).map(|waiting| waiting.key.len()).sum();
+        self.open = None;
+        if self.delays.is_empty() {
+            self.suspects.clear();
+        }
+    }
+
     fn wait_for(&mut self, key: &str) {
         let now = Instant::now();
-        for (after, ((delay, _), waiting)) in self.after.iter().zip(&mut self.waiting).enumerate() {
-            if waiting.len() < MOST_WAITING.0 && self.bytes < MOST_WAITING.1 {
+        for delay in &mut self.delays {
+            if delay.waiting.len() < MOST_WAITING.0 && self.bytes < MOST_WAITING.1 {
                 self.bytes += key.len();
-                waiting.push_back(Waiting { due: now + *delay, after, key: key.to_owned() });
+                delay.waiting.push_back(Waiting { due: now + delay.after, key: key.to_owned() });
             }
         }
     }
@@ -121,12 +139,12 @@ impl Sample {
     async fn look_at_what_is_due(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         let mut due = Vec::new();
-        for waiting in &mut self.waiting {
+        for Delay { label, waiting, .. } in &mut self.delays {
             while due.len() < BATCH
                 && let Some(next) = waiting.pop_front_if(|next| next.due <= now)
             {
                 self.bytes -= next.key.len();
-                due.push(next);
+                due.push((label.clone(), next.key));
             }
         }
         let mut suspects = Vec::new();
@@ -141,10 +159,12 @@ impl Sample {
         let (mut look, subjects, read) = match self.open.take().filter(|(_, _, read)| read.elapsed() < REREAD) {
             Some(open) => open,
             None => {
+                let open = open(&self.parts).await?;
                 // These may be other watches, in another order.
-                self.suspects.clear();
-                suspects.clear();
-                open(&self.parts).await?
+                let again = |suspect: Suspect| Some(Suspect { candidate: candidate(&open.1, &suspect.candidate.key)?, ..suspect });
+                self.suspects = self.suspects.drain(..).filter_map(again).collect();
+                suspects = suspects.into_iter().filter_map(again).collect();
+                open
             }
         };
         self.first(&mut look, &subjects, due).await?;
@@ -153,23 +173,16 @@ impl Sample {
         Ok(())
     }
 
-    async fn first(&mut self, look: &mut Look, subjects: &[Subject], due: Vec<Waiting>) -> anyhow::Result<()> {
-        let (mut candidates, mut afters) = (Vec::new(), Vec::new());
-        for Waiting { after, key, .. } in due {
-            let can = |subject: &Subject| subject.unauditable.is_none();
-            let found = subjects.iter().enumerate().filter(|(_, subject)| can(subject)).find_map(|(n, subject)| subject.candidate(n, &key));
-            if let Some(candidate) = found {
-                candidates.push(candidate);
-                afters.push(after);
-            }
-        }
+    async fn first(&mut self, look: &mut Look, subjects: &[Subject], due: Vec<(Arc<str>, String)>) -> anyhow::Result<()> {
+        let found = due.into_iter().filter_map(|(label, key)| Some((candidate(subjects, &key)?, label)));
+        let (candidates, labels): (Vec<_>, Vec<_>) = found.unzip();
         let outcomes = look.at(subjects, &candidates).await?;
-        for ((candidate, outcome), after) in candidates.into_iter().zip(outcomes).zip(afters) {
+        for ((candidate, outcome), label) in candidates.into_iter().zip(outcomes).zip(labels) {
             match outcome {
-                Outcome::Absent | Outcome::Same => self.count(&subjects[candidate.subject], after, false),
+                Outcome::Absent | Outcome::Same => self.count(&subjects[candidate.subject], &label, false),
                 Outcome::Unreadable => {}
                 Outcome::Differs(difference) if self.suspects.len() < MOST_WAITING.0 => {
-                    self.suspects.push_back(Suspect { due: Instant::now() + GRACE, after, candidate, difference, looks: 1 });
+                    self.suspects.push_back(Suspect { due: Instant::now() + GRACE, label, candidate, difference, looks: 1 });
                 }
                 Outcome::Differs(_) => {}
             }
@@ -183,7 +196,7 @@ impl Sample {
         for (suspect, outcome) in suspects.into_iter().zip(outcomes) {
             let subject = &subjects[suspect.candidate.subject];
             match (look::is_stale(&suspect.difference, &outcome), outcome) {
-                (Some(is_stale), _) => self.count(subject, suspect.after, is_stale),
+                (Some(is_stale), _) => self.count(subject, &suspect.label, is_stale),
                 (None, Outcome::Differs(difference)) if suspect.looks < LOOKS => {
                     self.suspects.push_back(Suspect { due: Instant::now() + GRACE, difference, looks: suspect.looks + 1, ..suspect });
                 }
@@ -193,10 +206,16 @@ impl Sample {
         Ok(())
     }
 
-    fn count(&self, subject: &Subject, after: usize, is_stale: bool) {
-        metrics::audited(&subject.table, &self.after[after].1, is_stale);
+    fn count(&self, subject: &Subject, label: &str, is_stale: bool) {
+        metrics::audited(&subject.table, label, is_stale);
         self.board.audited(subject.watch, 1, u64::from(is_stale));
     }
+}
+
+/// Whose key it is, of the watches that can be audited.
+fn candidate(subjects: &[Subject], key: &str) -> Option<Candidate> {
+    let auditable = subjects.iter().enumerate().filter(|(_, subject)| subject.unauditable.is_none());
+    auditable.into_iter().find_map(|(n, subject)| subject.candidate(n, key))
 }
 
 async fn open(parts: &watch::Receiver<Dependencies>) -> anyhow::Result<(Look, Vec<Subject>, Instant)> {
@@ -204,7 +223,7 @@ async fn open(parts: &watch::Receiver<Dependencies>) -> anyhow::Result<(Look, Ve
         let parts = parts.borrow();
         (parts.postgres.clone(), parts.audited.clone())
     };
-    let mut reader = Reader::open(postgres).await?;
+    let mut reader = Reader::open(postgres, TIMEOUT).await?;
     let subjects = look::subjects(&mut reader, &[]).await?;
     Ok((Look::new(reader, sink), subjects, Instant::now()))
 }
