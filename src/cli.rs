@@ -119,7 +119,7 @@ pub enum Command {
     /// if anything is stale. A running listener is neither needed nor disturbed. Needs DATABASE_URL and REDIS_URL, of roles of a
     /// listener that may also read: +get +hget +type +scan.
     #[command(
-        after_help = "Examples:\n  unstale audit\n  unstale audit --all --table public.users --rate 5000\n  unstale audit --all --heal --json\n  unstale audit --command './render'\n\nProgress goes to standard error, the result to standard output. Neither holds a key or a value."
+        after_help = "Examples:\n  unstale audit\n  unstale audit --since 2h\n  unstale audit --all --table public.users --rate 5000\n  unstale audit --all --heal --json\n  unstale audit --command './render'\n\nProgress goes to standard error, the result to standard output. Neither holds a key or a value."
     )]
     Audit(Audit),
     /// Print the caching policy of the database as a document
@@ -247,6 +247,13 @@ pub struct Audit {
     /// Only this watched table, with its schema; may be repeated
     #[arg(long = "table", value_name = "TABLE")]
     pub tables: Vec<String>,
+    /// Rows changed since then, all of them, instead of a sample of rows: a duration before now (2h, 3days) or a time in UTC
+    /// (2026-01-31T10:00:00Z)
+    ///
+    /// By the column that the watch sweeps by, and what the log still holds. A watch without such a column is named, and a sample of its
+    /// rows is looked at. Of the keys found in Redis it is a sample, as without this.
+    #[arg(long, value_name = "TIME", value_parser = since, conflicts_with = "all")]
+    pub since: Option<Since>,
     /// So many rows that changed last, random rows, and keys of each template
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), conflicts_with = "all")]
     pub sample: u32,

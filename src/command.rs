@@ -17,11 +17,14 @@ pub mod uninstall;
 pub mod wait;
 
 use std::io::{ErrorKind, Write as _, stdout};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use sqlx::postgres::PgConnection;
 
+use crate::cli::Since;
 use crate::pg::{self, Postgres, watches};
+use crate::watermark::PgTime;
 
 /// A connection to a server that suits, with a schema of this release.
 async fn connect(postgres: &Postgres) -> anyhow::Result<PgConnection> {
@@ -35,6 +38,14 @@ async fn connect(postgres: &Postgres) -> anyhow::Result<PgConnection> {
 async fn full_name(connection: &mut PgConnection, table: &str) -> anyhow::Result<String> {
     let name = watches::full_name(connection, table).await?;
     name.with_context(|| format!("there is no table {table}; name it with its schema, as in public.users"))
+}
+
+/// What a person's `--since` means at this time of the database's clock.
+fn beginning(since: Since, now: PgTime) -> anyhow::Result<PgTime> {
+    Ok(match since {
+        Since::Ago(time) => now.earlier(time),
+        Since::At(time) => PgTime(i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH)?.as_micros())?),
+    })
 }
 
 /// Writes a whole document to stdout. A reader that has seen enough (`unstale man | head`) is no failure.

@@ -2,6 +2,7 @@
 
 mod places;
 mod sample;
+mod since;
 mod sql;
 
 use std::time::{Duration, Instant};

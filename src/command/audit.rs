@@ -1,9 +1,9 @@
 //! `unstale audit`: compares what is cached with the database.
 //!
-//! Forward: rows that changed last and random ones, the keys of each, what is cached there. Backward: keys found in Redis, the columns
-//! that made them, and their rows; a key whose row is gone is stale. What differs is looked at again after a while, on both sides, and
-//! is stale if nothing has changed. It needs no running listener and disturbs none. Must hold: bounded work at once, and no value of an
-//! application, nor a key, in anything that it prints.
+//! Forward: rows that changed last and random ones, or all that changed since a time; the keys of each, what is cached there. Backward:
+//! keys found in Redis, the columns that made them, and their rows; a key whose row is gone is stale. What differs is looked at again
+//! after a while, on both sides, and is stale if nothing has changed. It needs no running listener and disturbs none. Must hold: bounded
+//! work at once, and no value of an application, nor a key, in anything that it prints.
 
 mod find;
 mod judge;
@@ -17,13 +17,13 @@ use anyhow::bail;
 
 use crate::cli::Audit;
 use crate::config::Config;
-use crate::pg::Postgres;
 use crate::pg::audit::{Reader, TIMEOUT};
+use crate::pg::{self, Postgres};
 use crate::sink::Sink;
 use crate::sink::worker::Workers;
 use crate::{shutdown, visible};
 
-use find::Search;
+use find::{Search, Stretch};
 use judge::{Judge, Ways};
 use look::{Look, Subject};
 use render::Program;
@@ -45,6 +45,13 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     for table in &args.tables {
         tables.push(super::full_name(&mut connection, table).await?);
     }
+    let since = match args.since {
+        Some(since) => {
+            let now = pg::clock(&mut connection).await?;
+            Some(Stretch { postgres: postgres.clone(), from: super::beginning(since, now)?, until: now })
+        }
+        None => None,
+    };
     drop(connection);
     let mut reader = Reader::open(postgres, TIMEOUT).await?;
     let subjects = look::subjects(&mut reader, &tables).await?;
@@ -66,7 +73,7 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     };
     let report = Report::new(subjects.iter().map(|subject| subject.table.clone()).collect(), args.json);
     let mut search = Search::new(&subjects, Judge::new(Look::new(reader, sink), ways, report));
-    let result = shutdown.run_until_cancelled(Box::pin(everything(&mut search, args))).await;
+    let result = shutdown.run_until_cancelled(Box::pin(everything(&mut search, since, args))).await;
     let mut judge = search.judge;
     match result {
         None => judge.report.reason = Some("stopped before the end".to_owned()),
@@ -90,10 +97,15 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     }
 }
 
-async fn everything(search: &mut Search<'_>, args: &Audit) -> anyhow::Result<()> {
+async fn everything(search: &mut Search<'_>, since: Option<Stretch>, args: &Audit) -> anyhow::Result<()> {
     let sample = if args.all { None } else { Some(args.sample as usize) };
-    let by_version = if search.judge.has_program() { &[] } else { search.subjects };
-    for (n, subject) in by_version.iter().enumerate() {
+    let has_program = search.judge.has_program();
+    let mut chosen = Vec::new(); // those whose rows are looked at
+    for (n, subject) in search.subjects.iter().enumerate() {
+        if has_program {
+            chosen.push(n);
+            continue;
+        }
         if let Some(reason) = &subject.unauditable {
             note(&format!("{} is not audited: {reason}", subject.table));
             search.judge.report.tables[n].skipped = Some(reason.clone());
@@ -105,7 +117,16 @@ async fn everything(search: &mut Search<'_>, args: &Audit) -> anyhow::Result<()>
                 search.judge.report.tables[n].obscure.push(template.clone());
             }
         }
-        search.forward(n, sample).await?;
+        chosen.push(n);
+    }
+    match since {
+        Some(since) => search.since(since, &chosen, args.sample as usize).await?,
+        None if has_program => {} // it is asked about keys that are there
+        None => {
+            for n in chosen {
+                search.forward(n, sample).await?;
+            }
+        }
     }
     search.backward(sample).await?;
     search.judge.confirm(search.subjects).await

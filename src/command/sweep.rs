@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use crate::batch::{Command, Work};
 use crate::change::{self, Announcement, Row};
-use crate::cli::{Since, Sweep};
+use crate::cli::Sweep;
 use crate::config::Config;
-use crate::pg::sweep::{From, PAGE_TIMEOUT, Swept};
+use crate::pg::sweep::{ByHand, From, PAGE_TIMEOUT, Swept};
 use crate::pg::{self, Postgres, watches};
 use crate::rule::{Rule, Rules, Target};
 use crate::sink::Sink;
@@ -69,10 +69,7 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
         match args.since {
             None => sweep.everything(None).await?,
             Some(since) => {
-                let start = match since {
-                    Since::Ago(time) => pg::clock(&mut connection).await?.earlier(time),
-                    Since::At(time) => PgTime(i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH)?.as_micros())?),
-                };
+                let start = super::beginning(since, pg::clock(&mut connection).await?)?;
                 sweep.everything(Some(&unstamped)).await?;
                 sweep.since(postgres, start, config.sweep.page_rows).await?;
             }
@@ -166,7 +163,7 @@ impl ManualSweep {
             checkpoint: Some(checkpoint),
             done: HashMap::new(),
             log: None,
-            by_hand: Some(self.rules.keys().copied().collect()),
+            by_hand: Some(ByHand { watches: self.rules.keys().copied().collect(), until: None }),
             page_timeout: PAGE_TIMEOUT,
         };
         tokio::spawn(pg::sweep::run(postgres, from, page_rows, out));

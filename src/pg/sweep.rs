@@ -90,10 +90,19 @@ pub struct From {
     pub done: HashMap<i32, PgTime>,
     /// What of the log it has brought.
     pub log: Option<LogRead>,
-    /// Asked for by a person: these watches alone, and also from before they were made.
-    pub by_hand: Option<Vec<i32>>,
+    /// Asked for by a person; `None`: by the listener.
+    pub by_hand: Option<ByHand>,
     /// How long a statement of a page may take: [`PAGE_TIMEOUT`].
     pub page_timeout: Duration,
+}
+
+/// What a person asks for: these watches alone, and also from before they were made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByHand {
+    /// `unstale.watch.id` of each.
+    pub watches: Vec<i32>,
+    /// A table ends with the page that has come this far, so that one whose rows change faster than they are looked at has an end.
+    pub until: Option<PgTime>,
 }
 
 /// A table to be swept.
@@ -134,7 +143,7 @@ pub async fn run(postgres: Postgres, from: From, page_rows: u32, out: mpsc::Send
 
 async fn sweep(postgres: &Postgres, from: &From, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
     let mut session = Session::open(postgres, from.page_timeout).await?;
-    for table in in_time(PAGE_TIMEOUT, tables(&mut session.connection, from.by_hand.as_deref())).await? {
+    for table in in_time(PAGE_TIMEOUT, tables(&mut session.connection, from.by_hand.as_ref().map(|by_hand| &by_hand.watches[..]))).await? {
         if let Some(remedy) = table.missing_index() {
             let _ = out.send(Swept::NoIndex { table: table.name.clone(), remedy }).await;
         }
@@ -277,9 +286,16 @@ fn start_of(table: &Table, from: &From) -> i64 {
     }
 }
 
+/// Where it may end, in microseconds.
+fn end_of(table: &Table, from: &From) -> i64 {
+    let asked = from.by_hand.as_ref().and_then(|by_hand| by_hand.until);
+    asked.map_or(i64::MAX, |until| until.0.saturating_add(if table.is_local { HALF_A_DAY } else { 0 }))
+}
+
 async fn sweep_table(session: &mut Session, table: &Table, from: &From, page_rows: i64, out: &mpsc::Sender<Swept>) -> Result<(), Error> {
     session.clean().await?;
     let start = start_of(table, from);
+    let until = end_of(table, from);
     let mut after = "-infinity".to_owned();
     while !out.is_closed() {
         // Not even an error leaves a transaction to commit: the session is replaced.
@@ -298,6 +314,9 @@ async fn sweep_table(session: &mut Session, table: &Table, from: &From, page_row
         after = last;
         if let Some(through) = through {
             let _ = out.send(Swept::Page(table.watch, PgTime(through))).await;
+            if through >= until {
+                break;
+            }
         }
     }
     Ok(())

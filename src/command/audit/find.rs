@@ -2,20 +2,39 @@
 //!
 //! Must hold: both servers are asked one question at a time; what is held of the rows and keys is bounded.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use crate::audit::invert::Obscure;
+use crate::change::{self, Announcement, What};
+use crate::pg::Postgres;
 use crate::pg::audit::Rows;
+use crate::pg::sweep::{self, ByHand, Swept};
+use crate::watermark::{Checkpoint, PgTime, Snapshot};
 
 use super::judge::{BATCH, Judge};
 use super::look::{self, Candidate, Subject};
+use super::report::note;
 
 /// Blocks that are read together.
 const BLOCKS: i64 = 64;
+
+/// Rows of a page of those that changed since a time: few enough that a page is kept here, and holds no snapshot while its keys are
+/// looked at (src/pg/sweep.rs), enough that a table without an index is not read for each handful.
+const PAGE_ROWS: u32 = 10_000;
+
+/// What changed in it is looked at.
+pub(super) struct Stretch {
+    /// Where the sweep reads, on connections of its own.
+    pub(super) postgres: Postgres,
+    pub(super) from: PgTime,
+    /// What changes faster than it is looked at ends here.
+    pub(super) until: PgTime,
+}
 
 /// See the module.
 pub(super) struct Search<'a> {
@@ -57,6 +76,56 @@ impl<'a> Search<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Rows stamped in this stretch and changes that the log still holds, as a sweep finds them. Of a watch without stamps a sample: nobody
+    /// can say which of its rows have changed.
+    pub(super) async fn since(&mut self, stretch: Stretch, chosen: &[usize], sample: usize) -> anyhow::Result<()> {
+        let subjects = self.subjects;
+        for &n in chosen {
+            let Subject { table, has_stamp, .. } = &subjects[n];
+            if *has_stamp {
+                self.judge.report.tables[n].is_limited = true;
+                continue;
+            }
+            let instead = if self.judge.has_program() { "none of them is" } else { "a sample of them is" };
+            note(&format!(
+                "{table} has no column that says when a row changed, so that --since does not limit its rows: {instead} looked at"
+            ));
+            if !self.judge.has_program() {
+                self.forward(n, Some(sample)).await?;
+            }
+        }
+        let places: HashMap<i32, usize> = chosen.iter().map(|&n| (subjects[n].watch, n)).collect();
+        let from = sweep::From {
+            checkpoint: Some(Checkpoint { watermark: Some(stretch.from), log: Snapshot::nothing() }),
+            done: HashMap::new(),
+            log: None,
+            by_hand: Some(ByHand { watches: places.keys().copied().collect(), until: Some(stretch.until) }),
+            page_timeout: sweep::PAGE_TIMEOUT,
+        };
+        let (out, mut swept) = mpsc::channel(1);
+        tokio::spawn(sweep::run(stretch.postgres, from, PAGE_ROWS, out));
+        let mut batch = Vec::new();
+        while let Some(swept) = swept.recv().await {
+            match swept {
+                Swept::Rows(watch, rows) => {
+                    let Some(&n) = places.get(&watch) else { continue };
+                    batch.extend(rows.iter().flat_map(|image| subjects[n].candidates(n, image, |_| true)));
+                }
+                Swept::Log(changes) => batch.extend(changes.iter().flat_map(|change| logged(subjects, &places, change))),
+                Swept::Unreadable { watch, reason, .. } => drop(self.judge.look.failed.insert(watch, reason)),
+                Swept::NoIndex { table, remedy } => {
+                    note(&format!("{table} is read page by page without an index; mend that with: {remedy}"));
+                }
+                Swept::Failed(reason) => bail!(reason),
+                Swept::Page(..) | Swept::LogPage(_) | Swept::Ended => {}
+            }
+            if batch.len() >= BATCH {
+                self.judge.judge(subjects, std::mem::take(&mut batch), true).await?;
+            }
+        }
+        self.judge.judge(subjects, batch, true).await
     }
 
     /// Returns how many.
@@ -120,4 +189,11 @@ impl<'a> Search<'a> {
         let (subject, template) = found.filter(|_| !key.contains(['\n', '\r']))?;
         Some(Candidate { subject, template, key: key.to_owned(), wanted: Vec::new() })
     }
+}
+
+/// The keys of the rows of a logged change.
+fn logged(subjects: &[Subject], places: &HashMap<i32, usize>, change: &str) -> Vec<Candidate> {
+    let Ok(Announcement::Change(change)) = change::parse(change) else { return Vec::new() };
+    let (Some(&n), What::Rows(rows)) = (places.get(&change.watch), &change.what) else { return Vec::new() };
+    rows.iter().flat_map(|row| subjects[n].candidates_of(n, row, |_| true)).collect()
 }

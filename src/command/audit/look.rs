@@ -153,12 +153,16 @@ impl Subject {
 
     /// The keys of a row, of the templates that `wants` it.
     pub(crate) fn candidates(&self, subject: usize, image: &str, wants: impl Fn(usize) -> bool) -> Vec<Candidate> {
-        let Ok(row) = Row::parse(image) else { return Vec::new() };
+        Row::parse(image).map_or_else(|_| Vec::new(), |row| self.candidates_of(subject, &row, wants))
+    }
+
+    /// The same of a row that was read.
+    pub(crate) fn candidates_of(&self, subject: usize, row: &Row<'_>, wants: impl Fn(usize) -> bool) -> Vec<Candidate> {
         let templates = self.rule.templates().iter().enumerate().filter(|(template, _)| wants(*template));
         let candidate = |(template, of): (usize, &crate::rule::Template)| {
             let mut columns = of.columns().peekable();
             columns.peek()?; // the value of a constant key is of no row
-            let Some(Target::Key(key)) = of.render(&row) else { return None };
+            let Some(Target::Key(key)) = of.render(row) else { return None };
             let wanted = of.columns().map(|column| (column, row.value(column).flatten())).collect::<BTreeMap<_, _>>();
             Some(Candidate { subject, template, key, wanted: vec![serde_json::to_string(&wanted).ok()?] })
         };

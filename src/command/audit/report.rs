@@ -34,6 +34,8 @@ pub(super) struct Table {
     stale: BTreeMap<usize, u64>, // by template
     /// Templates whose keys are not looked for.
     pub(super) obscure: Vec<String>,
+    /// Its rows are those that changed since a time.
+    pub(super) is_limited: bool,
     /// Why nothing of it was audited.
     pub(super) skipped: Option<String>,
 }
@@ -96,7 +98,7 @@ impl Report {
             let Count { keys, compared, unreadable, unsettled } = table.count;
             json!({
                 "table": table.name, "keys": keys, "compared": compared, "stale": table.stale_keys(), "unreadable": unreadable,
-                "unsettled": unsettled, "not_inverted": table.obscure, "skipped": table.skipped,
+                "unsettled": unsettled, "not_inverted": table.obscure, "limited": table.is_limited, "skipped": table.skipped,
             })
         };
         json!({
