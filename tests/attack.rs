@@ -3,6 +3,7 @@
 //!
 //! Each of these succeeded once. Bookkeeping that the owner has spoiled is here, too: it must not keep a listener from starting.
 
+mod auditing;
 mod bookkeeping;
 mod bystanders;
 mod names;

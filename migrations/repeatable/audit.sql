@@ -37,7 +37,7 @@ as $$
     select u.oid::regtype from unwrapped u where u.typtype <> 'd'
 $$;
 
--- The CREATE FUNCTION statement of a watch's audit. `how`:
+-- What reads the rows of a watch's audit. `how`:
 --   0    the rows in the blocks `place` to `place + size - 1`, of each partition
 --   -1   the `size` rows that were stamped last
 --   n    those with the columns of the nth template as in one of `wanted`, JSON objects as row_N() makes them; up to `size` rows
@@ -62,15 +62,10 @@ begin
         branches := branches || format(E'\n    union all\n    (select %s from unnest($4) k(wanted) join %s t on %s where $1 = %s fetch first ($3) rows only)',
                                        columns, w.relation, condition, i);
     end loop;
-    return format($f$create or replace function unstale.audit_%1$s(how integer, place bigint, size bigint, wanted json[])
-    returns table (image text, version text)
-    language sql stable security definer
-    set search_path = pg_catalog, pg_temp
-    set row_security = off
-    set enable_seqscan = off
-begin atomic
-    select %2$s from %3$s t where $1 = 0 and t.ctid >= format('(%%s,0)', $2)::tid and t.ctid < format('(%%s,0)', $2 + $3)::tid%4$s;
-end$f$, w.id, columns, w.relation, branches);
+    return unstale.reader_definition(w, 'audit', 'how integer, place bigint, size bigint, wanted json[]', 'image text, version text',
+        E'    set row_security = off\n    set enable_seqscan = off',
+        format('    select %s from %s t where $1 = 0 and t.ctid >= format(''(%%s,0)'', $2)::tid and t.ctid < format(''(%%s,0)'', $2 + $3)::tid%s',
+               columns, w.relation, branches));
 end
 $$;
 
@@ -100,7 +95,9 @@ as $$
                 then 'row-level security is forced upon its owner, and hides rows; alter table ... no force row level security'
                 when exists (select from unnest(w.attnums || w.version_attnum) a(attnum)
                               where not exists (select from pg_depend d
-                                                 where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.refclassid = 'pg_class'::regclass
+                                                 where d.classid = 'pg_proc'::regclass and d.refclassid = 'pg_class'::regclass
+                                                   and d.objid = any (array(select q.oid from pg_proc q where q.pronamespace = p.pronamespace
+                                                                       and q.proname = format('row_%s', w.id)::name and 'wanted' = any (q.proargnames)))
                                                    and d.refobjid = w.relation and d.refobjsubid = a.attnum))
                 then 'its columns have other numbers, as after a restore; call unstale.watch() again'
                 when c.relkind = 'p' and exists (

@@ -29,7 +29,7 @@ create or replace function unstale.watches_in_force() returns table (w unstale.w
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select w, to_regproc(format('unstale.row_%s', w.id)) is not null
+    select w, exists (select from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = format('row_%s', w.id)::name and p.pronargs = 1)
       from unstale.watch w join pg_class c on c.oid = w.relation
      where w.ended is null
 $$;

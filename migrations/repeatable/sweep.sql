@@ -8,7 +8,51 @@
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
 
--- The CREATE FUNCTION statement of a watch's pages: the rows stamped since `from_stamp`, and after `after_stamp`, in the order of their
+-- The CREATE FUNCTION statements of page_N() or audit_N(), which read a table as its owner. That owner owns them, and may alter them
+-- to run as their caller at any time after they were found to be right; planning the query is then enough for code of theirs to run.
+-- So they hold no query, and nobody who may not create here can give them another text. First they call row_N() without arguments: it
+-- tries to reset the role, which PostgreSQL refuses to a function that runs as its owner, and to whatever that calls. Then they call
+-- row_N() with their own arguments, three of a page, four of an audit: it has the query, and settings, without which it would be
+-- inlined and planned too early. Both belong to the schema's owner.
+create or replace function unstale.reader_definition(w unstale.watch, name text, arguments text, result text, settings text, query text) returns text
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return format($f$create or replace function unstale.row_%1$s() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $b$
+begin
+    perform set_config('role', 'none', true);
+    raise exception 'what reads the table of watch %1$s does not run as its owner'
+        using errcode = 'object_not_in_prerequisite_state', hint = 'Call unstale.watch() again.';
+exception when insufficient_privilege then
+    return;
+end
+$b$;
+create or replace function unstale.row_%1$s(%3$s)
+    returns table (%4$s)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+%5$s
+begin atomic
+%6$s;
+end;
+create or replace function unstale.%2$s_%1$s(%3$s)
+    returns table (%4$s)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    set row_security = off
+begin atomic
+    select unstale.row_%1$s();
+    select r.* from unstale.row_%1$s(%7$s) r;
+end$f$, w.id, name, arguments, result, settings, query,
+        (select string_agg('$' || n, ', ' order by n) from generate_series(1, cardinality(string_to_array(arguments, ','))) n));
+end
+$$;
+
+-- What reads a watch's pages: the rows stamped since `from_stamp`, and after `after_stamp`, in the order of their
 -- stamps; `page_rows` of them and all that have the last one's stamp. The settings: a plan that begins at the stamp and ends with the
 -- page, whatever the arguments; and 42501 instead of a policy, if row-level security is forced upon the owner. The arguments go by their
 -- numbers: a name would be a column of the table, if it has one of that name.
@@ -17,23 +61,17 @@ create or replace function unstale.page_definition(w unstale.watch) returns text
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return (select format(
-        $f$create or replace function unstale.page_%1$s(from_stamp timestamptz, after_stamp timestamptz, page_rows bigint)
-    returns table (image text, stamp timestamptz)
-    language sql stable security definer
-    set search_path = pg_catalog, pg_temp
-    set row_security = off
+    return (select unstale.reader_definition(w, 'page', 'from_stamp timestamptz, after_stamp timestamptz, page_rows bigint',
+        'image text, stamp timestamptz', '    set row_security = off
     set enable_seqscan = off
-    set enable_bitmapscan = off
-begin atomic
-    select unstale.row_%1$s(t.*), %2$s from %3$s t
+    set enable_bitmapscan = off', format(
+        $f$    select unstale.row_%1$s(t.*), %2$s from %3$s t
      where t.%4$I >= %5$s and t.%4$I > %6$s
-     order by t.%4$I fetch first ($3) rows with ties;
-end$f$,
+     order by t.%4$I fetch first ($3) rows with ties$f$,
         -- Not `(t).`, which would be the column of that name in a table that has one.
         w.id, format(case when is_local then 'timezone(''UTC'', t.%I)' else 't.%I' end, column_now), w.relation, column_now,
         case when is_local then 'timezone(''UTC'', $1)' else '$1' end,
-        case when is_local then 'timezone(''UTC'', $2)' else '$2' end)
+        case when is_local then 'timezone(''UTC'', $2)' else '$2' end))
       from (select a.attname as column_now, a.atttypid = 'timestamp'::regtype as is_local
               from pg_attribute a where a.attrelid = w.relation and a.attnum = w.sweep_attnum) a);
 end

@@ -163,9 +163,13 @@ begin
         perform unstale.refuse(format('function %s belongs to %s, and would run in the writers'' transactions of %s', f.signature, f.owner, w.relation),
                                format('drop function %s; if nobody knows it.', f.signature));
     end loop;
-    for f in select p.oid::regprocedure as signature from pg_proc p -- its columns or its owner may be others now
-              where p.pronamespace = 'unstale'::regnamespace and p.proname = any (readers)
-                 and (p.proowner <> table_owner or case when p.proname = readers[1] then w.sweep_attnum else w.version_attnum end is null) loop
+    for f in select p.oid::regprocedure as signature from pg_proc p -- its columns or its owner may be others now; and what has its query
+              where p.pronamespace = 'unstale'::regnamespace
+                and (p.proname = any (readers)
+                     and (p.proowner <> table_owner or case when p.proname = readers[1] then w.sweep_attnum else w.version_attnum end is null)
+                     or p.proname = format('row_%s', w.id)::name
+                        and case p.pronargs when 3 then w.sweep_attnum is null when 4 then w.version_attnum is null else false end)
+              order by p.proname = any (readers) desc loop -- it calls the other
         execute format('drop function %s', f.signature);
     end loop;
     known := array(select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names));

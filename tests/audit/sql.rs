@@ -73,6 +73,18 @@ async fn a_column_that_is_renamed_stays_the_version_and_one_that_is_dropped_is_r
 }
 
 #[tokio::test]
+async fn a_watch_that_has_no_version_any_more_holds_on_to_no_column() {
+    let world = World::new().await;
+    world
+        .execute(
+            "create table t (id int, v int, updated_at timestamptz); select unstale.watch('t', array['t:{id}'], version => 'v', version_path => '$.v');
+             select unstale.watch('t', array['t:{id}'], updated_at => null); alter table t drop column v",
+        )
+        .await;
+    assert_eq!(world.number("select count(*) from unstale.findings() f where f.severity = 'error'").await, 0);
+}
+
+#[tokio::test]
 async fn versions_compare_as_their_type_does() {
     let world = World::new().await;
     let mut reader = reader(&world).await;

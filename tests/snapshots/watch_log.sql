@@ -6,9 +6,21 @@ create or replace function unstale.table_1() returns regclass language sql stabl
 
 create or replace function unstale.fresh_1(t public.users) returns boolean language sql begin atomic select coalesce((t).updated_at >= clock_timestamp() - unstale.margin(), false); end;
 
-create or replace function unstale.page_1(from_stamp timestamptz, after_stamp timestamptz, page_rows bigint)
+create or replace function unstale.row_1() returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $b$
+begin
+    perform set_config('role', 'none', true);
+    raise exception 'what reads the table of watch 1 does not run as its owner'
+        using errcode = 'object_not_in_prerequisite_state', hint = 'Call unstale.watch() again.';
+exception when insufficient_privilege then
+    return;
+end
+$b$;
+create or replace function unstale.row_1(from_stamp timestamptz, after_stamp timestamptz, page_rows bigint)
     returns table (image text, stamp timestamptz)
-    language sql stable security definer
+    language sql stable
     set search_path = pg_catalog, pg_temp
     set row_security = off
     set enable_seqscan = off
@@ -17,6 +29,15 @@ begin atomic
     select unstale.row_1(t.*), t.updated_at from public.users t
      where t.updated_at >= $1 and t.updated_at > $2
      order by t.updated_at fetch first ($3) rows with ties;
+end;
+create or replace function unstale.page_1(from_stamp timestamptz, after_stamp timestamptz, page_rows bigint)
+    returns table (image text, stamp timestamptz)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    set row_security = off
+begin atomic
+    select unstale.row_1();
+    select r.* from unstale.row_1($1, $2, $3) r;
 end;
 
 create or replace function unstale.insert_1() returns trigger

@@ -26,7 +26,7 @@ const RENDERED: usize = 20;
 /// Suspects that wait for their second look.
 const MOST_SUSPECTS: usize = 20_000;
 
-/// Looks at a suspect, each after [`Judge::settle`], if one of its sides has changed each time.
+/// Looks at a suspect, each after [`Ways::settle`], if one of its sides has changed each time.
 const LOOKS: u32 = 5;
 
 /// How long Redis may fail to delete what is healed: long enough for a fail-over.
