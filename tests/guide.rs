@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::daemon::{BINARY, Daemon};
+use crate::support::wait::until;
 use crate::support::world::World;
 use crate::tidy::read;
 
-/// The page's block of a language.
+/// The page's first block of a language.
 fn block(language: &str) -> String {
+    nth_block(language, 1)
+}
+
+/// The page's blocks of a language, from 1.
+fn nth_block(language: &str, n: usize) -> String {
     let page = read("docs/testing.md");
-    let block = page.split(&format!("```{language}\n")).nth(1).and_then(|rest| rest.split("\n```").next());
+    let block = page.split(&format!("```{language}\n")).nth(n).and_then(|rest| rest.split("\n```").next());
     block.unwrap_or_else(|| panic!("the page has no block of {language}")).to_owned()
 }
 
@@ -46,26 +52,55 @@ async fn listening() -> (World, Daemon) {
     (world, daemon)
 }
 
+/// Where this binary is found first.
+fn path() -> String {
+    let binaries = Path::new(BINARY).parent().expect("it is in a folder").display().to_string();
+    format!("{binaries}:{}", std::env::var("PATH").unwrap_or_default())
+}
+
 /// Runs the page's test, which succeeds; and fails once nobody listens, so that it does test something.
 async fn holds(run: impl Fn(&mut Command) -> &mut Command, program: impl AsRef<Path>) {
     let (world, mut daemon) = listening().await;
-    let binaries = Path::new(BINARY).parent().expect("it is in a folder").display().to_string();
-    let path = format!("{binaries}:{}", std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new(program.as_ref());
-    command.env("PATH", path).env("DATABASE_URL", world.database_url()).env("REDIS_URL", world.redis_url()).env("UNSTALE_INSTANCE", "test");
+    command
+        .env("PATH", path())
+        .env("DATABASE_URL", world.database_url())
+        .env("REDIS_URL", world.redis_url())
+        .env("UNSTALE_INSTANCE", "test");
     run(&mut command);
     succeeds(&mut command);
     daemon.kill9();
     assert!(!output(&mut command).status.success(), "it succeeds without a listener");
 }
 
-#[tokio::test]
-async fn the_page_s_test_holds_in_pytest() {
-    let folder = tools("pytest", |folder| {
+fn pytest() -> PathBuf {
+    tools("pytest", |folder| {
         succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder));
         let packages = ["pytest==8.*", "psycopg[binary]==3.*", "redis>=5"];
         succeeds(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(packages));
-    });
+    })
+}
+
+/// With the page's conftest.py nothing has to listen before.
+#[tokio::test]
+async fn the_page_s_fixture_brings_a_listener_of_its_own_and_ends_it() {
+    let world = World::new().await;
+    world.execute(&block("sql")).await;
+    let (tools, folder) = (pytest(), tempfile::tempdir().expect("a directory"));
+    for (name, text) in [("conftest.py", nth_block("python", 2)), ("test_users.py", block("python"))] {
+        std::fs::write(folder.path().join(name), text).expect("a file of ours");
+    }
+    let mut command = Command::new(tools.join("bin/python"));
+    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).current_dir(folder.path());
+    command.env("PATH", path()).env("DATABASE_URL", world.database_url()).env("REDIS_URL", world.redis_url());
+    succeeds(&mut command);
+    let sessions = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'unstale'";
+    until("the listener has ended", async || world.number(sessions).await == 0).await;
+}
+
+#[tokio::test]
+async fn the_page_s_test_holds_in_pytest() {
+    let folder = pytest();
     let test = folder.join("test_users.py");
     std::fs::write(&test, block("python")).expect("a file of ours");
     holds(|command| command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).arg(&test), folder.join("bin/python")).await;

@@ -30,12 +30,12 @@ create or replace function unstale.before_barrier(instance text, barrier xid8) r
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select case when i.name is null then format('no listener of the name %L was ever here', instance)
+    select case when i.name is null then format('no listener of the name %L was ever here; start `unstale run` with this database and this instance', instance)
                 -- A snapshot from the future came with a dump or a restore, and is about another history.
                 when i.timeline <> '' and not i.forgotten and pg_snapshot_xmax(i.log) <= pg_snapshot_xmax(pg_current_snapshot())
                      and pg_visible_in_snapshot(barrier, i.log) then null
                 when i.saved_at < clock_timestamp() - interval '10 seconds'
-                then format('the listener %L was last here at %s', instance, date_trunc('seconds', i.saved_at))
+                then format('the listener %L was last here at %s; start it again', instance, date_trunc('seconds', i.saved_at))
                 when g.opened_at is not null
                 then format('the listener %L catches up, after a gap (%s) that opened at %s', instance, g.cause, date_trunc('seconds', g.opened_at))
                 else format('Redis, or the way there, has not acknowledged everything to the listener %L', instance) end
