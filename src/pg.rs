@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnection, PgDatabaseError};
 
 use crate::watermark::PgTime;
 
+mod addresses;
 pub mod audit;
 pub mod barrier;
 pub mod check;
@@ -52,6 +53,9 @@ pub enum Error {
     /// Of several hosts none is a primary that answers; why, of each.
     #[error("cannot connect to PostgreSQL: {0}")]
     NoPrimary(String),
+    /// Connected to a standby where a primary is to be found; with what there is to add.
+    #[error("it is a standby{0}")]
+    Standby(String),
     /// Something stands between that cannot be listened through.
     #[error("{0}")]
     Pooler(String),

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use sqlx::AssertSqlSafe;
 
-use crate::support::daemon::{Daemon, command};
+use crate::support::daemon::{BINARY, Daemon, command};
 use crate::support::link::Link;
 use crate::support::servers::own_postgres;
 use crate::support::wait::until;
@@ -192,6 +192,39 @@ async fn of_several_hosts_the_primary_is_found_and_found_again_after_a_fail_over
         .await
         .expect("it is a primary");
     world.gone(["user:7"]).await;
+}
+
+/// A name that a resolver gives two addresses, to one process alone: with an /etc/hosts of its own, which only root may mount.
+#[tokio::test]
+async fn of_two_servers_of_one_name_the_primary_is_found() {
+    if !std::process::Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: nobody here may mount");
+        return;
+    }
+    let world = World::on(own_postgres()).await;
+    let standby = standby_of(&world);
+    // Neither is the address that a connection would come from, which resolvers put first.
+    let port = unstale::scratch::free_port().expect("a free port");
+    let _primary = Link::between(([127, 0, 0, 2], port).into(), ([127, 0, 0, 1], world.postgres().port()).into()).await;
+    let _standby = Link::between(([127, 0, 0, 3], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let hosts = directory.path().join("hosts");
+    let migrate = |url: &str, addresses: [&str; 2]| {
+        std::fs::write(&hosts, addresses.map(|address| format!("{address} db.test\n")).concat()).expect("a file of ours");
+        let script = r#"mount --bind "$0" /etc/hosts && exec "$1" migrate"#;
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .args([hosts.as_os_str(), BINARY.as_ref()])
+            .env("DATABASE_URL", url)
+            .output();
+        output.expect("util-linux has unshare")
+    };
+    for addresses in [["127.0.0.2", "127.0.0.3"], ["127.0.0.3", "127.0.0.2"]] {
+        world.execute("drop schema unstale cascade").await;
+        let output = migrate(&format!("postgres://postgres@db.test:{port}/app"), addresses);
+        assert!(output.status.success(), "{addresses:?}: {output:?}");
+        assert_eq!(world.number("select count(*) from pg_namespace where nspname = 'unstale'").await, 1);
+    }
 }
 
 #[tokio::test]

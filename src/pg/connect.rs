@@ -6,6 +6,7 @@
 //! a role's and can stay in no pool. A pooler refuses or swallows them: then it must be one that gives each client a server of its
 //! own, and they are SET. Refuses: a pooler in transaction mode, before anything that would stay in its pool was said.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 
-use super::Error;
 use super::url::{Host, Mode, Url, Wants, password_in};
+use super::{Error, addresses};
 use crate::config::{Problem, Source, reading};
 use crate::exposure::{Exposure, ToPostgres};
 
@@ -94,7 +95,7 @@ impl Postgres {
         let source = source.into();
         let url = parse(&source.known())?;
         let hosts: Vec<String> = url.hosts.iter().map(at).collect();
-        let options = options(&url, &url.hosts[0], PgSslMode::Disable)?;
+        let options = options(&url, &url.hosts[0], None, PgSslMode::Disable)?;
         let place = format!("{}/{}", hosts.join(","), options.get_database().unwrap_or(options.get_username()));
         Ok(Self { source, place, first: Arc::default() })
     }
@@ -151,7 +152,7 @@ impl Postgres {
         for at in (first..first + count).map(|at| at % count) {
             // Whoever loses patience with this one begins with the next.
             self.first.store(at + 1, Ordering::Relaxed);
-            match to_host(&url, &url.hosts[at]).await {
+            match to_name(&url, &url.hosts[at]).await {
                 Ok(connected) => {
                     self.first.store(at, Ordering::Relaxed);
                     return Ok(connected);
@@ -226,8 +227,44 @@ fn default_host(port: u16) -> String {
     SOCKET_DIRECTORIES.iter().find(has_socket).map_or("localhost", |directory| directory).to_owned()
 }
 
-/// To one host. `sslmode=allow` is two attempts.
-async fn to_host(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error> {
+/// To the primary among the servers of one name. By its name first, which is what a proxy in front of many databases goes by, and if that
+/// leads to a standby, to each of its addresses.
+async fn to_name(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error> {
+    let addresses = addresses::of(&host.name, host.port).await;
+    let chosen = url.hosts.len() > 1 || url.wants == Wants::ReadWrite || addresses.len() > 1;
+    let mut result = to_host(&Target { url, host, address: None, chosen }).await;
+    if addresses.len() < 2 || !matches!(result, Err(Error::Standby(_))) {
+        return result;
+    }
+    if url.tls.mode == Mode::VerifyFull {
+        let sentence = format!(
+            "; {} has other addresses, but with sslmode=verify-full the driver chooses among them: name the servers, as in //host1,host2/",
+            host.name
+        );
+        return Err(Error::Standby(sentence));
+    }
+    for address in addresses {
+        result = to_host(&Target { url, host, address: Some(address), chosen }).await;
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// One server, and how it is called.
+struct Target<'a> {
+    url: &'a Url,
+    host: &'a Host,
+    /// Instead of the name.
+    address: Option<IpAddr>,
+    /// Are there others, so that a standby will not do?
+    chosen: bool,
+}
+
+/// To one server. `sslmode=allow` is two attempts.
+async fn to_host(target: &Target<'_>) -> Result<(PgConnection, Route), Error> {
+    let url = target.url;
     let modes = match url.tls.mode {
         Mode::Disable => &[PgSslMode::Disable][..],
         Mode::Allow => &[PgSslMode::Disable, PgSslMode::Require],
@@ -238,9 +275,9 @@ async fn to_host(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error>
     };
     let mut result = Err(Error::Url(String::new()));
     for mode in modes {
-        let options = options(url, host, *mode)?;
-        let patience = url.timeout.or((url.hosts.len() > 1).then_some(PATIENCE));
-        let connecting = open(url, host, options);
+        let options = options(url, target.host, target.address, *mode)?;
+        let patience = url.timeout.or((url.hosts.len() > 1 || target.address.is_some()).then_some(PATIENCE));
+        let connecting = open(target, options);
         result = match patience {
             None => connecting.await,
             Some(patience) => tokio::time::timeout(patience, connecting).await.unwrap_or(Err(Error::Timeout(patience))),
@@ -252,7 +289,8 @@ async fn to_host(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error>
     result
 }
 
-async fn open(url: &Url, host: &Host, options: PgConnectOptions) -> Result<(PgConnection, Route), Error> {
+async fn open(target: &Target<'_>, options: PgConnectOptions) -> Result<(PgConnection, Route), Error> {
+    let Target { url, host, .. } = *target;
     let place = format!("{}/{}", at(host), options.get_database().unwrap_or(options.get_username()));
     let failed = |source| Error::Connect { place: place.clone(), source };
     let role_is_asked_for = options.get_options().is_some_and(|options| options.contains("role="));
@@ -260,7 +298,7 @@ async fn open(url: &Url, host: &Host, options: PgConnectOptions) -> Result<(PgCo
     let direct = options.clone().options(settings(url)).options([(MARKER, "yes")]);
     match direct.connect().await {
         Ok(mut connection) => {
-            if look(&mut connection, url).await? {
+            if look(&mut connection, target).await? {
                 let route = Route { options: direct, set, place };
                 route.begin(&mut connection).await?;
                 return Ok((connection, route));
@@ -281,7 +319,7 @@ async fn open(url: &Url, host: &Host, options: PgConnectOptions) -> Result<(PgCo
                         connect to PostgreSQL itself, or to a pool in session mode";
         return Err(Error::Pooler(sentence.into()));
     }
-    look(&mut connection, url).await?;
+    look(&mut connection, target).await?;
     let names = settings(url).map(|(name, value)| format!("('{name}', '{value}')")).collect::<Vec<_>>().join(", ");
     let known = "where name in (select name from pg_settings)"; // an older server refuses what it does not know
     let all = format!("select set_config(name, value, false) from (values {names}) s(name, value) {known}; {set}");
@@ -297,18 +335,17 @@ fn settings(url: &Url) -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// Has the server seen our settings? Refuses one that is not wanted.
-async fn look(connection: &mut PgConnection, url: &Url) -> Result<bool, Error> {
-    let chosen = url.hosts.len() > 1 || url.wants == Wants::ReadWrite;
+async fn look(connection: &mut PgConnection, target: &Target<'_>) -> Result<bool, Error> {
     // A simple query: behind a pooler a prepared statement might be somebody else's, and nothing may be set there yet.
     let asked = format!(
         "select coalesce(current_setting('{MARKER}', true), '') = 'yes', pg_is_in_recovery(),
                 current_setting('default_transaction_read_only') = 'on'"
     );
     let row = connection.fetch_one(AssertSqlSafe(asked)).await.map_err(Error::of("asking the server what it is"))?;
-    if chosen && row.get(1) {
-        return Err(Error::Unsuitable("it is a standby".into()));
+    if target.chosen && row.get(1) {
+        return Err(Error::Standby(String::new()));
     }
-    if url.wants == Wants::ReadWrite && row.get(2) {
+    if target.url.wants == Wants::ReadWrite && row.get(2) {
         let sentence = "its transactions are read-only (default_transaction_read_only), and target_session_attrs=read-write";
         return Err(Error::Unsuitable(sentence.into()));
     }
@@ -353,7 +390,7 @@ async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
 }
 
 /// Every field is ours: what the driver takes from the environment by itself is what the URL's parser has taken from there.
-fn options(url: &Url, host: &Host, mode: PgSslMode) -> Result<PgConnectOptions, Error> {
+fn options(url: &Url, host: &Host, address: Option<IpAddr>, mode: PgSslMode) -> Result<PgConnectOptions, Error> {
     let from_environment = std::env::var("PGOPTIONS").ok();
     let mut options = match url.options.as_deref().filter(|options| Some(*options) != from_environment.as_deref()) {
         None => PgConnectOptions::new_without_pgpass(),
@@ -375,7 +412,7 @@ fn options(url: &Url, host: &Host, mode: PgSslMode) -> Result<PgConnectOptions, 
     options = if name.starts_with('/') {
         options.host("localhost").socket(&name).ssl_mode(PgSslMode::Disable)
     } else {
-        options.host(&name).ssl_mode(mode)
+        options.host(&address.map_or_else(|| name.clone(), |address| address.to_string())).ssl_mode(mode)
     };
     let application = url.application.as_deref().filter(|name| *name != super::APPLICATION);
     options = match application {

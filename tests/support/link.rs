@@ -64,7 +64,7 @@ impl Epoch {
 
 /// What the acceptor and the test share.
 struct Shared {
-    port: u16,
+    own: SocketAddr,
     server: SocketAddr,
     fault: watch::Sender<Fault>,
     listening: watch::Sender<bool>,
@@ -80,9 +80,15 @@ pub(crate) struct Link {
 impl Link {
     /// Opens a link to `server`, which need not be there yet.
     pub(crate) async fn to(server: SocketAddr) -> Self {
+        let port = unstale::scratch::free_port().expect("a free port");
+        Self::between((Ipv4Addr::LOCALHOST, port).into(), server).await
+    }
+
+    /// The same, where clients connect to `own`.
+    pub(crate) async fn between(own: SocketAddr, server: SocketAddr) -> Self {
         // A few hundred bytes a link, leaked, in a process that ends with the tests.
         let shared: &Shared = Box::leak(Box::new(Shared {
-            port: unstale::scratch::free_port().expect("a free port"),
+            own,
             server,
             fault: watch::Sender::new(Fault::None),
             listening: watch::Sender::new(false),
@@ -100,12 +106,12 @@ impl Link {
 
     /// Where clients connect.
     pub(crate) fn addr(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.shared.port).into()
+        self.shared.own
     }
 
     /// The port where clients connect.
     pub(crate) fn port(&self) -> u16 {
-        self.shared.port
+        self.shared.own.port()
     }
 
     /// Connections through it now.
@@ -174,7 +180,7 @@ async fn accept(shared: &'static Shared) {
         fault.wait_for(|fault| *fault != Fault::Cut).await.expect("the sender is static");
         // As in `cut`, somebody may still hold the old socket.
         let listener = loop {
-            match TcpListener::bind((Ipv4Addr::LOCALHOST, shared.port)).await {
+            match TcpListener::bind(shared.own).await {
                 Ok(listener) => break listener,
                 Err(_) => wait::delay(Duration::from_millis(1)).await,
             }
