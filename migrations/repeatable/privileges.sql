@@ -172,7 +172,8 @@ begin
          where p.pronamespace = 'unstale'::regnamespace and a.grantee not in (0, p.proowner) and unstale.has_by_default(a.grantee, 'f')
            and a.grantee not in (select l::oid from unstale.listeners() l)
            and not exists (select from unstale.watch w join pg_class t on t.oid = w.relation
-                            where p.proname = format('row_%s', w.id) and t.relowner = a.grantee)
+                            where p.proname = format('row_%s', w.id) and t.relowner = a.grantee
+                               or (p.oid, a.grantee) in (select c.function::oid, c.maker::oid from unstale.cloned(w) c))
     loop
         execute format('revoke all on function %s from %s', granted.f, granted.grantee);
     end loop;

@@ -42,7 +42,7 @@ begin
     wanted := unstale.with_policy(wanted, watch.guarantee, watch.reason, watch.version, watch.version_path);
 
     select * into known from unstale.watch w where w.relation = watch.relation and w.ended is null;
-    if found and unstale.digests(wanted, known) = known and unstale.installed(known) then
+    if found and unstale.digests(wanted, known) = known and unstale.installed(known) and unstale.partitions_can_be_made(known) then
         return 'unchanged';
     end if;
 
@@ -57,7 +57,7 @@ begin
             overriding system value
             values (unstale.free_number(), watch.relation, watch.relation::text, '{}', '{}', '{}', watch.delivery, '', '')
             returning * into known;
-    elsif unstale.digests(wanted, known) = known and unstale.installed(known) then
+    elsif unstale.digests(wanted, known) = known and unstale.installed(known) and unstale.partitions_can_be_made(known) then
         perform set_config('lock_timeout', caller_timeout, true);
         return 'unchanged';
     else
@@ -190,6 +190,39 @@ begin
             perform unstale.grant_to_listeners(f.signature);
         end if;
     end loop;
+    for statement in select format('grant execute on function %s to %s', c.function, c.maker) from unstale.cloned(w) c loop
+        execute statement;
+    end loop;
+end
+$$;
+
+-- Who makes or attaches a partition gives it the row triggers of the partitioned table, and PostgreSQL asks whether he may execute their
+-- functions: it would refuse with `permission denied for function`, and not even say which. So the owners of the partitioned tables may.
+-- On a table of theirs, a function does nothing unless the table is below the watched one.
+create or replace function unstale.cloned(w unstale.watch) returns table (function regprocedure, maker regrole)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (select c.relkind <> 'p' from pg_class c where c.oid = w.relation) then
+        return;
+    end if;
+    return query
+    select p.oid::regprocedure, m.maker
+      from (select distinct c.relowner::regrole from unstale.tree(w.relation) t(relation) join pg_class c on c.oid = t.relation
+             where c.relkind = 'p' and c.relowner <> unstale.owner()) m(maker)
+      join pg_proc p on p.pronamespace = 'unstale'::regnamespace and p.pronargs = 0
+       and p.proname in (format('insert_%s', w.id)::name, format('update_%s', w.id)::name, format('delete_%s', w.id)::name);
+end
+$$;
+
+-- False after a partitioned table was given to another role, which can make no partition before the table is watched again.
+create or replace function unstale.partitions_can_be_made(w unstale.watch) returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select not exists (select from unstale.cloned(w) c where not has_function_privilege(c.maker::oid, c.function::oid, 'execute')));
 end
 $$;
 

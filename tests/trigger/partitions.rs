@@ -193,3 +193,37 @@ async fn a_detached_partition_is_an_ordinary_table_and_unwatch_leaves_nothing_on
         [""; 0]
     );
 }
+
+/// The tables' owner need not be the schema's. PostgreSQL asks whether he may execute what the triggers of a new partition call.
+#[tokio::test]
+async fn an_owner_who_does_not_own_our_schema_can_make_and_attach_partitions() {
+    let mut ear = Ear::after("").await;
+    let database: String = ear.rows("select current_database()").await.remove(0);
+    let (one, other) = (format!("one_{database}"), format!("other_{database}"));
+    let make = "create table p1 partition of theirs for values from (0) to (10);
+        create table p2 partition of theirs for values from (10) to (30) partition by range (id);
+        create table p21 partition of p2 for values from (10) to (20);
+        create table p3 (id int primary key); alter table theirs attach partition p3 for values from (30) to (40)";
+    ear.world
+        .execute(&format!(
+            "create role {one}; create role {other}; grant create, usage on schema public to {one}, {other};
+             set role {one}; create table theirs (id int primary key) partition by range (id); reset role;
+             select unstale.watch('theirs', array['theirs:{{id}}'])"
+        ))
+        .await;
+    let mut session = ear.session().await;
+    session.execute(&format!("set role {one}; {make}")).await;
+    let new = |id| format!(r#"1 "new":{{"id":"{id}"}}"#);
+    assert_eq!(ear.hears("insert into theirs values (5), (15), (35)").await, [new(5), new(15), new(35)]);
+
+    // Another owner is given the right by the same call; without it PostgreSQL refuses his partition, and no write.
+    ear.world.execute(&format!("alter table theirs owner to {other}")).await;
+    session.execute(&format!("reset role; set role {other}")).await;
+    let fourth = "create table p4 partition of theirs for values from (40) to (50)";
+    assert!(session.refuses(fourth).await.contains("permission denied"));
+    ear.hears("select unstale.watch('theirs', array['theirs:{id}'])").await;
+    session.execute(fourth).await;
+    assert_eq!(ear.hears("insert into theirs values (45)").await, [new(45)]);
+    session.execute("reset role").await;
+    ear.world.execute(&format!("drop table theirs cascade; drop owned by {one}, {other}; drop role {one}, {other}")).await;
+}
