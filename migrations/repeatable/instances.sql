@@ -219,9 +219,9 @@ as $$
       from unstale.gap g where g.instance = last_gaps.instance order by g.opened_at desc, g.id desc limit last_gaps.most
 $$;
 
--- A page of the changes that are said nowhere else (src/pg/log.rs), with a row for its snapshot first. PostgreSQL would plan each
--- reading anew, which takes ten times as long as to read; and a part that was empty when the one plan was made, after a VACUUM, would
--- be read from its beginning for ever.
+-- A page of the changes that are said nowhere else (src/pg/log.rs), and all that have the last one's place, with a row for its snapshot
+-- first. PostgreSQL would plan each reading anew, which takes ten times as long as to read; and a part that was empty when the one plan
+-- was made, after a VACUUM, would be read from its beginning for ever.
 create or replace function unstale.read_log(open xid8[], open_xid xid8, open_id bigint, after_xid xid8, after_id bigint, page_rows bigint)
     returns table (change text, xid text, id bigint, was_open boolean)
     language plpgsql security definer
@@ -237,15 +237,15 @@ begin
     union all
     (select l.change, l.xid::text, l.id, true from unstale.change_log l
       where l.xid = any (read_log.open) and (l.xid, l.id) > (read_log.open_xid, read_log.open_id) and not l.announced
-      order by l.xid, l.id limit page_rows)
+      order by l.xid, l.id fetch first (page_rows) rows with ties)
     union all
     (select l.change, l.xid::text, l.id, false from unstale.change_log l
       where (l.xid, l.id) > (read_log.after_xid, read_log.after_id) and l.xid < pg_snapshot_xmax(pg_current_snapshot()) and not l.announced
-      order by l.xid, l.id limit page_rows);
+      order by l.xid, l.id fetch first (page_rows) rows with ties);
 end
 $$;
 
--- A page of the logged changes that `done` does not see, announced or not, after the place (xid, id).
+-- A page of the logged changes that `done` does not see, announced or not, after the place (xid, id); and all that have the last one's.
 -- ORDER BY of a bare name would be by the text in the select list, where 1000 comes before 999.
 create or replace function unstale.log_since(done pg_snapshot, after_xid xid8, after_id bigint, page_rows bigint)
     returns table (change text, xid text, id bigint)
@@ -256,5 +256,5 @@ create or replace function unstale.log_since(done pg_snapshot, after_xid xid8, a
 as $$
     select l.change, l.xid::text, l.id from unstale.change_log l
      where (l.xid, l.id) > (after_xid, after_id) and not pg_visible_in_snapshot(l.xid, done)
-     order by l.xid, l.id limit page_rows
+     order by l.xid, l.id fetch first (page_rows) rows with ties
 $$;

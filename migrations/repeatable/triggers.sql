@@ -191,11 +191,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (%1$s, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), %1$s, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (%1$s, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), %1$s, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (%1$s, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), %1$s, announced, change);
     end if;
 $f$, w.id, case when w.delivery = 'log' then
 $f$        announced := false;

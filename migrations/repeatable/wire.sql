@@ -72,17 +72,24 @@ begin
 end
 $$;
 
+-- A change's place among those of its transaction. Not from a sequence: nextval() would become what the writer's lastval() says, by which
+-- some drivers ask for the row that was inserted. The clock may step back, and two places be equal: whoever reads the log reads equal ones
+-- together (instances.sql).
+create or replace function unstale.log_place() returns bigint
+    language sql volatile
+    return (date_part('epoch', clock_timestamp()) * 1000000)::bigint;
+
 -- Writes a change to the log.
 create or replace function unstale.log_change(watch_id integer, change text, announced boolean) returns boolean
     language plpgsql
 as $$
 begin
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (watch_id, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), watch_id, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (watch_id, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), watch_id, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (watch_id, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), watch_id, announced, change);
     end if;
     return announced;
 end
@@ -130,7 +137,7 @@ begin
     if not announced then
         return unstale.notify_or_log(watch_id, change, false, false);
     end if;
-    execute pg_catalog.format('insert into unstale.change_log_%s (watch, announced, change) values ($1, true, $2)', unstale.part())
+    execute pg_catalog.format('insert into unstale.change_log_%s (id, watch, announced, change) values (unstale.log_place(), $1, true, $2)', unstale.part())
         using watch_id, change;
     return true;
 end

@@ -85,7 +85,7 @@ impl Reader {
             *(if was_open { &mut self.open } else { &mut self.after }) = Some((parse_xid(&xid)?, row.get(2)));
             changes.push(row.get::<String, _>(0));
         }
-        let more = full.contains(&self.rows);
+        let more = full.iter().any(|&rows| rows >= self.rows); // more than that have one place
         if !more && let Some(next) = self.next.take() {
             (self.open, self.after, self.seen) = (None, None, next);
         }

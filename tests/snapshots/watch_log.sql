@@ -61,11 +61,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -98,11 +98,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -129,11 +129,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -160,11 +160,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -226,11 +226,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -290,11 +290,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end

@@ -64,11 +64,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -104,11 +104,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -135,11 +135,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -166,11 +166,11 @@ begin
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (watch, announced, change) values (1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end

@@ -242,3 +242,33 @@ async fn a_template_without_columns_is_announced_at_any_change() {
     assert_eq!(ear.hears("update t set id = 2").await, [r#"1 "new":{}"#]);
     assert_eq!(ear.hears("delete from t").await, [r#"1 "old":{}"#]);
 }
+
+/// PDO's `lastInsertId()` and others ask by `lastval()` which row was inserted.
+#[tokio::test]
+async fn what_a_writer_asks_of_its_own_sequences_is_of_its_own() {
+    for delivery in ["row", "statement", "log"] {
+        let ear = Ear::after(&format!(
+            "create table orders (id int generated always as identity (start 42) primary key, note text);
+             select unstale.watch('orders', array['order:{{id}}'], '{delivery}')"
+        ))
+        .await;
+        let mut session = ear.session().await;
+        session.execute("insert into orders (note) values ('a'), ('b')").await;
+        assert_eq!(session.value("select lastval()::text").await, "43", "{delivery}");
+        session.execute("begin; set local unstale.bell = off; insert into orders (note) values ('c')").await;
+        assert_eq!(session.value("select lastval()::text").await, "44", "{delivery}");
+        session.execute("commit").await;
+        assert!(!ear.logged().await.is_empty(), "{delivery}");
+    }
+}
+
+/// Places are times, and a clock may step back.
+#[tokio::test]
+async fn changes_of_one_place_are_read_together() {
+    let ear = Ear::after("create table t (id int primary key); select unstale.watch('t', array['t:{id}'], 'log')").await;
+    ear.world.execute("insert into t select generate_series(1, 5)").await;
+    ear.world.execute("insert into t values (6); insert into t values (7); update unstale.change_log set id = 1, xid = '3'").await;
+    let page = |rows| format!("select count(*)::text from unstale.log_since('4:4:', '0', 0, {rows})");
+    assert_eq!(ear.rows(&page(1)).await, ear.rows(&page(100)).await);
+    assert_eq!(ear.rows(&page(1).replace("4:4:", "2:2:")).await, ["3"]);
+}
