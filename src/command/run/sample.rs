@@ -214,8 +214,8 @@ impl Sample {
 
 /// Whose key it is, of the watches that can be audited.
 fn candidate(subjects: &[Subject], key: &str) -> Option<Candidate> {
-    let auditable = subjects.iter().enumerate().filter(|(_, subject)| subject.unauditable.is_none());
-    auditable.into_iter().find_map(|(n, subject)| subject.candidate(n, key))
+    let mut auditable = subjects.iter().enumerate().filter(|(_, subject)| subject.unauditable.is_none());
+    auditable.find_map(|(n, subject)| subject.candidate(n, key))
 }
 
 async fn open(parts: &watch::Receiver<Dependencies>) -> anyhow::Result<(Look, Vec<Subject>, Instant)> {
