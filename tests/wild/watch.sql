@@ -112,7 +112,7 @@ create function unstale_wild.named(statement text) returns setof regclass
 as $$
     with recursive words(word) as (
         select distinct lower(m[1])
-          from regexp_matches(statement, case when statement ~* '^\s*alter\s+table' then '\m(?:table|exists|only|partition|inherit|of)\s+(?:\w+\.)?(\w+)' else '(\w+)' end, 'gi') m
+          from regexp_matches(statement, case when statement ~* '^\s*alter\s+table' then '\m(?:table|partition|inherit|of)(?:\s+if|\s+exists|\s+only)*\s+"?(?:\w+"?\."?)?(\w+)' else '(\w+)' end, 'gi') m
     ), named(oid) as (
         select c.oid
           from pg_class c
