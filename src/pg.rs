@@ -112,6 +112,7 @@ impl Error {
     fn without_place(&self) -> String {
         match self {
             Self::Connect { source, .. } => format!("{}{}", words(source), remedy::remedy(source)),
+            Self::NoPrimary(reasons) => reasons.clone(),
             _ => self.in_full(),
         }
     }
@@ -122,7 +123,7 @@ impl Error {
         match self {
             Self::Connect { source, .. } => remedy::command(source),
             Self::Pooler(_) => "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode".into(),
-            Self::NoPrimary(_) => "# correct the hosts in DATABASE_URL, or start the primary".into(),
+            Self::NoPrimary(_) | Self::Standby(_) => "# correct the hosts in DATABASE_URL, or start the primary".into(),
             Self::Timeout(_) => "# look for a firewall, or for a server that hangs".into(),
             Self::Statement { source, .. } => remedy::after_refusal(source),
             Self::NotMigrated => "unstale migrate".into(),

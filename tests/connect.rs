@@ -4,8 +4,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use sqlx::AssertSqlSafe;
+use unstale::scratch::{Postgres, free_port};
 
-use crate::support::daemon::{BINARY, Daemon, command};
+use crate::support::daemon::{BINARY, Daemon, command, with_hosts};
 use crate::support::link::Link;
 use crate::support::servers::own_postgres;
 use crate::support::wait::until;
@@ -194,37 +195,54 @@ async fn of_several_hosts_the_primary_is_found_and_found_again_after_a_fail_over
     world.gone(["user:7"]).await;
 }
 
-/// A name that a resolver gives two addresses, to one process alone: with an /etc/hosts of its own, which only root may mount.
-#[tokio::test]
-async fn of_two_servers_of_one_name_the_primary_is_found() {
-    if !std::process::Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
-        eprintln!("skipped: nobody here may mount");
-        return;
-    }
+/// A primary, its standby, and a port at which 127.0.0.2 leads to the first and 127.0.0.3 to the second. Neither is the address that a
+/// connection would come from, which resolvers put first.
+async fn two_servers() -> (World, Postgres, u16, [Link; 2]) {
     let world = World::on(own_postgres()).await;
     let standby = standby_of(&world);
-    // Neither is the address that a connection would come from, which resolvers put first.
-    let port = unstale::scratch::free_port().expect("a free port");
-    let _primary = Link::between(([127, 0, 0, 2], port).into(), ([127, 0, 0, 1], world.postgres().port()).into()).await;
-    let _standby = Link::between(([127, 0, 0, 3], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
-    let directory = tempfile::tempdir().expect("a directory");
-    let hosts = directory.path().join("hosts");
-    let migrate = |url: &str, addresses: [&str; 2]| {
-        std::fs::write(&hosts, addresses.map(|address| format!("{address} db.test\n")).concat()).expect("a file of ours");
-        let script = r#"mount --bind "$0" /etc/hosts && exec "$1" migrate"#;
-        let output = std::process::Command::new("unshare")
-            .args(["--mount", "sh", "-c", script])
-            .args([hosts.as_os_str(), BINARY.as_ref()])
-            .env("DATABASE_URL", url)
-            .output();
-        output.expect("util-linux has unshare")
-    };
-    for addresses in [["127.0.0.2", "127.0.0.3"], ["127.0.0.3", "127.0.0.2"]] {
-        world.execute("drop schema unstale cascade").await;
-        let output = migrate(&format!("postgres://postgres@db.test:{port}/app"), addresses);
-        assert!(output.status.success(), "{addresses:?}: {output:?}");
-        assert_eq!(world.number("select count(*) from pg_namespace where nspname = 'unstale'").await, 1);
+    let port = free_port().expect("a free port");
+    let link = async |last: u8, to: u16| Link::between(([127, 0, 0, last], port).into(), ([127, 0, 0, 1], to).into()).await;
+    let links = [link(2, world.postgres().port()).await, link(3, standby.port()).await];
+    (world, standby, port, links)
+}
+
+#[tokio::test]
+async fn of_two_servers_of_one_name_the_primary_is_found() {
+    let (world, standby, port, _links) = two_servers().await;
+    let _third = Link::between(([127, 0, 0, 4], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
+    let hosts = standby.directory().join("hosts");
+    for (addresses, refusal) in [
+        (["127.0.0.2", "127.0.0.3"], None),
+        (["127.0.0.3", "127.0.0.2"], None),
+        (
+            ["127.0.0.3", "127.0.0.4"],
+            Some("none of the addresses of db.test is that of a primary: 127.0.0.3: it is a standby; 127.0.0.4: "),
+        ),
+    ] {
+        world.execute("drop schema if exists unstale cascade").await;
+        let Some(words) = with_hosts(&hosts, &addresses) else { return };
+        let mut migrate = std::process::Command::new(&words[0]);
+        migrate.args(&words[1..]).args([BINARY, "migrate"]).env("DATABASE_URL", format!("postgres://postgres@db.test:{port}/app"));
+        let output = migrate.output().expect("util-linux has unshare");
+        assert_eq!(output.status.success(), refusal.is_none(), "{addresses:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(refusal.unwrap_or_default()), "{addresses:?}: {output:?}");
+        let made = world.number("select count(*) from pg_namespace where nspname = 'unstale'").await;
+        assert_eq!(made, i64::from(refusal.is_none()));
     }
+}
+
+/// Where readers read, any server of the name will do.
+#[tokio::test]
+async fn a_replica_may_be_one_of_several_standbys_of_one_name() {
+    let (mut world, standby, port, _links) = two_servers().await;
+    let _third = Link::between(([127, 0, 0, 4], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
+    world.users(10).await;
+    let Some(words) = with_hosts(&standby.directory().join("hosts"), &["127.0.0.3", "127.0.0.4"]) else { return };
+    let replica = format!("postgres://postgres@db.test:{port}/app");
+    let settings = world.daemon().under(words).with("UNSTALE_REPLICAS__URLS", &replica).with("UNSTALE_REPLICAS__MAX_WAIT", "1h");
+    let mut daemon = settings.start();
+    works(&mut world, &mut daemon).await;
+    until("the replica has answered", async || daemon.metric("unstale_repeated_keys_total", &[("cause", "replicas")]) > 0.0).await;
 }
 
 #[tokio::test]

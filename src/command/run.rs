@@ -96,7 +96,7 @@ fn parts(config: &Config, marks: Arc<Marks>) -> anyhow::Result<Dependencies> {
 
 fn replicas(config: &Config) -> anyhow::Result<Vec<Postgres>> {
     let opened = config.replica_sources().into_iter().enumerate().map(|(number, source)| match Postgres::new(source) {
-        Ok(replica) if replica.is_one_server() => Ok(replica),
+        Ok(replica) if replica.is_one_server() => Ok(replica.replica()),
         Ok(_) => bail!("replicas.urls, number {}: it names several hosts; write one URL for each replica", number + 1),
         Err(pg::Error::Url(fault)) => bail!("replicas.urls, number {}: {fault}", number + 1),
         Err(error) => Err(error.into()),

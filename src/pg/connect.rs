@@ -76,6 +76,8 @@ pub struct Postgres {
     place: String,
     /// Which of several hosts to try first: the last that was a primary, or the next one after a failure.
     first: Arc<AtomicUsize>,
+    /// Is it read where others read, and need be no primary?
+    takes_standby: bool,
 }
 
 /// The way to the server that a connection has reached, so that a second connection goes to the same one.
@@ -97,7 +99,13 @@ impl Postgres {
         let hosts: Vec<String> = url.hosts.iter().map(at).collect();
         let options = options(&url, &url.hosts[0], None, PgSslMode::Disable)?;
         let place = format!("{}/{}", hosts.join(","), options.get_database().unwrap_or(options.get_username()));
-        Ok(Self { source, place, first: Arc::default() })
+        Ok(Self { source, place, first: Arc::default(), takes_standby: false })
+    }
+
+    /// A server that readers read.
+    #[must_use]
+    pub fn replica(self) -> Self {
+        Self { takes_standby: true, ..self }
     }
 
     /// Hosts and database, for people.
@@ -152,13 +160,18 @@ impl Postgres {
         for at in (first..first + count).map(|at| at % count) {
             // Whoever loses patience with this one begins with the next.
             self.first.store(at + 1, Ordering::Relaxed);
-            match to_name(&url, &url.hosts[at]).await {
+            let host = &url.hosts[at];
+            let connected = match self.takes_standby {
+                true => to_host(&Target { url: &url, host, address: None, takes_standby: !is_one_of_several(&url) }).await,
+                false => to_name(&url, host).await,
+            };
+            match connected {
                 Ok(connected) => {
                     self.first.store(at, Ordering::Relaxed);
                     return Ok(connected);
                 }
                 Err(error) if count == 1 => return Err(with_problem(error, problem)),
-                Err(error) => failed.push(format!("{}: {}", self::at(&url.hosts[at]), error.without_place())),
+                Err(error) => failed.push(format!("{}: {}", self::at(host), error.without_place())),
             }
         }
         Err(Error::NoPrimary(failed.join("; ")))
@@ -230,11 +243,15 @@ fn default_host(port: u16) -> String {
 /// To the primary among the servers of one name. By its name first, which is what a proxy in front of many databases goes by, and if that
 /// leads to a standby, to each of its addresses.
 async fn to_name(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error> {
-    let addresses = addresses::of(&host.name, host.port).await;
-    let chosen = url.hosts.len() > 1 || url.wants == Wants::ReadWrite || addresses.len() > 1;
-    let mut result = to_host(&Target { url, host, address: None, chosen }).await;
-    if addresses.len() < 2 || !matches!(result, Err(Error::Standby(_))) {
+    let by_name = Target { url, host, address: None, takes_standby: false };
+    let result = to_host(&by_name).await;
+    if !matches!(result, Err(Error::Standby(_))) {
         return result;
+    }
+    let addresses = addresses::of(&host.name, host.port).await;
+    if addresses.len() < 2 {
+        // Alone, it is taken for what it is: whoever connects says what cannot be done there.
+        return if is_one_of_several(url) { result } else { to_host(&Target { takes_standby: true, ..by_name }).await };
     }
     if url.tls.mode == Mode::VerifyFull {
         let sentence = format!(
@@ -243,23 +260,29 @@ async fn to_name(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error>
         );
         return Err(Error::Standby(sentence));
     }
+    let mut failed = Vec::new();
     for address in addresses {
-        result = to_host(&Target { url, host, address: Some(address), chosen }).await;
-        if result.is_ok() {
-            break;
+        match to_host(&Target { address: Some(address), ..by_name }).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) => failed.push(format!("{address}: {}", error.without_place())),
         }
     }
-    result
+    Err(Error::NoPrimary(format!("none of the addresses of {} is that of a primary: {}", host.name, failed.join("; "))))
+}
+
+/// Will another server do instead of a standby, or no standby at all?
+fn is_one_of_several(url: &Url) -> bool {
+    url.hosts.len() > 1 || url.wants == Wants::ReadWrite
 }
 
 /// One server, and how it is called.
+#[derive(Clone, Copy)]
 struct Target<'a> {
     url: &'a Url,
     host: &'a Host,
     /// Instead of the name.
     address: Option<IpAddr>,
-    /// Are there others, so that a standby will not do?
-    chosen: bool,
+    takes_standby: bool,
 }
 
 /// To one server. `sslmode=allow` is two attempts.
@@ -342,7 +365,7 @@ async fn look(connection: &mut PgConnection, target: &Target<'_>) -> Result<bool
                 current_setting('default_transaction_read_only') = 'on'"
     );
     let row = connection.fetch_one(AssertSqlSafe(asked)).await.map_err(Error::of("asking the server what it is"))?;
-    if target.chosen && row.get(1) {
+    if !target.takes_standby && row.get(1) {
         return Err(Error::Standby(String::new()));
     }
     if target.url.wants == Wants::ReadWrite && row.get(2) {

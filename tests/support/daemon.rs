@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -33,9 +35,23 @@ pub(crate) fn command(arguments: &str, environment: &[(&str, &str)]) -> Output {
     command.output().expect("the binary is built before the tests")
 }
 
+/// Words before a program that give it an /etc/hosts of its own, in which each address has the name `db.test`. `None`, after saying so, where
+/// nobody may mount, as without being root.
+pub(crate) fn with_hosts(file: &Path, addresses: &[&str]) -> Option<Vec<String>> {
+    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: nobody here may mount");
+        return None;
+    }
+    let hosts: String = addresses.iter().map(|address| format!("{address} db.test\n")).collect();
+    std::fs::write(file, hosts).expect("a file of ours");
+    let script = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
+    Some([["unshare", "--mount", "sh", "-c", script].map(str::to_owned).as_slice(), &[file.display().to_string()]].concat())
+}
+
 /// A daemon to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    under: Vec<String>,
     arguments: String,
     environment: BTreeMap<String, String>,
     port: u16,
@@ -63,6 +79,13 @@ impl Settings {
         self
     }
 
+    /// Started by another program, which takes its name and arguments.
+    #[must_use]
+    pub(crate) fn under(mut self, words: Vec<String>) -> Self {
+        self.under = words;
+        self
+    }
+
     /// Its environment as systemd reads it from a file.
     pub(crate) fn environment_file(&self) -> String {
         self.environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
@@ -79,6 +102,7 @@ pub(crate) struct Daemon {
     process: Process,
     port: u16,
     lines: Lines,
+    collectors: Vec<JoinHandle<()>>,
     notifications: Lines,
     guard: Guard,
 }
@@ -96,22 +120,28 @@ impl Daemon {
             // A second delete would hide that a first one was lost.
             ("UNSTALE_REPEAT__AFTER", String::new()),
         ];
-        Settings { arguments: "run".to_owned(), environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), port }
+        Settings {
+            under: Vec::new(),
+            arguments: "run".to_owned(),
+            environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),
+            port,
+        }
     }
 
     fn start(settings: Settings) -> Self {
         let guard = Guard::new().expect("a directory for the daemon");
         let socket = guard.directory().join(NOTIFY_SOCKET);
         let notifications = collect_datagrams(UnixDatagram::bind(&socket).expect("a fresh directory"));
-        let mut command = guard.command("TERM", BINARY).expect("a pipe to share");
-        command.args(settings.arguments.split_whitespace()).env("NOTIFY_SOCKET", &socket).envs(&settings.environment);
+        let mut words = settings.under.iter().map(String::as_str).chain([BINARY]);
+        let mut command = guard.command("TERM", words.next().expect("the binary")).expect("a pipe to share");
+        command.args(words).args(settings.arguments.split_whitespace()).env("NOTIFY_SOCKET", &socket).envs(&settings.environment);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::start(command).expect("sh starts");
         let lines = Lines::default();
         let child = process.child();
-        collect_lines(child.stdout.take().expect("it is piped"), &lines);
-        collect_lines(child.stderr.take().expect("it is piped"), &lines);
-        Self { process, port: settings.port, lines, notifications, guard }
+        let output = collect_lines(child.stdout.take().expect("it is piped"), &lines);
+        let errors = collect_lines(child.stderr.take().expect("it is piped"), &lines);
+        Self { process, port: settings.port, lines, collectors: vec![output, errors], notifications, guard }
     }
 
     /// Where it answers HTTP.
@@ -202,8 +232,7 @@ impl Daemon {
     /// Asks it to end (SIGTERM) and waits.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.process.signal(Signal::TERM);
-        let ended = self.process.wait(PATIENCE);
-        ended.unwrap_or_else(|| panic!("SIGTERM did not end the daemon:\n{}", self.lines().join("\n")))
+        self.ends()
     }
 
     /// Asks it to read its configuration again (SIGHUP).
@@ -211,9 +240,14 @@ impl Daemon {
         self.process.signal(Signal::HUP);
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for it to end, and for its last line.
     pub(crate) fn ends(&mut self) -> ExitStatus {
         let ended = self.process.wait(PATIENCE);
+        if ended.is_some() {
+            for collector in self.collectors.drain(..) {
+                collector.join().expect("it only reads");
+            }
+        }
         ended.unwrap_or_else(|| panic!("the daemon did not end:\n{}", self.lines().join("\n")))
     }
 
@@ -262,13 +296,13 @@ impl Drop for Daemon {
 }
 
 /// Reads lines until the other end closes.
-fn collect_lines(from: impl Read + Send + 'static, into: &Lines) {
+fn collect_lines(from: impl Read + Send + 'static, into: &Lines) -> JoinHandle<()> {
     let into = into.clone();
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             into.lock().expect("nobody panics with it").push(line);
         }
-    });
+    })
 }
 
 /// Reads datagrams; each may hold several lines. An empty one ends the thread.
