@@ -136,7 +136,7 @@ get_postgres() {
 regress() {
     as_server "${gently[@]}" "$(dirname "$programs")/lib/pgxs/src/test/regress/pg_regress" --use-existing --dbname=regression \
         --host="$scratch" --user=postgres --bindir="$programs" --dlpath="$tests" --inputdir="$tests" --outputdir="$1" --schedule="$2" \
-        > "$1/summary" 2>&1 || true
+        >> "$1/summary" 2>&1 || true
 }
 
 # One after the other, or plans and the order of rows would differ by chance.
@@ -145,6 +145,8 @@ run_postgres() {
     rm -rf "$out" && mkdir -p "$out"
     give "$out"
     grep -oE '^test:.*' "$tests/parallel_schedule" | tr ' ' '\n' | sed -e '/^test:$/d' -e '/^$/d' -e 's/^/test: /' > "$scratch/schedule"
+    head -n 1 "$scratch/schedule" > "$scratch/schedule.first"
+    tail -n +2 "$scratch/schedule" > "$scratch/schedule.rest"
     start_server
     sql -d postgres -c 'create database regression template template0'
     sql -d postgres -c "alter database regression set lc_messages to 'C'" -c "alter database regression set lc_monetary to 'C'" \
@@ -152,9 +154,11 @@ run_postgres() {
         -c "alter database regression set bytea_output to 'hex'" -c "alter database regression set timezone_abbreviations to 'Default'"
     if [ "$delivery" != without ]; then
         watch_all regression "$delivery"
-        start_listener regression
     fi
-    regress "$out" "$scratch/schedule"
+    # Plans of later tests depend on how much of a table the VACUUM of the first one finds visible to all: no listener reads meanwhile.
+    regress "$out" "$scratch/schedule.first"
+    [ "$delivery" = without ] || start_listener regression
+    regress "$out" "$scratch/schedule.rest"
     end_listener
     cp "$scratch/log" "$out/server.log"
     say "    $((SECONDS - began)) s, $(grep -c '^test ' "$out/summary") tests, $(grep -c FAILED "$out/summary") not as PostgreSQL expects"
