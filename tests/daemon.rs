@@ -181,7 +181,7 @@ async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_
     let keys = || (1..=3_000).map(|n| format!("user:{n}"));
     world.fill(keys());
     link.slow(Duration::from_millis(10));
-    world.execute("update users set name = 'bob', updated_at = clock_timestamp()").await;
+    world.change_each_user(1..=3_000).await;
     until("all is received", async || daemon.metric("unstale_changes_total", &[]) >= 3_000.0).await;
     assert!(world.count(keys()) > 0, "the link is not slow enough for this test");
     let status = daemon.terminate();

@@ -44,7 +44,7 @@ async fn it_shows_what_happens() {
         .await;
     let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
-    world.execute("update users set name = 'x', updated_at = clock_timestamp() where id < 3").await;
+    world.change_each_user(1..=2).await;
     let shown = until("everything is shown", async || {
         let shown = document(&daemon);
         let is_there = shown["watches"]["list"][0]["changes"] == 2

@@ -25,7 +25,7 @@ async fn it_says_of_each_cache_what_was_promised_and_why() {
         "## public.users\n\n| | |\n|---|---|\n| keys | `user:{id}:profile`, `user:by-email:{email}`, `users` |\n",
         "| guarantee | lease: readers hold one, so that nothing older than a delivered change is stored again |\n",
         "| longest life | 1h |\n| why | read on every page \\| changed rarely |\n",
-        "| deleted | row by row; after a gap by `updated_at` and the log |\n",
+        "| deleted | when it is announced, or from the log; after a gap by `updated_at` and the log |\n",
         "| version | `updated_at` at `$.updated_at` |\n",
         "| last audited | never |\n",
         "## public.visits",

@@ -182,7 +182,7 @@ async fn more_commands_than_may_be_on_their_way_wait_and_are_done() {
     world.fill((1..=5_000).map(|n| format!("user:{n}")));
     world.fill(["neighbour"]);
     link.slow(Duration::from_millis(5));
-    world.execute("update users set name = 'bob', updated_at = clock_timestamp()").await;
+    world.change_each_user(1..=5_000).await;
     until("all are received", async || daemon.metric("unstale_changes_total", &[]) >= 5_000.0).await;
     link.heal().await;
     world.gone((1..=5_000).map(|n| format!("user:{n}"))).await;

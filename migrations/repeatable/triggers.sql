@@ -1,15 +1,14 @@
 -- What is generated for each watch: small SQL functions over the table's row, trigger functions, and their triggers. What those
--- call is in wire.sql.
+-- call is in wire.sql; the functions of statements are in statements.sql.
 --
--- delivery    triggers                         a change is announced by NOTIFY, if nobody else is announcing, and otherwise logged
--- row         UPDATE: for each row; INSERT,    yes
---             DELETE: for each statement
--- statement   for each statement               yes, many rows to a payload; beyond a bound all is logged
--- log         for each statement               never: it is logged, and rung for
+-- delivery          triggers               a change is announced by NOTIFY, if nobody else is announcing, and otherwise logged
+-- row, statement    for each statement     yes, many rows to a payload; beyond a bound all is logged
+-- log               for each statement     never: it is logged, and rung for
 -- (Each is logged, too, if a sweep could not find it.)
 --
 -- Statement triggers do not fire for what logical replication applies, nor for a partition that is written through its parent.
--- So each has a row trigger beside it that fires in replica sessions only, and partitions have row triggers alone.
+-- So each has a row trigger beside it that fires in replica sessions only. Partitions and inheritance children have row triggers alone,
+-- and so has an UPDATE with only_columns, whose trigger has a WHEN.
 --
 -- Why generated: a generic trigger (to_jsonb(new), a loop over tg_argv) made a bulk UPDATE 8 times slower, this about 1.5.
 -- Why SQL functions with a BEGIN ATOMIC body: they are stored by column number, so RENAME COLUMN keeps working, and
@@ -128,8 +127,7 @@ begin
         w.id, case when w.sweep_attnum is not null then format(' or unstale.fresh_%s(null)', w.id) else '' end);
     fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r.*)', w.id) end;
     return definitions || array(
-        select unstale.statement_function(w, n.operation, case n.operation when 'deletes' then 'old_rows' else 'new_rows' end,
-                                          case n.operation when 'deletes' then null else fresh end, head)
+        select unstale.statement_function(w, n.operation, case n.operation when 'deletes' then null else fresh end)
           from unstale.trigger_names(w) n where n.operation in ('inserts', 'updates', 'deletes'));
 end
 $$;
@@ -236,127 +234,15 @@ $f$, w.id, operation,
 end
 $$;
 
--- Cuts images, one a line, into chunks that NOTIFY could take. As bytes: of a text, PostgreSQL would count each character up to
--- where a chunk begins.
-create or replace function unstale.cut(images text) returns setof text
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    enough constant integer := 6500; -- bytes of a chunk, and then to the end of the line
-    bytes constant bytea := convert_to(images, getdatabaseencoding());
-    size constant integer := coalesce(octet_length(bytes), 0);
-    start integer := 1;
-    line_end integer;
-    reach integer; -- where to look for the end of a line
-begin
-    while start <= size loop
-        reach := 1000;
-        loop
-            line_end := position('\x0a'::bytea in substring(bytes from start + enough for reach));
-            exit when line_end > 0 or start + enough + reach > size;
-            reach := reach * 2;
-        end loop;
-        line_end := case when line_end > 0 then start + enough + line_end - 1 else size + 2 end;
-        return next convert_from(substring(bytes from start for line_end - 1 - start), getdatabaseencoding()); -- without the last comma
-        start := line_end + 1;
-    end loop;
-end
-$$;
-
--- The rows of a transition table, half a million at the most, as one text, if each is short: else it holds 0
--- rows. OFFSET keeps the planner from making each image twice.
-create or replace function unstale.joined(w unstale.watch, transition text, fresh text) returns text
-    language plpgsql immutable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return format($f$select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
-               pg_catalog.bool_and(i.fresh) as fresh,
-               case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
-          into joined
-          from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset 0 limit 500000) i$f$, w.id, fresh, transition);
-end
-$$;
-
--- All rows of a transition table, packed into chunks that NOTIFY could take: what was joined is cut, and the
--- others are packed by a running length, which takes longer, but holds no text of them all.
-create or replace function unstale.chunks(w unstale.watch, transition text, fresh text) returns text
-    language plpgsql immutable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return format($f$select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
-            union all
-            select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
-              from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
-                               over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
-                      from (select unstale.row_%1$s(r.*) as image, %2$s as fresh
-                              from (select * from %3$s offset joined.rows) r
-                            offset 0) i) s
-             group by s.part$f$, w.id, fresh, transition);
-end
-$$;
-
--- A statement's trigger function: the rows as they are now, or were. An UPDATE that changes keys has a row trigger beside it.
--- Most statements have few rows, and want few steps. Beyond 64 payloads the log is cheaper, for everybody. `r.*`: a bare r would be
--- the column of that name in a table that has one. Each column's image has a bound, so that 33 rows are no burden.
-create or replace function unstale.statement_function(w unstale.watch, operation text, transition text, fresh text, head text) returns text
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return format($f$create or replace function unstale.%2$s_%1$s() returns trigger
-    language plpgsql security definer
-as $body$
-declare
-    few pg_catalog.record;
-    joined pg_catalog.record;
-    chunk pg_catalog.record;
-    chunks pg_catalog.int8 default 0;
-    change pg_catalog.text;
-    announced pg_catalog.bool;
-    done pg_catalog.text;
-begin
-%3$s    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_%1$s(r.*), ',') as images, pg_catalog.bool_and(%4$s) as fresh
-      into few from (select * from %5$s limit 33) r;
-    if pg_catalog.int8eq(few.rows, 0) then
-        return null;
-    elsif pg_catalog.int8eq(few.rows, 1) then
-        change := unstale.one_row(%11$L, few.images);
-    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
-        change := unstale.one_row(%8$L, pg_catalog.concat(few.images, ']'));
-    else
-        %6$s;
-        for chunk in
-            %7$s
-        loop
-            announced := unstale.notify_or_log(%1$s, unstale.one_row(%8$L, pg_catalog.concat(chunk.images, ']')), chunk.fresh, %9$s);
-            chunks := pg_catalog.int8pl(chunks, 1);
-        end loop;
-        return null;
-    end if;
-%10$s    return null;
-end
-$body$
-$f$, w.id, operation, unstale.presence_check(w), coalesce(fresh, 'false'), transition,
-     unstale.joined(w, transition, coalesce(fresh, 'false')), unstale.chunks(w, transition, coalesce(fresh, 'false')),
-     head || '"rows":[', case when w.delivery = 'log' then 'false' else 'pg_catalog.int8lt(chunks, 64)' end,
-     unstale.delivered(w, case when fresh is not null then 'few.fresh' end), head || case operation when 'deletes' then '"old":' else '"new":' end);
-end
-$$;
-
 -- The names of a watch's triggers, and when they fire: A always, O not in replica sessions, R only in those. Partitions have row triggers:
 -- a statement's trigger fires only on the table that it names. So have inheritance children, which PostgreSQL allows no transition
--- tables. An INSERT or DELETE of many rows is packed in every delivery, because each row by itself cost a bulk DELETE 18 times its time;
--- an UPDATE of one row is the commonest write, and cheapest with a row's trigger. Written as it is so that PostgreSQL inlines it: what
--- looks at every watch is planned once.
+-- tables. Written as it is so that PostgreSQL inlines it: what looks at every watch is planned once.
 create or replace function unstale.trigger_names(w unstale.watch) returns table (operation text, name text, enabled "char")
     language sql stable
 begin atomic
     select t.operation, format('unstale_%s_%s', (w).id, t.operation), t.enabled::"char"
       from (select c.relkind = 'r' and not exists (select from pg_inherits i where i.inhrelid = c.oid) as by_statement,
-                   (w).delivery <> 'row' and (w).only_columns is null as updates_too
+                   (w).only_columns is null as updates_too
               from pg_class c where c.oid = (w).relation) s,
            lateral (values
                ('insert', case when by_statement then 'R' else 'A' end),
@@ -365,7 +251,6 @@ begin atomic
                ('truncate', 'A'),
                ('inserts', case when by_statement then 'O' end),
                ('updates', case when by_statement and updates_too then 'O' end),
-               ('rekeys', case when by_statement and updates_too and cardinality((w).attnums) > 0 then 'O' end),
                ('deletes', case when by_statement then 'O' end)
            ) t(operation, enabled)
      where t.enabled is not null;
@@ -379,7 +264,6 @@ create or replace function unstale.trigger_definitions(w unstale.watch)
 as $$
 declare
     counts text; -- only_columns as a condition on an UPDATE
-    keys constant text := unstale.differ(w.relation, w.attnums, 'old', 'new'); -- does an UPDATE change a key?
     image smallint[];
     by_statement constant boolean := exists (select from unstale.trigger_names(w) n where n.operation = 'inserts');
 begin
@@ -403,8 +287,7 @@ begin
         ('delete', 'after delete', 'for each row', 'delete'),
         ('truncate', 'after truncate', 'for each statement', 'truncate'),
         ('inserts', 'after insert', 'referencing new table as new_rows for each statement', 'inserts'),
-        ('updates', 'after update', 'referencing new table as new_rows for each statement', 'updates'),
-        ('rekeys', 'after update', 'for each row when (' || keys || ')', 'update'),
+        ('updates', 'after update', 'referencing old table as old_rows new table as new_rows for each statement', 'updates'),
         ('deletes', 'after delete', 'referencing old table as old_rows for each statement', 'deletes')
       ) as d(operation, event, condition, function) on d.operation = t.operation;
 end

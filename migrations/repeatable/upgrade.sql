@@ -32,7 +32,8 @@ begin
     foreach signature in array array[
         'wanted(regclass,text[],text,text,text[],interval)', 'lacking(oid)', 'execute_all(text[])', 'revoke_all(regprocedure)',
         'into_log(unstale.watch,text,text)', 'aloud(unstale.watch,text,text,text)', 'has_statement_triggers(unstale.watch)', 'tell_patiently(integer,text)',
-        'joined(unstale.watch,text,text,text)', 'chunks(unstale.watch,text,text,text)'] loop
+        'joined(unstale.watch,text,text,text)', 'chunks(unstale.watch,text,text,text)', 'chunks(unstale.watch,text,text)',
+        'statement_function(unstale.watch,text,text,text,text)'] loop
         if to_regprocedure('unstale.' || signature) is not null then
             execute 'drop function unstale.' || signature;
         end if;

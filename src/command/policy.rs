@@ -200,9 +200,8 @@ fn audit(audited: Audited) -> String {
 
 fn mechanism(watched: &Watched) -> String {
     let how = match watched.spec.delivery.as_str() {
-        "statement" => "once a statement",
         "log" => "from the log",
-        _ => "row by row",
+        _ => "when it is announced, or from the log",
     };
     match watched.spec.updated_at.as_deref().filter(|_| watched.sweepable) {
         Some(column) => format!("{how}; after a gap by {} and the log", code(column)),

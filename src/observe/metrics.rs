@@ -24,7 +24,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     let described = [
-        ("unstale_changes_total", "Changes announced, by table"),
+        ("unstale_changes_total", "Changes announced, by table; a statement of many rows is few of them"),
         ("unstale_keys_invalidated_total", "Keys and patterns handed to Redis for deletion, by table"),
         ("unstale_keys_removed_total", "Keys that existed when Redis deleted them"),
         ("unstale_repeated_keys_total", "Keys deleted once more, by cause: time, replicas, or max_wait (replicas that were given up)"),

@@ -40,6 +40,7 @@ const REPEATABLE: &[(&str, &str)] = &[
     ("privileges", include_str!("../../migrations/repeatable/privileges.sql")),
     ("replication", include_str!("../../migrations/repeatable/replication.sql")),
     ("rotation", include_str!("../../migrations/repeatable/rotation.sql")),
+    ("statements", include_str!("../../migrations/repeatable/statements.sql")),
     ("sweep", include_str!("../../migrations/repeatable/sweep.sql")),
     ("templates", include_str!("../../migrations/repeatable/templates.sql")),
     ("triggers", include_str!("../../migrations/repeatable/triggers.sql")),

@@ -176,8 +176,9 @@ create or replace function unstale.inserts_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    few pg_catalog.record;
-    joined pg_catalog.record;
+    looked_at pg_catalog.int8;
+    sweepable pg_catalog.bool;
+    now pg_catalog.record;
     chunk pg_catalog.record;
     chunks pg_catalog.int8 default 0;
     change pg_catalog.text;
@@ -187,30 +188,31 @@ begin
     if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
         return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
-      into few from (select * from new_rows limit 33) r;
-    if pg_catalog.int8eq(few.rows, 0) then
-        return null;
-    elsif pg_catalog.int8eq(few.rows, 1) then
-        change := unstale.one_row('{"watch":1,"rev":1,"new":', few.images);
-    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
-        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
-    else
-        select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
-               pg_catalog.bool_and(i.fresh) as fresh,
-               case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
-          into joined
-          from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh from new_rows r offset 0 limit 500000) i;
-        for chunk in
-            select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
+    select n.rows, n.fresh,
+           case when pg_catalog.int8eq(n.rows, 1) then unstale.one_row('{"watch":1,"rev":1,"new":', n.images)
+                when pg_catalog.int8le(n.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
+                then unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
+      into looked_at, sweepable, change
+      from (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
+              from (select * from new_rows limit 33) r) n;
+    if change is null then
+        if pg_catalog.int8eq(looked_at, 0) then
+            return null;
+        end if;
+        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
+               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
+          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                  from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh from new_rows r offset 0 limit 500000) s) i$joined$ into now;
+        for chunk in execute $chunks$
+            select c.images, $3 as fresh from unstale.cut($1) c(images)
             union all
-            select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
+            select p.images, p.fresh from (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh
-                              from (select * from new_rows offset joined.rows) r
+                              from (select * from new_rows offset $2) r
                             offset 0) i) s
-             group by s.part
+             group by s.part) p$chunks$ using now.images, now.rows, now.fresh
         loop
             announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, false);
             chunks := pg_catalog.int8pl(chunks, 1);
@@ -240,8 +242,9 @@ create or replace function unstale.deletes_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    few pg_catalog.record;
-    joined pg_catalog.record;
+    looked_at pg_catalog.int8;
+    sweepable pg_catalog.bool;
+    now pg_catalog.record;
     chunk pg_catalog.record;
     chunks pg_catalog.int8 default 0;
     change pg_catalog.text;
@@ -251,30 +254,31 @@ begin
     if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
         return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(false) as fresh
-      into few from (select * from old_rows limit 33) r;
-    if pg_catalog.int8eq(few.rows, 0) then
-        return null;
-    elsif pg_catalog.int8eq(few.rows, 1) then
-        change := unstale.one_row('{"watch":1,"rev":1,"old":', few.images);
-    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
-        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
-    else
-        select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
-               pg_catalog.bool_and(i.fresh) as fresh,
-               case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
-          into joined
-          from (select unstale.row_1(r.*) as image, false as fresh from old_rows r offset 0 limit 500000) i;
-        for chunk in
-            select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
+    select n.rows, n.fresh,
+           case when pg_catalog.int8eq(n.rows, 1) then unstale.one_row('{"watch":1,"rev":1,"old":', n.images)
+                when pg_catalog.int8le(n.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
+                then unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
+      into looked_at, sweepable, change
+      from (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(false) as fresh
+              from (select * from old_rows limit 33) r) n;
+    if change is null then
+        if pg_catalog.int8eq(looked_at, 0) then
+            return null;
+        end if;
+        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
+               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
+          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                  from (select unstale.row_1(r.*) as image, false as fresh from old_rows r offset 0 limit 500000) s) i$joined$ into now;
+        for chunk in execute $chunks$
+            select c.images, $3 as fresh from unstale.cut($1) c(images)
             union all
-            select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
+            select p.images, p.fresh from (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, false as fresh
-                              from (select * from old_rows offset joined.rows) r
+                              from (select * from old_rows offset $2) r
                             offset 0) i) s
-             group by s.part
+             group by s.part) p$chunks$ using now.images, now.rows, now.fresh
         loop
             announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, false);
             chunks := pg_catalog.int8pl(chunks, 1);

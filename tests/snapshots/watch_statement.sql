@@ -182,8 +182,9 @@ create or replace function unstale.inserts_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    few pg_catalog.record;
-    joined pg_catalog.record;
+    looked_at pg_catalog.int8;
+    sweepable pg_catalog.bool;
+    now pg_catalog.record;
     chunk pg_catalog.record;
     chunks pg_catalog.int8 default 0;
     change pg_catalog.text;
@@ -193,30 +194,31 @@ begin
     if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
         return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
-      into few from (select * from new_rows limit 33) r;
-    if pg_catalog.int8eq(few.rows, 0) then
-        return null;
-    elsif pg_catalog.int8eq(few.rows, 1) then
-        change := unstale.one_row('{"watch":1,"rev":1,"new":', few.images);
-    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
-        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
-    else
-        select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
-               pg_catalog.bool_and(i.fresh) as fresh,
-               case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
-          into joined
-          from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh from new_rows r offset 0 limit 500000) i;
-        for chunk in
-            select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
+    select n.rows, n.fresh,
+           case when pg_catalog.int8eq(n.rows, 1) then unstale.one_row('{"watch":1,"rev":1,"new":', n.images)
+                when pg_catalog.int8le(n.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
+                then unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
+      into looked_at, sweepable, change
+      from (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
+              from (select * from new_rows limit 33) r) n;
+    if change is null then
+        if pg_catalog.int8eq(looked_at, 0) then
+            return null;
+        end if;
+        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
+               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
+          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                  from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh from new_rows r offset 0 limit 500000) s) i$joined$ into now;
+        for chunk in execute $chunks$
+            select c.images, $3 as fresh from unstale.cut($1) c(images)
             union all
-            select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
+            select p.images, p.fresh from (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh
-                              from (select * from new_rows offset joined.rows) r
+                              from (select * from new_rows offset $2) r
                             offset 0) i) s
-             group by s.part
+             group by s.part) p$chunks$ using now.images, now.rows, now.fresh
         loop
             announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(chunks, 64));
             chunks := pg_catalog.int8pl(chunks, 1);
@@ -227,7 +229,7 @@ begin
     if announced then
         announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
         done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
-        if announced and few.fresh then
+        if announced and sweepable then
             return null; -- a sweep finds it again
         end if;
     elsif announced is null then
@@ -249,8 +251,10 @@ create or replace function unstale.updates_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    few pg_catalog.record;
-    joined pg_catalog.record;
+    looked_at pg_catalog.int8;
+    sweepable pg_catalog.bool;
+    now pg_catalog.record;
+    was pg_catalog.record;
     chunk pg_catalog.record;
     chunks pg_catalog.int8 default 0;
     change pg_catalog.text;
@@ -260,30 +264,51 @@ begin
     if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
         return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
-      into few from (select * from new_rows limit 33) r;
-    if pg_catalog.int8eq(few.rows, 0) then
-        return null;
-    elsif pg_catalog.int8eq(few.rows, 1) then
-        change := unstale.one_row('{"watch":1,"rev":1,"new":', few.images);
-    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
-        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
-    else
-        select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
-               pg_catalog.bool_and(i.fresh) as fresh,
-               case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
-          into joined
-          from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh from new_rows r offset 0 limit 500000) i;
-        for chunk in
-            select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
+    select n.rows, n.fresh and pg_catalog.texteq(n.images, o.images),
+           case when pg_catalog.int8eq(n.rows, 1)
+                then unstale.two_rows('{"watch":1,"rev":1,"new":', n.images, case when pg_catalog.texteq(n.images, o.images) then null else o.images end)
+                when pg_catalog.int8le(n.rows, 32) and pg_catalog.int4lt(pg_catalog.int4pl(pg_catalog.octet_length(n.images), pg_catalog.octet_length(o.images)), 7900)
+                then unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, case when pg_catalog.texteq(n.images, o.images) then null else ',' end,
+                                                            case when pg_catalog.texteq(n.images, o.images) then null else o.images end, ']')) end
+      into looked_at, sweepable, change
+      from (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
+              from (select * from new_rows limit 33) r) n,
+           (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(false) as fresh
+              from (select * from old_rows limit 33) r) o;
+    if change is null then
+        if pg_catalog.int8eq(looked_at, 0) then
+            return null;
+        end if;
+        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
+               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
+          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                  from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh from new_rows r offset 0 limit 500000) s) i$joined$ into now;
+        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
+               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
+          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                  from (select unstale.row_1(r.*) as image, false as fresh from old_rows r offset 0 limit 500000) s) i$joined$ into was;
+        for chunk in execute $chunks$
+            select c.images, $3 as fresh from unstale.cut($1) c(images)
             union all
-            select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
+            select c.images, false from unstale.cut(case when pg_catalog.texteq($1, $4) then null else $4 end) c(images)
+            union all
+            select e.images, e.fresh
+              from (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh
-                              from (select * from new_rows offset joined.rows) r
+                              from (select * from new_rows offset $2) r
                             offset 0) i) s
-             group by s.part
+             group by s.part) n
+              full join (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
+              from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
+                               over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
+                      from (select unstale.row_1(r.*) as image, false as fresh
+                              from (select * from old_rows offset $5) r
+                            offset 0) i) s
+             group by s.part) o on o.part operator(pg_catalog.=) n.part
+             cross join lateral (values (n.images, n.fresh), (case when pg_catalog.texteq(n.images, o.images) then null else o.images end, false)) e(images, fresh)
+             where e.images is not null$chunks$ using now.images, now.rows, now.fresh, was.images, was.rows
         loop
             announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(chunks, 64));
             chunks := pg_catalog.int8pl(chunks, 1);
@@ -294,7 +319,7 @@ begin
     if announced then
         announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
         done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
-        if announced and few.fresh then
+        if announced and sweepable then
             return null; -- a sweep finds it again
         end if;
     elsif announced is null then
@@ -316,8 +341,9 @@ create or replace function unstale.deletes_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    few pg_catalog.record;
-    joined pg_catalog.record;
+    looked_at pg_catalog.int8;
+    sweepable pg_catalog.bool;
+    now pg_catalog.record;
     chunk pg_catalog.record;
     chunks pg_catalog.int8 default 0;
     change pg_catalog.text;
@@ -327,30 +353,31 @@ begin
     if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
         return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
     end if;
-    select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(false) as fresh
-      into few from (select * from old_rows limit 33) r;
-    if pg_catalog.int8eq(few.rows, 0) then
-        return null;
-    elsif pg_catalog.int8eq(few.rows, 1) then
-        change := unstale.one_row('{"watch":1,"rev":1,"old":', few.images);
-    elsif pg_catalog.int8le(few.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(few.images), 7900) then
-        change := unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(few.images, ']'));
-    else
-        select pg_catalog.string_agg(i.image, E',\n') filter (where pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) as images,
-               pg_catalog.bool_and(i.fresh) as fresh,
-               case when pg_catalog.bool_and(pg_catalog.octet_length(i.image) operator(pg_catalog.<=) 256) then pg_catalog.count(*) else 0 end as rows
-          into joined
-          from (select unstale.row_1(r.*) as image, false as fresh from old_rows r offset 0 limit 500000) i;
-        for chunk in
-            select c.images, joined.fresh from unstale.cut(joined.images) c(images) where pg_catalog.int8gt(joined.rows, 0)
+    select n.rows, n.fresh,
+           case when pg_catalog.int8eq(n.rows, 1) then unstale.one_row('{"watch":1,"rev":1,"old":', n.images)
+                when pg_catalog.int8le(n.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
+                then unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
+      into looked_at, sweepable, change
+      from (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(false) as fresh
+              from (select * from old_rows limit 33) r) n;
+    if change is null then
+        if pg_catalog.int8eq(looked_at, 0) then
+            return null;
+        end if;
+        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
+               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
+          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                  from (select unstale.row_1(r.*) as image, false as fresh from old_rows r offset 0 limit 500000) s) i$joined$ into now;
+        for chunk in execute $chunks$
+            select c.images, $3 as fresh from unstale.cut($1) c(images)
             union all
-            select pg_catalog.string_agg(s.image, ','), pg_catalog.bool_and(s.fresh)
+            select p.images, p.fresh from (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
                       from (select unstale.row_1(r.*) as image, false as fresh
-                              from (select * from old_rows offset joined.rows) r
+                              from (select * from old_rows offset $2) r
                             offset 0) i) s
-             group by s.part
+             group by s.part) p$chunks$ using now.images, now.rows, now.fresh
         loop
             announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, pg_catalog.int8lt(chunks, 64));
             chunks := pg_catalog.int8pl(chunks, 1);
@@ -384,13 +411,11 @@ create or replace trigger unstale_1_insert after insert on public.users referenc
 
 create or replace trigger unstale_1_inserts after insert on public.users referencing new table as new_rows for each statement execute function unstale.inserts_1();
 
-create or replace trigger unstale_1_rekeys after update on public.users for each row when (old.id is distinct from new.id or old.email is distinct from new.email) execute function unstale.update_1();
-
 create or replace trigger unstale_1_truncate after truncate on public.users for each statement execute function unstale.truncate_1();
 
 create or replace trigger unstale_1_update after update on public.users for each row execute function unstale.update_1();
 
-create or replace trigger unstale_1_updates after update on public.users referencing new table as new_rows for each statement execute function unstale.updates_1();
+create or replace trigger unstale_1_updates after update on public.users referencing old table as old_rows new table as new_rows for each statement execute function unstale.updates_1();
 
 alter table only public.users enable replica trigger unstale_1_delete;
 

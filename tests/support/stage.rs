@@ -3,6 +3,8 @@
 //! Owns: the table `users` that most tests change, the settings of an impatient daemon, and the marker behind which
 //! silence is proven.
 
+use std::ops::RangeInclusive;
+
 use super::daemon::{Daemon, Settings};
 use super::wait::until;
 use super::world::World;
@@ -98,6 +100,13 @@ impl World {
         ] {
             self.execute(sql).await;
         }
+    }
+
+    /// Changes a range of users, each in a statement of its own: as many notifications, in one transaction.
+    pub(crate) async fn change_each_user(&self, ids: RangeInclusive<u32>) {
+        let (first, last) = (ids.start(), ids.end());
+        let update = "update users set name = 'bob', updated_at = clock_timestamp() where id = n";
+        self.execute(&format!("do $$ begin for n in {first} .. {last} loop {update}; end loop; end $$")).await;
     }
 
     /// What [`change_users`](Self::change_users) makes stale, with the "not found" of rows to come.

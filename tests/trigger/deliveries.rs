@@ -33,7 +33,7 @@ fn statements() -> Vec<(&'static str, Vec<String>)> {
             vec![r#"1 "rows":[{"id":"1","email":"a"},{"id":"2","email":"b"},{"id":"3","email":null}]"#.into()],
         ),
         ("update users set name = 'm', updated_at = clock_timestamp() where id < 3", vec![rows(&[row(1, "a"), row(2, "b")])]),
-        ("update users set email = 'z', updated_at = clock_timestamp() where id = 2", vec![rekeyed, rows(&[row(2, "z")])]),
+        ("update users set email = 'z', updated_at = clock_timestamp() where id = 2", vec![rekeyed]),
         ("update users set name = 'm' where false", vec![]),
         ("delete from users where id = 1", vec![format!(r#"1 "old":{}"#, row(1, "a"))]),
         ("truncate users", vec![r#"1 "all":true"#.into()]),
@@ -66,7 +66,6 @@ async fn a_log_says_nothing_but_that_there_is_something() {
     let expected = [
         format!(r#"1 "new":{}"#, row(1, "a")),
         format!(r#"1 "new":{},"old":{}"#, row(1, "b"), row(1, "a")),
-        format!(r#"1 "new":{}"#, row(1, "b")),
         format!(r#"1 "old":{}"#, row(1, "b")),
     ];
     assert_eq!(ear.logged().await, expected);
@@ -272,10 +271,8 @@ async fn after_a_column_was_dropped_with_cascade_writes_succeed_and_the_silence_
 async fn switching_leaves_the_triggers_of_the_new_delivery_alone() {
     let mut ear = Ear::after(&watched("row")).await;
     let triggers = "select string_agg(tgname || ' ' || tgenabled::text, ', ' order by tgname) from pg_trigger where tgname like 'unstale%'";
-    let by_row =
-        "unstale_1_delete R, unstale_1_deletes O, unstale_1_insert R, unstale_1_inserts O, unstale_1_truncate A, unstale_1_update A";
-    let by_statement = "unstale_1_delete R, unstale_1_deletes O, unstale_1_insert R, unstale_1_inserts O, unstale_1_rekeys O, \
-                        unstale_1_truncate A, unstale_1_update R, unstale_1_updates O";
+    let by_statement = "unstale_1_delete R, unstale_1_deletes O, unstale_1_insert R, unstale_1_inserts O, unstale_1_truncate A, \
+                        unstale_1_update R, unstale_1_updates O";
     let mut switch = async |delivery: &str| {
         let watch = format!("select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], delivery => '{delivery}')");
         let said = ear.rows(&watch).await;
@@ -283,15 +280,8 @@ async fn switching_leaves_the_triggers_of_the_new_delivery_alone() {
         ear.hears("insert into users values (1, 'a'); update users set name = 'x'; delete from users").await;
         (said, ear.rows(triggers).await)
     };
-    for (delivery, expected) in [
-        ("statement", by_statement),
-        ("log", by_statement),
-        ("row", by_row),
-        ("log", by_statement),
-        ("statement", by_statement),
-        ("row", by_row),
-    ] {
-        assert_eq!(switch(delivery).await, (vec!["changed".to_owned()], vec![expected.to_owned()]), "{delivery}");
+    for delivery in ["statement", "log", "row", "log", "statement", "row"] {
+        assert_eq!(switch(delivery).await, (vec!["changed".to_owned()], vec![by_statement.to_owned()]), "{delivery}");
     }
 }
 
@@ -341,7 +331,7 @@ async fn switching_ends_no_writer_that_has_read_the_table_before() {
     let pid = caller.value("select pg_backend_pid()::text").await;
     let switching = tokio::spawn(async move {
         caller.execute("set lock_timeout = '20s'").await;
-        caller.value("select unstale.watch('users', array['user:{id}', 'by-email:{email}'])").await
+        caller.value("select unstale.watch('users', array['user:{id}', 'by-email:{email}'], 'log', only_columns => array['email'])").await
     });
     let waits = format!("select count(*) from pg_locks where pid = {pid} and not granted");
     until("it waits for the table", async || ear.world.number(&waits).await > 0).await;

@@ -46,7 +46,8 @@ async fn every_kind_of_write_is_heard() {
     let conflict = "insert into users values (1, 'a'), (2, 'b') on conflict (id) do update set email = excluded.email";
     assert_eq!(ear.hears(conflict).await, [r#"1 "rows":[{"id":"1","email":"a"},{"id":"2","email":"b"}]"#]);
     let heard = ear.hears(&conflict.replace("'a'", "'c'")).await;
-    assert_eq!(heard[0], r#"1 "new":{"id":"1","email":"c"},"old":{"id":"1","email":"a"}"#);
+    let both = r#"{"id":"1","email":"c"},{"id":"2","email":"b"},{"id":"1","email":"a"},{"id":"2","email":"b"}"#;
+    assert_eq!(heard, [format!(r#"1 "rows":[{both}]"#)], "as they are, and as they were");
     assert_eq!(ear.hears("insert into users values (1) on conflict do nothing").await, [""; 0]);
 
     ear.hears("insert into posts values (1, 1), (2, 2)").await;
@@ -176,8 +177,12 @@ async fn nor_those_of_the_other_deliveries() {
         for (sql, rows) in [
             ("insert into users values (1, 'a')", 1),
             ("update users set name = 'n'", 1),
-            ("update users set email = 'b'", 3),
+            ("update users set email = 'b'", 2),
             ("insert into users select generate_series(2, 2000)", 1_999),
+            ("update users set name = 'm'", 2_000),
+            ("update users set id = id + 10000", 4_000),
+            ("update users set email = repeat('b', 300)", 4_000),
+            ("update users set name = 'l'", 2_000),
             ("delete from users", 2_000),
         ] {
             session.execute(sql).await;
