@@ -30,7 +30,7 @@
 //! | [`listener::machine`] | decides everything: states, timers, what is collected, when a gap is closed. Pure. Begin here |
 //! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
 //! | [`listener::board`] | what the status page is made of, noted by the driver |
-//! | [`audit`], [`change`], [`rule`], [`batch`], [`delivered`], [`glob`], [`mark`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`], [`spelling`], [`status`] | which row a key is of, and which version a value; what a payload says; which keys it makes stale; what waits for Redis; who has done what of it; which keys a pattern matches; what Redis has kept; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read; what URLs have in common; how a listener is, as a document, a page and lines. Pure |
+//! | [`audit`], [`change`], [`rule`], [`batch`], [`delivered`], [`glob`], [`mark`], [`messages`], [`watched`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`], [`spelling`], [`status`] | which row a key is of, and which version a value; what a payload says; which keys it makes stale; what waits for Redis; who has done what of it; which keys a pattern matches; what Redis has kept; what the machine and a session say to each other; what is watched; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read; what URLs have in common; how a listener is, as a document, a page and lines. Pure |
 //! | [`pg`] | every line of SQL that is not in `migrations/`: session, sweep, log, watches, migrations |
 //! | [`sink`] | Redis |
 //! | [`observe`] | everything the program says, once; as log lines and as metrics |
@@ -58,6 +58,7 @@ pub mod http;
 pub mod listener;
 pub mod logs;
 pub mod mark;
+pub mod messages;
 pub mod observe;
 pub mod pg;
 pub mod rule;
@@ -68,4 +69,5 @@ pub mod spelling;
 pub mod status;
 pub mod systemd;
 pub mod visible;
+pub mod watched;
 pub mod watermark;

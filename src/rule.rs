@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use crate::change::{Change, Malformed, Row, What};
 use crate::few::Few;
+use crate::watched::Watched;
 
 /// What is to be deleted from Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -155,15 +156,23 @@ impl Rule {
     ///
     /// # Errors
     /// [`TemplateError`] if a template was put into `unstale.watch` past `unstale.watch()`.
-    pub fn new(watch: i32, rev: i32, table: String, keys: &[String]) -> Result<Self, TemplateError> {
-        let templates = keys.iter().map(|key| Template::parse(key)).collect::<Result<Vec<_>, _>>()?;
+    pub fn of(watched: &Watched) -> Result<Self, TemplateError> {
+        let templates = watched.spec.keys.iter().map(|key| Template::parse(key)).collect::<Result<Vec<_>, _>>()?;
         let mut columns: Vec<String> = Vec::new();
         for column in templates.iter().flat_map(Template::columns) {
             if !columns.iter().any(|known| known == column) {
                 columns.push(column.to_owned());
             }
         }
-        Ok(Self { watch, rev, table, ended: false, leased: false, templates, columns })
+        Ok(Self {
+            watch: watched.id,
+            rev: watched.rev,
+            table: watched.table.clone(),
+            ended: watched.ended,
+            leased: watched.spec.guarantee.as_deref() == Some("lease"),
+            templates,
+            columns,
+        })
     }
 
     /// What a change of this watch makes stale, handed to `stale` one by one, possibly repeated.
@@ -240,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_value_that_is_not_said_is_no_reason_to_refuse_the_change() {
-        let rule = Rule::new(1, 1, "t".into(), &["user:{id}".into(), "by:{email}".into()]).expect("a rule");
+        let rule = Rule::of(&Watched::of(1, 1, "t", &["user:{id}", "by:{email}"])).expect("a rule");
         let payload = r#"{"watch":1,"rev":1,"rows":[{"id":"1","email":true},{"id":"2","email":"x"}]}"#;
         let Ok(crate::change::Announcement::Change(change)) = crate::change::parse(payload) else { panic!("not a change") };
         let mut targets = Vec::new();
@@ -288,7 +297,7 @@ mod tests {
 
     #[test]
     fn another_revision_widens_and_the_same_one_must_be_exact() {
-        let rule = Rule::new(1, 2, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("a rule");
+        let rule = Rule::of(&Watched::of(1, 2, "public.users", &["u:{id}", "e:{email}"])).expect("a rule");
         let stale = |rev, columns: &[(&str, Option<&str>)]| {
             let mut targets = Vec::new();
             let change = Change { watch: 1, rev, what: What::Rows([row(columns)].into_iter().collect()) };

@@ -138,7 +138,7 @@ pub struct Proven {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// System identifier and timeline: another after a fail-over or a restore.
-    pub history: String,
+    pub timeline: String,
     /// When its postmaster started.
     pub started: PgTime,
 }
@@ -151,7 +151,7 @@ pub struct Stored {
     /// The mark of the last delete that Redis acknowledged (`mark.rs`).
     pub redis: Option<String>,
     /// [`Server::history`] of the PostgreSQL that it is about.
-    pub history: String,
+    pub timeline: String,
     /// It was away for longer than its `forget_after`.
     pub forgotten: bool,
 }

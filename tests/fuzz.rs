@@ -16,6 +16,7 @@ use unstale::pg::{self, Postgres};
 use unstale::rule::{Rule, Template};
 use unstale::sink::{self, Sink};
 use unstale::visible;
+use unstale::watched::Watched;
 use unstale::watermark::Snapshot;
 
 /// In a text where a secret could be, and in nothing else.
@@ -89,7 +90,7 @@ const TARGETS: &[Target] = &[
 ];
 
 fn read_change(text: &str) {
-    let rule = Rule::new(7, 2, "public.users".into(), &["u:{id}".into(), "e:{email}".into()]).expect("a rule");
+    let rule = Rule::of(&Watched::of(7, 2, "public.users", &["u:{id}", "e:{email}"])).expect("a rule");
     if let Ok(Announcement::Change(change)) = change::parse(text) {
         let _ = rule.stale(&change, |_| {});
     }

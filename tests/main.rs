@@ -16,6 +16,7 @@ mod gap;
 mod guide;
 mod hostile;
 mod log;
+mod machine;
 mod monitoring;
 mod page;
 mod policy;

@@ -2,13 +2,14 @@
 //!
 //! A history is made from a seed: transactions that stay open for minutes or are prepared, writers that keep, forget or
 //! backdate `updated_at`, watches that change, messages that are forged, a clock that steps back, cut and black-holed sessions, a Redis that is away, late, or loses replies,
-//! listeners that are killed or restarted. At the end everything heals, and no key may be cached with a value that is not the
+//! listeners that are killed or restarted, a PostgreSQL that is restarted, or fails over and lacks its last commits. At the end everything heals, and no key may be cached with a value that is not the
 //! row's (P1). At every step: ready only while listening (P2), and everything bounded (P4).
 //!
 //! `UNSTALE_SEED=42 cargo test simulation` replays one history and prints it; `UNSTALE_HISTORIES=100000` runs more.
 
 mod world;
 
+use std::hash::{BuildHasher, RandomState};
 use std::num::NonZero;
 use std::thread;
 
@@ -16,6 +17,9 @@ use world::{Flaw, World};
 
 /// Histories in an ordinary run.
 const HISTORIES: u64 = 400;
+
+/// Histories of seeds that no run had before.
+const FRESH: u64 = 100;
 
 /// Histories that failed once. 2533: Redis fails over, back to within an earlier fail-over that was not caught up with yet.
 /// 264: the answer of a new connection that found it comes after one of the next connection.
@@ -53,6 +57,9 @@ fn nothing_is_forgotten_in_any_history() {
         return;
     }
     let mut failed = failing(Flaw::None, 0..number("UNSTALE_HISTORIES").unwrap_or(HISTORIES));
+    let fresh = RandomState::new().hash_one(()) >> 16; // below 2^48, to be readable
+    println!("fresh histories: {fresh} and the {FRESH} after it");
+    failed.extend(failing(Flaw::None, fresh..fresh + FRESH));
     failed.extend(FAILED_ONCE.iter().flat_map(|&seed| failing(Flaw::None, seed..seed + 1)));
     if let Some((seed, why)) = failed.first() {
         panic!("{} histories fail; the first is UNSTALE_SEED={seed}: {why}", failed.len());
@@ -114,4 +121,9 @@ fn watches_that_are_read_before_they_changed_are_noticed() {
 #[test]
 fn a_sweep_that_goes_on_from_the_last_stamp_it_brought_is_noticed() {
     is_found(Flaw::PagesTrusted);
+}
+
+#[test]
+fn a_fail_over_of_postgresql_that_is_not_looked_at_is_noticed() {
+    is_found(Flaw::TimelineUnchanged);
 }

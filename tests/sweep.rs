@@ -5,8 +5,9 @@ use std::process::{Output, Stdio};
 
 use secrecy::SecretString;
 use tokio::sync::mpsc;
+use unstale::messages::Swept;
 use unstale::pg::Postgres;
-use unstale::pg::sweep::{self, Swept};
+use unstale::pg::sweep;
 
 use crate::support::daemon::{BINARY, command};
 use crate::support::wait::until;

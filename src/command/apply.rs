@@ -9,8 +9,9 @@ use sqlx::postgres::PgConnection;
 use crate::cli::Apply;
 use crate::config::{Config, Watch};
 use crate::pg::Postgres;
-use crate::pg::watches::{self, Spec, Watched};
+use crate::pg::watches;
 use crate::visible::line;
+use crate::watched::{Spec, Watched};
 
 /// One difference between the configuration and the database.
 #[derive(Debug, PartialEq, Eq)]

@@ -186,7 +186,7 @@ async fn targets(connection: Option<&mut PgConnection>) -> BTreeSet<String> {
         Some(connection) => pg::watches::load(connection).await.unwrap_or_default(),
         None => Vec::new(),
     };
-    let rules = watches.into_iter().filter_map(|watched| Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys).ok());
+    let rules = watches.into_iter().filter_map(|watched| Rule::of(&watched).ok());
     let text = |target| match target {
         Target::Key(text) | Target::Pattern(text) => text,
     };

@@ -21,7 +21,7 @@ pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
     let watched = watched.with_context(|| {
         format!("{table} is not watched; call unstale.watch() for it, or list it as a [[watch]] and run `unstale apply`")
     })?;
-    let rule = Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys)?;
+    let rule = Rule::of(&watched)?;
     super::print(explain(&rule, &args.columns)?.as_bytes())
 }
 
@@ -50,10 +50,12 @@ fn missing(rule: &Rule, row: &Row<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::watched::Watched;
+
     use super::*;
 
     fn rule() -> Rule {
-        Rule::new(1, 1, "public.users".into(), &["user:{id}".into(), "by:{email}".into(), "users:count".into()]).expect("a rule")
+        Rule::of(&Watched::of(1, 1, "public.users", &["user:{id}", "by:{email}", "users:count"])).expect("a rule")
     }
 
     #[test]

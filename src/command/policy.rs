@@ -14,11 +14,12 @@ use tokio::time::{Instant, sleep};
 use crate::cli::Policy;
 use crate::config::Config;
 use crate::glob::Glob;
-use crate::pg::watches::{self, Audited, Watched};
+use crate::pg::watches;
 use crate::pg::{self, Postgres};
 use crate::rule::{Rule, Target};
 use crate::sink::Sink;
 use crate::visible;
+use crate::watched::{Audited, Watched};
 
 /// Keys of each prefix that are named.
 const EXAMPLES: usize = 3;
@@ -67,7 +68,7 @@ fn unsaid(watched: &Watched) -> Vec<String> {
 async fn uncovered(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<String>> {
     let mut globs = Vec::new();
     for watched in watches {
-        let rule = Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?;
+        let rule = Rule::of(watched)?;
         for target in rule.everything() {
             let (Target::Key(text) | Target::Pattern(text)) = target;
             globs.push(Glob::parse(&text)?);

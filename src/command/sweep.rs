@@ -16,7 +16,8 @@ use crate::batch::{Command, Work};
 use crate::change::{self, Announcement, Row};
 use crate::cli::Sweep;
 use crate::config::Config;
-use crate::pg::sweep::{ByHand, From, PAGE_TIMEOUT, Swept};
+use crate::messages::Swept;
+use crate::pg::sweep::{ByHand, From, PAGE_TIMEOUT};
 use crate::pg::{self, Postgres, watches};
 use crate::rule::{Rule, Rules, Target};
 use crate::sink::Sink;
@@ -100,7 +101,7 @@ async fn chosen(connection: &mut sqlx::postgres::PgConnection, tables: &[String]
         if !watched.sweepable {
             unstamped.insert(watched.id);
         }
-        rules.insert(watched.id, Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys)?);
+        rules.insert(watched.id, Rule::of(&watched)?);
     }
     if let Some(unknown) = wanted.into_iter().next() {
         bail!("{unknown} is not watched; `select * from unstale.watches` lists what is");

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use crate::change::{self, Announcement, Change, What};
 use crate::cli::Tail;
 use crate::config::Config;
+use crate::pg::Postgres;
 use crate::pg::tail::{self, Source};
-use crate::pg::{Postgres, watches::Watched};
 use crate::rule::{Rule, Rules, Target};
+use crate::watched::Watched;
 use crate::{shutdown, visible};
 
 /// Keys on a line for people.
@@ -62,7 +63,7 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
 }
 
 fn rules(watches: Vec<Watched>) -> anyhow::Result<Rules> {
-    let rule = |watched: Watched| Ok((watched.id, Rule::new(watched.id, watched.rev, watched.table, &watched.spec.keys)?));
+    let rule = |watched: Watched| Ok((watched.id, Rule::of(&watched)?));
     watches.into_iter().map(rule).collect()
 }
 

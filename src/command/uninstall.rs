@@ -39,7 +39,7 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
                 watches::unwatch(&mut connection, watched).await?;
             }
         }
-        for target in Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?.everything() {
+        for target in Rule::of(watched)?.everything() {
             let (Target::Key(name) | Target::Pattern(name)) = &target;
             say(&format!("-- delete {name} from Redis"))?;
             match target {

@@ -11,8 +11,8 @@ use super::machine::{Standing, Tally};
 use crate::finding::Finding;
 use crate::observe::{Observation, Readiness};
 use crate::pg::gaps::Gap;
-use crate::pg::watches::Watched;
 use crate::status::{self, Findings, Nines, Place, Rank, SAMPLES, SCHEMA, SPAN_SECONDS, Status, Times, WATCHES, Watch};
+use crate::watched::Watched;
 use crate::watermark::PgTime;
 
 /// A rate is over about so long: a younger change counts more.
@@ -263,7 +263,7 @@ fn tenth(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::watches::Spec;
+    use crate::watched::Spec;
 
     fn watched(id: i32, table: &str) -> Watched {
         let spec = Spec { keys: vec![format!("{table}:{{id}}")], delivery: "row".into(), ..Spec::default() };

@@ -3,7 +3,7 @@
 //! One task owns the machine. Sessions, sweeps and commands to Redis run in tasks of their own and talk to it through bounded
 //! channels; it stops taking from a channel when the machine does not accept more.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::board::Board;
 use super::machine::repeat_filter::RepeatFilter;
-use super::machine::{Action, Input, Machine, Opening, Settings, State};
+use super::machine::{Action, Input, Machine, Settings, State};
 use super::sampler::{Sampler, Sampling};
 use crate::batch::Lane;
+use crate::messages::{Event, Request, Swept};
 use crate::observe::{Observation, Readiness, metrics, observe};
 use crate::pg::Postgres;
 use crate::pg::replicas::{self, Replicas};
-use crate::pg::session::{Event, Instance, Request, Session, Subscribed};
-use crate::pg::sweep::{self, Swept};
-use crate::pg::watches::Watched;
-use crate::rule::Rule;
+use crate::pg::session::{Instance, Session};
+use crate::pg::sweep;
 use crate::sink::Sink;
 use crate::sink::worker::{Report, Workers};
 use crate::systemd;
@@ -77,8 +76,6 @@ pub async fn run(
         replicas: None,
         replicas_told: BTreeMap::new(),
         told: None,
-        not_kept: RepeatFilter::default(),
-        told_of: HashSet::new(),
         watchdog: systemd::watchdog_interval(),
         watchdog_due: Instant::now(),
         starting_due: Some(Instant::now()),
@@ -106,8 +103,6 @@ struct Driver {
     replicas: Option<Replicas>,
     replicas_told: BTreeMap<Option<usize>, RepeatFilter>, // of each that failed, once a minute
     told: Option<Readiness>,
-    not_kept: RepeatFilter,     // bookkeeping that was refused, said once a minute
-    told_of: HashSet<String>,   // tables without an index
     watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
     watchdog_due: Instant,
     starting_due: Option<Instant>, // until it was ready once, when to say that the start goes on
@@ -128,7 +123,7 @@ enum Wake {
 
 impl Driver {
     async fn run(mut self, shutdown: CancellationToken) {
-        self.handle(Input::Tick);
+        self.turn();
         let mut burst = Vec::with_capacity(BURST);
         while *self.machine.state() != State::Stopped {
             let deadline = self.deadline();
@@ -156,9 +151,15 @@ impl Driver {
                 self.starting_due = None; // it would put off the end instead
                 self.handle(Input::Shutdown);
             }
-            Wake::Session(event) => self.event(event),
+            Wake::Session(event) => self.session_says(event.unwrap_or_else(|| Event::Lost("the session's task ended".into()))),
             Wake::Arrived => self.arrived.extend(burst.drain(..)),
-            Wake::Swept(swept) => self.swept(swept),
+            Wake::Swept(swept) => {
+                let swept = swept.unwrap_or_else(|| Swept::Failed("the sweep's task ended".into()));
+                if matches!(swept, Swept::Ended | Swept::Failed(_)) {
+                    self.sweep = None;
+                }
+                self.handle(Input::Swept(swept));
+            }
             Wake::Redis(Report::Done { id, done }) => {
                 observe(&Observation::Deleted { existed: done.existed });
                 self.sampler.offer(&done.delivered);
@@ -178,9 +179,9 @@ impl Driver {
         while self.machine.accepts(Lane::Live)
             && let Some(notification) = self.arrived.pop_front()
         {
-            self.machine.notified(now, notification.process_id(), notification.payload());
+            self.machine.handle(now, Input::Notified { backend: notification.process_id(), payload: notification.payload() });
         }
-        self.handle(Input::Tick);
+        self.turn();
         self.tell();
         self.tell_systemd(now);
     }
@@ -206,34 +207,14 @@ impl Driver {
         if self.watchdog.is_some() { machine.min(soon).min(self.watchdog_due) } else { machine.min(soon) }
     }
 
-    fn event(&mut self, event: Option<Event>) {
-        let input = match event {
-            None => Input::Lost("the session's task ended".into()),
-            Some(Event::Lost(reason)) => Input::Lost(reason),
-            Some(Event::Saved) => return,
-            Some(Event::NotKept(reason)) => {
-                let again = self.not_kept.is_repeat(Instant::now(), &reason);
-                return observe(&Observation::NotKept { reason, again });
-            }
-            Some(Event::Subscribed(subscribed)) => {
-                let Subscribed { backend, watches, server, unknown, stored, forgotten, seen } = *subscribed;
-                if let Some(reason) = unknown {
-                    observe(&Observation::ServerTellsLittle { reason });
-                }
-                for instance in forgotten {
-                    observe(&Observation::InstanceForgotten { instance });
-                }
-                Input::Subscribed(Opening { backend, rules: self.compile(watches), server, stored, seen })
-            }
-            Some(Event::BeatSent(beat, queue_ratio)) => {
-                observe(&Observation::NotifyQueue(queue_ratio));
-                self.observe(&Observation::Status { pending: self.machine.pending(), watermark_age: self.machine.watermark_age() });
-                Input::BeatSent(beat)
-            }
-            Some(Event::Watches(watches)) => Input::Watches(self.compile(watches)),
-            Some(Event::LogRead(page)) => Input::LogRead { changes: page.changes, more: page.more },
-        };
-        self.handle(input);
+    /// The watches that it has read are also shown.
+    fn session_says(&mut self, event: Event) {
+        match &event {
+            Event::Subscribed(opening) => self.board.watches(&opening.watches),
+            Event::Watches(watches) => self.board.watches(watches),
+            _ => {}
+        }
+        self.handle(Input::Session(event));
     }
 
     fn replica(&mut self, report: replicas::Report) {
@@ -250,38 +231,13 @@ impl Driver {
         }
     }
 
-    fn swept(&mut self, swept: Option<Swept>) {
-        match swept {
-            Some(Swept::Rows(watch, rows)) => rows.iter().for_each(|row| self.machine.swept(watch, row)),
-            Some(Swept::Page(watch, through)) => self.machine.swept_page(watch, through),
-            Some(Swept::NoIndex { table, remedy }) => {
-                if self.told_of.insert(table.clone()) {
-                    observe(&Observation::SweepWithoutIndex { table, remedy });
-                }
-            }
-            Some(Swept::Log(changes)) => changes.iter().for_each(|change| self.machine.swept_log(change)),
-            Some(Swept::LogPage(through)) => self.machine.swept_log_page(through),
-            Some(Swept::Unreadable { watch, table, reason }) => {
-                observe(&Observation::SweptByPattern { table, reason });
-                self.machine.widen(watch);
-            }
-            Some(Swept::Ended) => {
-                self.sweep = None;
-                self.handle(Input::SweepEnded);
-            }
-            Some(Swept::Failed(reason)) => {
-                self.sweep = None;
-                self.handle(Input::SweepFailed(reason));
-            }
-            None => {
-                self.sweep = None;
-                self.handle(Input::SweepFailed("the sweep's task ended".into()));
-            }
-        }
+    fn handle(&mut self, input: Input<'_>) {
+        self.machine.handle(Instant::now(), input);
     }
 
-    fn handle(&mut self, input: Input) {
-        for action in self.machine.handle(Instant::now(), input) {
+    /// Does what is to be done now.
+    fn turn(&mut self) {
+        for action in self.machine.poll(Instant::now()) {
             self.act(action);
         }
     }
@@ -297,11 +253,12 @@ impl Driver {
                 self.sweep = None;
                 self.arrived.clear(); // the gap that is open now covers them
             }
-            Action::Beat { n, progress } => self.ask(Request::Beat(n, progress)),
-            Action::ReadWatches => self.ask(Request::Watches),
-            Action::ReadLog => self.ask(Request::Log),
-            Action::OpenGap(cause, ago) => self.ask(Request::OpenGap(cause, ago)),
-            Action::CloseGap(summary) => self.ask(Request::CloseGap(summary)),
+            Action::Ask(request) => {
+                self.saving |= matches!(request, Request::Save(_));
+                if let Some(session) = &mut self.session {
+                    session.ask(request);
+                }
+            }
             Action::Sweep { checkpoint, done, log } => {
                 let from = sweep::From { checkpoint, done, log, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
                 let (out, swept) = mpsc::channel(4);
@@ -319,13 +276,6 @@ impl Driver {
             }
             Action::StopSweep => self.sweep = None,
             Action::Send(command) => self.workers.begin(command),
-            Action::Keep(progress) => self.ask(Request::Keep(progress)),
-            Action::Stop(progress) => {
-                if let Some(progress) = progress {
-                    self.ask(Request::Save(progress));
-                    self.saving = true;
-                }
-            }
             Action::Observe(observation) => self.observe(&observation),
         }
     }
@@ -334,12 +284,6 @@ impl Driver {
     fn observe(&self, observation: &Observation) {
         observe(observation);
         self.board.note(Instant::now(), observation);
-    }
-
-    fn ask(&mut self, request: Request) {
-        if let Some(session) = &mut self.session {
-            session.ask(request);
-        }
     }
 
     /// Counts what happened, and tells the probes and systemd how things are.
@@ -387,23 +331,6 @@ impl Driver {
         };
         let patience = self.parts.borrow().settings.timeout;
         let _ = tokio::time::timeout(patience, stored).await;
-    }
-
-    /// Shows what is watched, and compiles it; a watch that does not compile is reported and skipped.
-    fn compile(&self, watches: Vec<Watched>) -> Vec<Rule> {
-        self.board.watches(&watches);
-        let rule = |watched: Watched| match Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys) {
-            Ok(mut rule) => {
-                rule.ended = watched.ended;
-                rule.leased = watched.spec.guarantee.as_deref() == Some("lease");
-                Some(rule)
-            }
-            Err(error) => {
-                observe(&Observation::WatchSkipped { table: watched.table, reason: error.to_string() });
-                None
-            }
-        };
-        watches.into_iter().filter_map(rule).collect()
     }
 }
 

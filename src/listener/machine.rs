@@ -6,184 +6,113 @@
 //!      +---- Waiting <-----------------------+
 //! ```
 //!
+//! [`Machine::handle`] takes in what happened, one thing at a time; [`Machine::poll`] lets the time pass and says what is to be done, after
+//! a burst of inputs and at [`Machine::deadline`].
+//!
 //! What must hold:
 //! - LISTEN is active before anything is read (P2): the driver subscribes, then reads watches and checkpoint, then says
-//!   [`Input::Subscribed`]; the sweep starts after the first heartbeat has proved that NOTIFY arrives.
+//!   [`Event::Subscribed`](crate::messages::Event::Subscribed); the sweep starts after the first heartbeat has proved that NOTIFY arrives.
 //! - While a gap is open the watermark stands still (P3) and the listener is not ready (P2).
 //! - Everything is bounded (P4): a full batch stops reading; if Redis does nothing about it for a while, what waits is
 //!   dropped in favour of a new sweep from the watermark, and PostgreSQL is drained on.
-//! - `enter` alone assigns the state. Each timer is a field compared in [`Machine::deadline`] and in `tick` (timers.rs).
+//!
+//! Each part owns what it is about: [`state`] the transitions, [`timers`] what happens because time passes, [`gap`] where catching up begins,
+//! [`heartbeats`], [`change_log`], [`watch_reading`], [`intake`], [`link`] and [`second_delete`] what their names say. `postgres` and `redis`
+//! hand them what came in; here they meet.
 
-mod barrier;
+mod change_log;
 mod gap;
-mod heart;
+mod heartbeats;
+mod history;
 mod intake;
 mod link;
-mod log;
 mod message;
-mod reading;
+mod postgres;
+mod redis;
 mod repeat;
 pub(super) mod repeat_filter;
 mod replicas;
+mod second_delete;
+mod settings;
 mod standing;
+mod state;
 mod timers;
+mod watch_reading;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::batch::{Batch, Lane, Limits, Mark};
-use crate::delivered::Delivered;
-use crate::observe::{Cause, Observation, Readiness};
-use crate::rule::{Rules, Target};
-use crate::watermark::{Proven, Server, Watermark};
+use crate::batch::{Batch, Lane, Mark};
+use crate::messages::Request;
+use crate::observe::{Cause, Observation};
+use crate::rule::Target;
+use crate::watermark::{Progress, Proven, Server, Snapshot, Watermark};
 
-use barrier::Barrier;
-use gap::{Gap, Resume};
-use heart::Heart;
-use intake::Skipped;
+use change_log::ChangeLog;
+use gap::{Gap, Plan, Resume};
+use heartbeats::Heartbeats;
+use intake::Intake;
 use link::Link;
-use log::Log;
-pub use message::{Action, Input, Opening, Tally};
-use reading::Reading;
-use repeat::Repeats;
+pub use message::{Action, Input, Tally};
 use repeat_filter::RepeatFilter;
-use replicas::Replicas;
+use second_delete::SecondDeletes;
+pub use settings::Settings;
 pub use standing::Standing;
-
-/// Stands for all commands of which something was handed back: no command has this number.
-const HANDED_BACK: u64 = 0;
-
-/// What the configuration decides.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Name of the key that each heartbeat deletes, to see Redis answer.
-    pub canary: String,
-    /// Between two heartbeats.
-    pub interval: Duration,
-    /// Without a sign of life for so long, a session is over.
-    pub timeout: Duration,
-    /// Shortest delay before another attempt.
-    pub backoff_min: Duration,
-    /// Longest delay before another attempt.
-    pub backoff_max: Duration,
-    /// Makes the jitter.
-    pub seed: u64,
-    /// Bounds of the batch.
-    pub limits: Limits,
-    /// How long Redis may leave a full batch as it is.
-    pub stall: Duration,
-    /// How far back a server may undo what it has acknowledged.
-    pub window: Duration,
-    /// When a key is deleted once more, after it was.
-    pub repeat: Vec<Duration>,
-    /// How many replicas there are whose readers fill the cache.
-    pub replicas: usize,
-    /// How long they are waited for.
-    pub max_wait: Duration,
-    /// How long draining may take.
-    pub shutdown: Duration,
-}
-
-/// Where the listener is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
-    /// No session. Set by every loss; left at `until`.
-    Waiting {
-        /// The next attempt.
-        until: Instant,
-    },
-    /// A session is being opened. Left when LISTEN has succeeded, or after `timeout`.
-    Connecting {
-        /// When it began.
-        since: Instant,
-    },
-    /// LISTEN has succeeded. Left when the first heartbeat has come back.
-    Subscribing,
-    /// The gap is being closed. Left when all that a sweep and the log brought is acknowledged.
-    CatchingUp(CatchUp),
-    /// Every change is deleted as it comes.
-    Listening,
-    /// Nothing more is received. Left when everything is acknowledged, or at `until`.
-    Draining {
-        /// When to give up.
-        until: Instant,
-    },
-    /// The end.
-    Stopped,
-}
-
-/// How far catching up is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CatchUp {
-    /// Redis does not answer: changes are not even collected, because the sweep to come finds them.
-    AwaitingRedis,
-    /// A sweep failed.
-    AwaitingRetry {
-        /// The next attempt.
-        until: Instant,
-    },
-    /// Rows come in.
-    Sweeping,
-    /// All rows have come; they wait for Redis.
-    Settling(Mark),
-}
+pub use state::{CatchUp, State};
+use watch_reading::WatchReading;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Machine {
     settings: Settings,
     state: State,
-    rules: Rules,
+    intake: Intake,
     batch: Batch,
     watermark: Watermark,
     backoff: Backoff,
-    heart: Heart,
-    barrier: Barrier,
-    log: Log,
+    beats: Heartbeats,
+    change_log: ChangeLog,
+    watch_reading: WatchReading,
     gap: Option<Gap>,
     server: Option<Server>, // the PostgreSQL of the last session
     link: Link,
+    second_deletes: SecondDeletes,
     sweep_failure: Option<String>, // why the last sweep of this gap ended early
     replayed: Option<Instant>,     // when what Redis had undone was last begun to be repeated
-    reading: Reading,
-    repeats: Repeats,
-    replicas: Replicas,
     lost_because: String,
-    tallies: BTreeMap<i32, Tally>,
-    skipped: Skipped,
     said: RepeatFilter,
+    not_kept: RepeatFilter,          // bookkeeping that was refused
+    without_index: BTreeSet<String>, // tables
     sample: Option<(Instant, Mark)>, // a change that was received, and what must settle until its keys are gone
     actions: Vec<Action>,
 }
 
 impl Machine {
-    /// A listener that has yet to connect; tick it.
+    /// A listener that has yet to connect; poll it.
     #[must_use]
     pub fn new(settings: Settings, now: Instant) -> Self {
         let backoff = Backoff::new(settings.backoff_min, settings.backoff_max, settings.seed);
         Self {
             batch: Batch::new(settings.limits),
             watermark: Watermark::new(Proven::default(), settings.window),
-            repeats: Repeats::new(&settings.repeat),
-            replicas: Replicas::new(settings.replicas, settings.max_wait),
+            second_deletes: SecondDeletes::new(&settings, now),
             settings,
             state: State::Waiting { until: now },
-            rules: Rules::new(),
+            intake: Intake::default(),
             backoff,
-            heart: Heart::new(0, now),
-            barrier: Barrier::default(),
-            log: Log::default(),
+            beats: Heartbeats::new(0, now),
+            change_log: ChangeLog::new(Snapshot::nothing(), now),
+            watch_reading: WatchReading::new(now),
             gap: Some(Gap::new(Cause::Start, now)),
             server: None,
             link: Link::new(now),
             sweep_failure: None,
             replayed: None,
-            reading: Reading::default(),
             lost_because: "not connected yet".into(),
-            tallies: BTreeMap::new(),
-            skipped: Skipped::default(),
             said: RepeatFilter::default(),
+            not_kept: RepeatFilter::default(),
+            without_index: BTreeSet::new(),
             sample: None,
             actions: vec![Action::Observe(Observation::GapOpened { cause: Cause::Start })],
         }
@@ -193,93 +122,41 @@ impl Machine {
     pub fn reconfigure(&mut self, settings: Settings) {
         self.batch.set_limits(settings.limits);
         self.watermark.set_window(settings.window);
-        self.repeats.set(&settings.repeat);
-        self.replicas.set(settings.replicas, settings.max_wait);
+        self.second_deletes.reconfigure(&settings);
         self.backoff = Backoff::new(settings.backoff_min, settings.backoff_max, settings.seed);
         self.settings = settings;
     }
 
-    /// Takes in what happened, and says what is to be done.
-    pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Action> {
+    /// Takes in what happened. [`Machine::poll`] follows, after the last input of a burst.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
         match input {
-            Input::Tick => {}
-            Input::Subscribed(opening) => self.subscribed(now, opening),
-            Input::Lost(reason) => self.lost(now, Cause::Session, reason),
-            Input::BeatSent(beat) => {
-                self.heart.answered = true;
-                self.log.beat = beat.n;
-                self.watermark.sent(beat);
-                self.read_log();
-            }
-            Input::Watches(rules) => {
-                self.heart.heard = now;
-                let changed = self.set_rules(rules);
-                self.watches_are_read(now, &changed);
-            }
-            Input::LogRead { changes, more } => self.log_read(now, changes, more),
-            Input::SweepEnded => {
-                self.sweep_failure = None;
-                if self.state == State::CatchingUp(CatchUp::Sweeping) {
-                    let mark = self.batch.mark(Lane::CatchUp);
-                    self.enter(State::CatchingUp(CatchUp::Settling(mark)));
-                }
-            }
-            Input::SweepFailed(reason) => {
-                if self.state == State::CatchingUp(CatchUp::Sweeping) {
-                    let retry_in = self.backoff.next_delay();
-                    let again = self.said.is_repeat(now, &reason);
-                    self.sweep_failure = Some(reason.clone());
-                    self.say(Observation::SweepFailed { reason, retry_in, again });
-                    self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until: now + retry_in }));
-                }
-            }
+            Input::Notified { backend, payload } => self.notified(now, backend, payload),
+            Input::Session(event) => self.session_says(now, event),
+            Input::Swept(swept) => self.swept(now, swept),
             Input::Acknowledged { id, delivered } => self.acknowledged(now, id, delivered),
             Input::RedisFailed { id, reason } => self.redis_failed(now, id, reason),
-            Input::PrimaryAt { asked, position } => self.primary_is_at(asked, position),
-            Input::ReplicaAt { replica, position } => self.replica_is_at(replica, position),
+            Input::PrimaryAt { asked, position } => self.second_deletes.primary_is_at(asked, position),
+            Input::ReplicaAt { replica, position } => {
+                if let Some(lag) = self.second_deletes.replica_is_at(replica, position) {
+                    self.say(lag);
+                }
+            }
             Input::Shutdown => self.shut_down(now),
         }
+    }
+
+    /// Lets the time pass; says what is to be done.
+    pub fn poll(&mut self, now: Instant) -> Vec<Action> {
         self.tick(now);
         self.settle(now);
-        while let Some(command) = self.batch.next_command(now) {
-            self.actions.push(Action::Send(command));
-        }
-        self.ask_replicas(now);
-        self.send_repeats(now);
+        self.send(now);
         std::mem::take(&mut self.actions)
     }
 
-    /// May the next notification, or swept row of this lane, be handed in?
+    /// May the next notification, or what a sweep brings, be handed in?
     #[must_use]
     pub fn accepts(&self, lane: Lane) -> bool {
-        self.in_session() && !self.batch.is_full(lane)
-    }
-
-    /// Promise P7, or what stands against it.
-    #[must_use]
-    pub fn readiness(&self, now: Instant) -> Readiness {
-        let why = match &self.state {
-            State::Waiting { .. } | State::Connecting { .. } => format!("no session with PostgreSQL: {}", self.lost_because),
-            State::Subscribing => "waiting for the first heartbeat to come back".into(),
-            State::CatchingUp(CatchUp::AwaitingRedis) => {
-                format!("catching up waits for Redis: {}", self.link.failure().unwrap_or("no answer"))
-            }
-            State::CatchingUp(_) => {
-                let cause = self.gap.as_ref().map_or("none", |gap| gap.cause.label());
-                match (self.link.failure(), &self.sweep_failure) {
-                    (Some(failure), _) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
-                    (None, Some(failure)) => format!("catching up after a gap ({cause}), and its sweep ended early: {failure}"),
-                    (None, None) => format!("catching up after a gap ({cause})"),
-                }
-            }
-            State::Draining { .. } | State::Stopped => "shutting down".into(),
-            State::Listening => match (self.link.failure(), self.heart.settled_at) {
-                (Some(failure), _) => format!("Redis: {failure}"),
-                (None, Some(at)) if now.saturating_duration_since(at) <= self.settings.interval * 2 => return Readiness::Ready,
-                (None, _) => "no heartbeat came through PostgreSQL and Redis within two intervals".into(),
-            },
-        };
-        Readiness::NotReady(why)
+        self.state.in_session() && !self.batch.is_full(lane)
     }
 
     /// Where it is.
@@ -288,16 +165,10 @@ impl Machine {
         &self.state
     }
 
-    /// How far PostgreSQL's clock was ahead of the watermark at the last heartbeat.
-    #[must_use]
-    pub fn watermark_age(&self) -> Option<Duration> {
-        self.watermark.age()
-    }
-
-    /// What is watched, by its table's name.
+    /// A watch's table.
     #[must_use]
     pub fn table(&self, watch: i32) -> Option<&str> {
-        self.rules.get(&watch).map(|rule| rule.table.as_str())
+        self.intake.table(watch)
     }
 
     /// Keys and patterns that wait for Redis.
@@ -308,83 +179,29 @@ impl Machine {
 
     /// What was counted since the last call, by watch.
     pub fn take_tallies(&mut self) -> BTreeMap<i32, Tally> {
-        std::mem::take(&mut self.tallies)
+        self.intake.take_tallies()
+    }
+
+    fn say(&mut self, observation: Observation) {
+        self.actions.push(Action::Observe(observation));
+    }
+
+    fn ask(&mut self, request: Request) {
+        self.actions.push(Action::Ask(request));
+    }
+
+    /// What may be stored: nothing while a gap is open.
+    fn progress(&self) -> Option<Progress> {
+        self.gap.is_none().then(|| Progress { proven: self.watermark.proven(), redis: self.link.stored() })
     }
 }
 
 /// Transitions.
 impl Machine {
-    /// Is there a session that listens, and is it listened to?
-    fn in_session(&self) -> bool {
-        matches!(self.state, State::Subscribing | State::CatchingUp(_) | State::Listening)
-    }
-
     /// The only place that assigns the state.
     fn enter(&mut self, state: State) {
+        debug_assert!(self.state.may_become(&state), "from {:?} to {state:?}", self.state);
         self.state = state;
-    }
-
-    fn subscribed(&mut self, now: Instant, opening: Opening) {
-        if !matches!(self.state, State::Connecting { .. }) {
-            return;
-        }
-        self.heart = Heart::new(opening.backend, now);
-        self.barrier = Barrier::default();
-        self.log = Log::of(opening.seen);
-        self.reading = Reading::default();
-        self.set_rules(opening.rules);
-        self.say(Observation::Subscribed { watches: intake::in_force(&self.rules) });
-        // What is remembered is newer than what is stored, but a server that was restarted may have given out its xids again.
-        let is_same_server = self.server.as_ref() == Some(&opening.server);
-        self.compare_histories(opening.server, opening.stored.as_ref());
-        let stored = opening.stored.as_ref().map(|stored| stored.proven.clone()).unwrap_or_default();
-        let proven = match &self.gap {
-            Some(gap) if gap.resume == Resume::Everything => Proven::default(), // of another server, or of a log that is gone
-            _ if is_same_server => self.watermark.proven(),
-            _ => stored,
-        };
-        self.watermark = Watermark::new(proven, self.settings.window);
-        if let Some(stored) = &opening.stored {
-            self.link.resume(now, stored.redis.as_deref());
-        }
-        let gap = self.gap.get_or_insert_with(|| Gap::new(Cause::Session, now));
-        self.actions.push(Action::OpenGap(gap.cause, now - gap.since));
-        self.enter(State::Subscribing);
-        self.beat(now);
-    }
-
-    fn beat_came_back(&mut self, n: u64) {
-        if self.state == State::Subscribing {
-            self.backoff.reset();
-            self.catch_up();
-        }
-        self.beat_is_heard(n);
-        self.beat_is_complete();
-    }
-
-    /// A heartbeat that has come back proves something once the log was read after it was sent.
-    fn beat_is_complete(&mut self) {
-        let n = self.log.heard.min(self.log.read);
-        if n <= self.log.complete {
-            return;
-        }
-        self.log.complete = n;
-        if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
-            return; // what came before it was not collected
-        }
-        self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
-        let mark = self.batch.mark(Lane::Live);
-        self.heart.came_back(n, mark);
-    }
-
-    fn catch_up(&mut self) {
-        if self.link.is_silent() {
-            // The canary asks Redis until it answers.
-            self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
-            self.enter(State::CatchingUp(CatchUp::AwaitingRedis));
-        } else {
-            self.begin_catching_up();
-        }
     }
 
     fn lost(&mut self, now: Instant, cause: Cause, reason: String) {
@@ -392,39 +209,100 @@ impl Machine {
             return;
         }
         self.actions.push(Action::CloseSession);
-        self.reading = Reading::default(); // what it holds, the gap covers
-        self.keep_pages();
+        self.watch_reading = WatchReading::new(now); // what it holds, the gap covers
+        let proven = self.beats.take_settled().and_then(|n| self.watermark.would_prove(n));
         self.watermark.forget_session();
-        self.heart.forget();
+        self.beats.forget();
         if let Some(gap) = &mut self.gap {
-            gap.resume = gap.resume.max(Resume::Checkpoint); // from here on something may be missed, too
+            gap.session_lost(proven);
         }
         self.batch.clear(Lane::CatchUp); // a new sweep brings it again
-        if matches!(self.state, State::Draining { .. }) {
+        if self.state.is_leaving() {
             return; // nothing more was wanted of it
         }
-        self.open_gap(now, cause);
         let retry_in = self.backoff.next_delay();
+        self.enter(State::Waiting { until: now + retry_in });
+        self.open_gap(now, cause);
         self.lost_because.clone_from(&reason);
         let again = self.said.is_repeat(now, &reason);
         self.say(Observation::SessionLost { reason, retry_in, again });
-        self.enter(State::Waiting { until: now + retry_in });
     }
 
+    /// The only place where a gap opens. One that opens while the session goes on is noted at once, another by the next session.
     fn open_gap(&mut self, now: Instant, cause: Cause) {
-        if self.gap.is_none() {
-            self.gap = Some(Gap::new(cause, now));
-            self.heart.forget();
-            self.say(Observation::GapOpened { cause });
+        if self.gap.is_some() {
+            return;
+        }
+        self.gap = Some(Gap::new(cause, now));
+        self.beats.forget();
+        self.say(Observation::GapOpened { cause });
+        if matches!(self.state, State::CatchingUp(_) | State::Listening) {
+            self.ask(Request::OpenGap(cause, Duration::ZERO));
         }
     }
 
-    /// A gap that opens while the session goes on is noted at once.
-    fn open_gap_in_session(&mut self, now: Instant, cause: Cause) {
-        if self.gap.is_none() {
-            self.open_gap(now, cause);
-            self.actions.push(Action::OpenGap(cause, Duration::ZERO));
+    /// The only place where it closes: everything that it demanded is acknowledged.
+    fn close_gap(&mut self, now: Instant) {
+        let Some(gap) = self.gap.take() else { return };
+        let summary = gap.summary(now);
+        self.ask(Request::CloseGap(summary));
+        self.say(Observation::GapClosed(summary));
+        self.enter(State::Listening);
+    }
+
+    /// The gap demands more than it seemed to.
+    fn demand(&mut self, resume: Resume, again: bool) {
+        if let Some(gap) = &mut self.gap {
+            gap.demand(resume, again);
         }
+    }
+
+    fn catch_up(&mut self) {
+        if self.link.is_silent() {
+            self.add_canary(); // it asks Redis until it answers
+            self.enter(State::CatchingUp(CatchUp::AwaitingRedis));
+        } else {
+            self.begin_catching_up();
+        }
+    }
+
+    /// Redis answers, NOTIFY arrives: read, or delete, what the gap demands.
+    fn begin_catching_up(&mut self) {
+        let undone = self.gap.as_mut().map(|gap| gap.undone(&self.link)).unwrap_or_default();
+        for target in undone {
+            self.batch.add(Lane::CatchUp, target);
+        }
+        let proven = self.watermark.proven();
+        match self.gap.as_ref().map_or(Plan::Nothing, |gap| gap.plan(proven)) {
+            Plan::Nothing => self.settle_catching_up(),
+            Plan::Everything => {
+                for watch in self.intake.watches() {
+                    self.intake.everything(&mut self.batch, Lane::CatchUp, watch);
+                }
+                self.settle_catching_up();
+            }
+            Plan::Sweep { checkpoint, done, log } => {
+                self.actions.push(Action::Sweep { checkpoint, done, log });
+                self.enter(State::CatchingUp(CatchUp::Sweeping));
+            }
+        }
+    }
+
+    /// All that is to be deleted is collected.
+    fn settle_catching_up(&mut self) {
+        let mark = self.batch.mark(Lane::CatchUp);
+        self.enter(State::CatchingUp(CatchUp::Settling(mark)));
+    }
+
+    fn beat(&mut self, now: Instant) {
+        let n = self.beats.ask(now);
+        let progress = self.progress();
+        self.ask(Request::Beat { n, progress });
+    }
+
+    /// Asks Redis for an answer.
+    fn add_canary(&mut self) {
+        self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
     }
 
     /// Redis was away for so long that the batch is full: from here on a sweep is cheaper.
@@ -433,60 +311,39 @@ impl Machine {
         self.batch.clear(Lane::Live);
         self.sample = None;
         self.batch.clear(Lane::CatchUp);
-        self.heart.forget();
+        self.beats.forget();
         self.link.is_away();
         if self.state == State::Subscribing {
             return; // the gap is open, and the sweep still to come
         }
-        self.open_gap_in_session(now, Cause::Overflow);
+        self.open_gap(now, Cause::Overflow);
         self.demand(Resume::Checkpoint, false);
         self.actions.push(Action::StopSweep);
         self.catch_up();
     }
 
-    fn acknowledged(&mut self, now: Instant, id: u64, delivered: Delivered) {
-        if self.batch.is_full(Lane::Live) {
-            self.heart.heard = now; // nothing was received meanwhile because we did not listen
-        }
-        let Delivered { parts, left, tags } = delivered;
-        let again = match &left {
-            Some(left) => self.batch.hand_back(id, &left.work, now),
-            None => self.batch.acknowledge(id, now),
-        };
-        let mut told = self.link.are_here(now, &tags, self.settings.window);
-        for part in parts {
-            told.push((part.answer.tag.clone(), self.link.done(now, &part.answer)));
-            if let Some(again) = again {
-                self.repeat_later(now, &part.work, again);
-                self.remember(now, &part.answer, part.work);
-            }
-        }
-        for (tag, kept) in told {
-            self.redis_undid(now, &tag, kept);
-        }
-        if let Some(left) = left {
-            self.redis_failed(now, HANDED_BACK, left.reason);
-        } else if !self.batch.owes_handed_back() {
-            self.link.is_well_again(HANDED_BACK);
-        }
-        if self.link.is_well_again(id) {
-            self.say(Observation::RedisRecovered);
-        }
-        if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
-            self.catch_up();
+    fn shut_down(&mut self, now: Instant) {
+        if !self.state.is_leaving() {
+            self.actions.push(Action::StopSweep);
+            self.batch.clear(Lane::CatchUp);
+            self.enter(State::Draining { until: now + self.settings.shutdown });
         }
     }
 
-    fn redis_failed(&mut self, now: Instant, id: u64, reason: String) {
-        self.heart.doubt(now);
-        if self.link.failed(id, reason.clone()) {
-            self.say(Observation::RedisFailed { reason });
+    fn stop(&mut self, drained: bool) {
+        if let Some(progress) = self.progress() {
+            self.ask(Request::Save(progress));
         }
+        self.say(Observation::Stopped { drained });
+        self.enter(State::Stopped);
     }
+}
 
+/// Conclusions.
+impl Machine {
     /// Draws the conclusions of what Redis has acknowledged.
     fn settle(&mut self, now: Instant) {
-        while let Some(asked) = self.heart.settle(now, |mark| self.batch.is_settled(mark)) {
+        while let Some(asked) = self.beats.settle(now, |mark| self.batch.is_settled(mark)) {
             self.say(Observation::Fresh { took: now - asked });
         }
         if let Some((received, mark)) = self.sample
@@ -495,47 +352,42 @@ impl Machine {
             self.sample = None;
             self.say(Observation::Delivered { took: now - received });
         }
-        self.settle_pages();
-        self.ask_for_watches(now);
-        self.ask_for_log(now);
+        if let Some(gap) = &mut self.gap {
+            gap.settle(|mark| self.batch.is_settled(mark));
+        }
         if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
             && self.batch.is_settled(mark)
-            && let Some(gap) = self.gap.take()
         {
-            let summary = gap.summary(now);
-            self.actions.push(Action::CloseGap(summary));
-            self.say(Observation::GapClosed(summary));
-            self.enter(State::Listening);
+            self.close_gap(now);
         }
         if self.gap.is_none()
-            && let Some(n) = self.heart.take_settled()
+            && let Some(n) = self.beats.take_settled()
         {
             self.watermark.acknowledged(n);
-            self.beat_is_proven(n);
+            if self.beats.is_awaited(n)
+                && let Some(progress) = self.progress()
+            {
+                self.beats.is_stored();
+                self.ask(Request::Keep(progress));
+            }
         }
         if matches!(self.state, State::Draining { .. }) && self.batch.is_empty() {
             self.stop(true);
         }
     }
 
-    fn shut_down(&mut self, now: Instant) {
-        match self.state {
-            State::Draining { .. } | State::Stopped => {}
-            _ => {
-                self.actions.push(Action::StopSweep);
-                self.batch.clear(Lane::CatchUp);
-                self.enter(State::Draining { until: now + self.settings.shutdown });
-            }
+    /// What may be sent to Redis now: first what was not deleted yet, then what is deleted once more, as far as there are places.
+    fn send(&mut self, now: Instant) {
+        while let Some(command) = self.batch.next_command(now) {
+            self.actions.push(Action::Send(command));
         }
-    }
-
-    fn stop(&mut self, drained: bool) {
-        self.actions.push(Action::Stop(self.progress()));
-        self.say(Observation::Stopped { drained });
-        self.enter(State::Stopped);
-    }
-
-    fn say(&mut self, observation: Observation) {
-        self.actions.push(Action::Observe(observation));
+        while !self.state.is_leaving()
+            && self.batch.has_place_aside()
+            && let Some((keys, cause)) = self.second_deletes.next(now, self.settings.limits.keys_per_command)
+        {
+            self.say(Observation::Repeated { keys: keys.len(), cause });
+            let command = self.batch.aside(keys, now);
+            self.actions.push(Action::Send(command));
+        }
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn ask(connection: &mut PgConnection) -> Result<(Server, Option
         format!("{signs} can be told only by the time at which the server started, and not while no listener runs: {}", refusals.join("; "))
     });
     let part = |part: Option<String>| part.unwrap_or_else(|| UNKNOWN.to_owned());
-    Ok((Server { history: format!("{}/{}", part(system), part(timeline)), started }, sentence))
+    Ok((Server { timeline: format!("{}/{}", part(system), part(timeline)), started }, sentence))
 }
 
 async fn first_answer(connection: &mut PgConnection, ways: &[&'static str], refusals: &mut Vec<String>) -> Result<Option<String>, Error> {

@@ -12,73 +12,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::connect::Route;
-use super::watches::{self, Watched};
+use super::watches;
 use super::{Error, Postgres, identity, log, migrate};
+use crate::messages::{Event, Opening, Request};
 use crate::observe::{Cause, GapSummary};
-use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Snapshot, Stored};
+use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored};
 
 /// Notifications between the connection and the driver; one has up to 8 kB. When the driver stops taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 1024;
 
 /// Heartbeats between two roundups: emptying the log, and looking for what no trigger tells.
 const ROUNDUP_EVERY: u64 = 10;
-
-/// What a session says of itself.
-#[derive(Debug)]
-pub enum Event {
-    /// LISTEN is active; read afterwards.
-    Subscribed(Box<Subscribed>),
-    /// A heartbeat was sent; the share of the notification queue in use, 0 to 1.
-    BeatSent(Beat, f64),
-    /// The watches as they are now.
-    Watches(Vec<Watched>),
-    /// The next changes that are only in the log.
-    LogRead(log::Page),
-    /// The checkpoint is stored, or cannot be.
-    Saved,
-    /// Progress could not be noted. Deletion goes on; a restart would have more to do.
-    NotKept(String),
-    /// The end.
-    Lost(String),
-}
-
-/// What a new session found.
-#[derive(Debug)]
-pub struct Subscribed {
-    /// The backend that will send the heartbeats.
-    pub backend: u32,
-    /// What is watched.
-    pub watches: Vec<Watched>,
-    /// Who the server is.
-    pub server: Server,
-    /// What it does not tell of that, as a sentence.
-    pub unknown: Option<String>,
-    /// How far this instance had come; `None`: it was never here.
-    pub stored: Option<Stored>,
-    /// Instances that are away for longer than their `forget_after`.
-    pub forgotten: Vec<String>,
-    /// What had ended after LISTEN, and before the watches were read.
-    pub seen: Snapshot,
-}
-
-/// What a session is asked for. Answered in order.
-#[derive(Debug)]
-pub enum Request {
-    /// Send heartbeat `n`, after storing the checkpoint.
-    Beat(u64, Option<Progress>),
-    /// Read the watches.
-    Watches,
-    /// Read the next page of changes that are only in the log.
-    Log,
-    /// Note an open gap, since this long ago.
-    OpenGap(Cause, Duration),
-    /// Note that it is closed.
-    CloseGap(GapSummary),
-    /// Store the checkpoint, and say so.
-    Save(Progress),
-    /// Store the checkpoint.
-    Keep(Progress),
-}
 
 /// Under what name progress is kept, and for how long.
 #[derive(Debug, Clone)]
@@ -139,7 +83,7 @@ async fn run(
     migrate::check(&mut connection).await?;
     let mut listener = listen(&route, &mut connection, timeout / 2).await?;
     let reader = log::Reader::new(&mut connection).await?;
-    let mut control = Control { connection, instance, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
+    let mut control = Control { connection, instance, timeout, timeline: String::new(), gap: None, reader, refusals: Vec::new() };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -158,7 +102,7 @@ pub async fn check_permissions(route: &Route, instance: Instance) -> Result<(), 
     let mut connection = route.connect().await?;
     let reader = log::Reader::new(&mut connection).await?;
     let timeout = Duration::ZERO; // only `serve` needs one
-    let mut control = Control { connection, instance, timeout, history: String::new(), gap: None, reader, refusals: Vec::new() };
+    let mut control = Control { connection, instance, timeout, timeline: String::new(), gap: None, reader, refusals: Vec::new() };
     let result = control.check_permissions().await;
     if let Some(refusal) = control.refusals.drain(..).next() {
         return Err(refusal); // what came after it failed because of it
@@ -208,7 +152,7 @@ struct Control {
     connection: PgConnection,
     instance: Instance,
     timeout: Duration,
-    history: String,
+    timeline: String,
     gap: Option<i64>, // id in the ledger
     reader: log::Reader,
     refusals: Vec<Error>, // of bookkeeping, still to be told
@@ -217,11 +161,11 @@ struct Control {
 impl Control {
     async fn opening(&mut self) -> Result<Event, Error> {
         let (server, unknown) = identity::ask(&mut self.connection).await?;
-        self.history.clone_from(&server.history);
+        self.timeline.clone_from(&server.timeline);
         Ok(Event::Subscribed(Box::new(self.subscribed(server, unknown).await?)))
     }
 
-    async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Subscribed, Error> {
+    async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Opening, Error> {
         let registered = self.register().await;
         if !self.is_known().await? {
             registered?; // the log would not be kept for this instance
@@ -236,7 +180,7 @@ impl Control {
         let stored = self.stored().await?;
         let forgotten = self.forgotten().await?;
         let seen = self.reader.seen().clone();
-        Ok(Subscribed { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten, seen })
+        Ok(Opening { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten, seen })
     }
 
     async fn check_permissions(&mut self) -> Result<(), Error> {
@@ -304,7 +248,7 @@ impl Control {
             Some(log) => Ok(Some(Checkpoint { watermark: row.get::<Option<i64>, _>(at + 1).map(PgTime), log: log::parse_snapshot(log)? })),
         };
         let proven = Proven { checkpoint: checkpoint(0)?, replay: checkpoint(2)? };
-        Ok(Some(Stored { proven, redis: row.get(4), history: row.get(5), forgotten: row.get(6) }))
+        Ok(Some(Stored { proven, redis: row.get(4), timeline: row.get(5), forgotten: row.get(6) }))
     }
 
     async fn forgotten(&mut self) -> Result<Vec<String>, Error> {
@@ -331,7 +275,7 @@ impl Control {
 
     async fn answer(&mut self, request: Request) -> Result<Option<Event>, Error> {
         match request {
-            Request::Beat(n, progress) => {
+            Request::Beat { n, progress } => {
                 let kept = match progress {
                     Some(progress) => self.save(&progress).await,
                     None => self.touch().await,
@@ -346,8 +290,11 @@ impl Control {
                 }
                 Ok(Some(sent))
             }
-            Request::Watches => Ok(Some(Event::Watches(watches::load(&mut self.connection).await?))),
-            Request::Log => Ok(Some(Event::LogRead(self.reader.page(&mut self.connection).await?))),
+            Request::ReadWatches => Ok(Some(Event::Watches(watches::load(&mut self.connection).await?))),
+            Request::ReadLog => {
+                let log::Page { changes, more } = self.reader.page(&mut self.connection).await?;
+                Ok(Some(Event::LogRead { changes, more }))
+            }
             Request::OpenGap(cause, ago) => {
                 let noted = self.open_gap(cause, ago).await;
                 self.tolerate(noted).map(|()| None)
@@ -380,7 +327,7 @@ impl Control {
         .await
         .map_err(Error::of("sending a heartbeat"))?;
         let beat = Beat { n, at: PgTime(row.get(0)), snapshot: log::parse_snapshot(row.get(1))? };
-        Ok(Event::BeatSent(beat, row.get(2)))
+        Ok(Event::BeatSent { beat, queue_ratio: row.get(2) })
     }
 
     async fn save(&mut self, progress: &Progress) -> Result<(), Error> {
@@ -394,7 +341,7 @@ impl Control {
         .bind(replay.as_ref().and_then(|replay| replay.watermark).map(|time| time.0))
         .bind(replay.as_ref().map(|replay| replay.log.to_string()))
         .bind(&progress.redis)
-        .bind(&self.history)
+        .bind(&self.timeline)
         .bind(self.instance.forget_after.as_secs_f64())
         .execute(&mut self.connection)
         .await

@@ -21,7 +21,8 @@ use tokio::sync::mpsc;
 
 use super::sqlstate::{Class, class};
 use super::{Error, Postgres, log};
-use crate::watermark::{Checkpoint, LogPlace, LogRead, MARGIN, PgTime, Snapshot};
+use crate::messages::Swept;
+use crate::watermark::{Checkpoint, LogRead, MARGIN, PgTime, Snapshot};
 
 /// Rows of a page of the log: each may be a payload's size, 8 kB.
 const LOG_ROWS: i64 = 100;
@@ -47,39 +48,6 @@ const ATTEMPTS: u32 = 3;
 /// Without an answer for so long after the statement's timeout, the connection is dead, or the code of a table's owner does not let
 /// itself be cancelled.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a sweep brings.
-#[derive(Debug)]
-pub enum Swept {
-    /// Rows of a watched table, each as `unstale.row_N()` writes it.
-    Rows(i32, Vec<String>),
-    /// All rows of a watch up to this stamp have been brought.
-    Page(i32, PgTime),
-    /// A large table without an index on the sweep's column: each page reads all of it.
-    NoIndex {
-        /// Schema and name.
-        table: String,
-        /// The statement that mends it.
-        remedy: String,
-    },
-    /// Logged changes.
-    Log(Vec<String>),
-    /// All of the log up to this place has been brought.
-    LogPage(LogPlace),
-    /// A table that cannot be read: all its keys are to be deleted.
-    Unreadable {
-        /// `unstale.watch.id`.
-        watch: i32,
-        /// Schema and name.
-        table: String,
-        /// Why, and the remedy.
-        reason: String,
-    },
-    /// That was all.
-    Ended,
-    /// It has to be repeated.
-    Failed(String),
-}
 
 /// Where a sweep begins.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,8 +8,9 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnection, PgListener};
 use tokio::time::{Interval, interval};
 
-use super::watches::{self, Watched};
+use super::watches;
 use super::{Error, Postgres, log, session};
+use crate::watched::Watched;
 
 /// How often the log is read: writers that see a listener awake do not ring.
 const POLL: Duration = Duration::from_millis(200);

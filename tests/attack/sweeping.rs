@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::mpsc;
+use unstale::messages::Swept;
 use unstale::pg::Postgres;
-use unstale::pg::sweep::{self, Swept};
+use unstale::pg::sweep;
 
 use super::owners::trapped_table;
 use super::{listener, role, url};

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use secrecy::SecretString;
 use tokio::sync::mpsc;
+use unstale::messages::Swept;
 use unstale::pg::Postgres;
-use unstale::pg::sweep::{self, ByHand, Swept};
+use unstale::pg::sweep::{self, ByHand};
 
 use super::{audit, cache, counts, tables};
 use crate::support::daemon::{BINARY, command};

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use unstale::batch::{Command, Limits, Work};
 use unstale::listener::machine::{CatchUp, Input, Machine, Settings, State};
 use unstale::mark::{Answer, Found};
+use unstale::messages;
 use unstale::observe::Readiness;
-use unstale::watermark::{LogPlace, LogRead, MARGIN, PgTime, Progress, Snapshot};
+use unstale::watermark::{LogPlace, LogRead, MARGIN, PgTime, Snapshot, Stored};
 
 /// A way to break the design on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +38,16 @@ pub(super) enum Flaw {
     LogReadInOrder,
     /// A message says that the watches changed, and what is read then is as it was before.
     WatchesReadBefore,
+    /// A PostgreSQL that has failed over says that it is the one of before.
+    TimelineUnchanged,
 }
 
 const IDS: u64 = 8;
 const EMAILS: u64 = 8;
 const STEPS: usize = 300;
 const MAX_PENDING: usize = 12;
+/// Of histories with a standby: what was deleted lately has to fit, or nothing is promised of lost commits.
+const MAX_PENDING_WITH_STANDBY: usize = 5_000;
 const WINDOW: Duration = Duration::from_secs(20);
 const MICROS: i64 = 1_000_000;
 
@@ -67,11 +72,22 @@ struct Transaction {
     announces: bool,          // nobody else does until it ends
 }
 
+/// PostgreSQL as an asynchronous standby has it.
+#[derive(Debug, Clone)]
+struct Standby {
+    at: Duration,
+    next_xid: u64,
+    rows: Rows,
+    log: Vec<(u64, bool, String)>,
+    rev: u64,
+    stored: Option<Stored>,
+}
+
 /// What will happen at some time. `session` and `listener` say to whom; if they are gone by then, nothing happens.
 #[derive(Debug)]
 enum Event {
     ListenActive { session: u64 },
-    Input { session: u64, input: Input },
+    Session { session: u64, says: messages::Event },
     Notification { session: u64, backend: u32, payload: String },
     SweepPage { sweep: u64, after: i64, done: Snapshot },
     SweepLog { sweep: u64, done: Snapshot, after: Option<LogPlace> },
@@ -126,7 +142,10 @@ pub(super) struct World {
     log: Vec<(u64, bool, String)>,
     delivers_by_log: bool,
     rev: u64, // of the watch; an even one has a template more
-    progress: Option<Progress>,
+    stored: Option<Stored>,
+    timeline: u64,
+    starts: i64,
+    standbys: VecDeque<Standby>,
     // the session; each has a number
     session: u64,
     listening: bool,
@@ -158,6 +177,15 @@ pub(super) struct World {
     machine: Machine,
 }
 
+/// One history in four has a standby, which now and then becomes PostgreSQL.
+fn has_standby(seed: u64) -> bool {
+    seed % 4 == 3
+}
+
+fn max_pending(seed: u64) -> usize {
+    if has_standby(seed) { MAX_PENDING_WITH_STANDBY } else { MAX_PENDING }
+}
+
 fn settings(seed: u64) -> Settings {
     Settings {
         canary: "unstale:canary:test".into(),
@@ -169,7 +197,7 @@ fn settings(seed: u64) -> Settings {
         limits: Limits {
             keys_per_command: 3,
             in_flight: 3,
-            max_pending: MAX_PENDING,
+            max_pending: max_pending(seed),
             slot: seed.is_multiple_of(3).then_some(unstale::sink::slot),
         },
         stall: Duration::from_secs(2),
@@ -204,7 +232,10 @@ impl World {
             log: Vec::new(),
             delivers_by_log: seed % 2 == 1,
             rev: 1,
-            progress: None,
+            stored: None,
+            timeline: 1,
+            starts: 0,
+            standbys: VecDeque::new(),
             session: 0,
             listening: false,
             black_holed: false,
@@ -236,7 +267,7 @@ impl World {
 
     /// Lives through the history, heals everything, and compares.
     pub(super) fn run(mut self) -> Result<(), String> {
-        self.handle(Input::Tick);
+        self.turn();
         for _ in 0..STEPS {
             let pause = if self.one_in(20) { 5_000 } else { 200 };
             let pause = Duration::from_millis(self.below(pause));
@@ -251,6 +282,7 @@ impl World {
             }
             self.replicas.push_back((self.now, self.cache.clone(), self.mark.clone()));
             self.replicas.retain(|(at, ..)| *at + WINDOW > self.now);
+            self.replicate();
         }
         self.heal();
         let mut patience = 600;
@@ -328,11 +360,11 @@ impl World {
                     self.happen(scheduled.event);
                 }
             } else {
-                self.handle(Input::Tick);
+                self.turn();
             }
             self.check()?;
         }
-        self.handle(Input::Tick);
+        self.turn();
         self.check()?;
         if self.is_quiet() { self.compare() } else { Ok(()) }
     }
@@ -343,7 +375,7 @@ impl World {
         if ready && (!self.listening || self.black_holed) && deaf_for > Duration::from_secs(7) {
             return Err(format!("P2: ready, and deaf for {deaf_for:?}"));
         }
-        if self.machine.pending() > 4 * MAX_PENDING {
+        if self.machine.pending() > 4 * max_pending(self.seed) {
             return Err(format!("P4: {} pending", self.machine.pending()));
         }
         Ok(())
@@ -352,6 +384,9 @@ impl World {
     // ----- faults
 
     fn fault(&mut self) {
+        if has_standby(self.seed) && self.one_in(4) {
+            return self.postgres_fails_over();
+        }
         match self.below(10) {
             0 => self.cut("cut"),
             1 if self.listening => {
@@ -362,6 +397,7 @@ impl World {
             2 if self.up => {
                 self.say(|| "postgres down".into());
                 self.up = false;
+                self.starts += 1;
                 self.open.retain(|transaction| transaction.prepared);
                 self.cut("the server went away");
                 self.later(15_000, Event::PostgresBack);
@@ -410,6 +446,38 @@ impl World {
         }
     }
 
+    fn replicate(&mut self) {
+        let Self { now: at, next_xid, rev, .. } = *self;
+        let (rows, log, stored) = (self.rows.clone(), self.log.clone(), self.stored.clone());
+        self.standbys.push_back(Standby { at, next_xid, rows, log, rev, stored });
+        self.standbys.retain(|standby| standby.at + WINDOW > at);
+    }
+
+    /// The standby becomes PostgreSQL. It may lack the last commits: those of which the listener has heard, because nobody could know of
+    /// the others. Their xids are given out again.
+    fn postgres_fails_over(&mut self) {
+        let all_is_heard = *self.machine.state() == State::Listening
+            && self.listening
+            && !self.black_holed
+            && self.log.iter().all(|(xid, announced, _)| *announced || self.seen.sees(*xid))
+            && !self
+                .schedule
+                .iter()
+                .any(|Reverse(due)| matches!(&due.event, Event::Notification { session, .. } if *session == self.session));
+        let behind = self.below(self.standbys.len() as u64 + 1) as usize;
+        if all_is_heard && let Some(standby) = self.standbys.get(behind).filter(|standby| standby.rev == self.rev).cloned() {
+            self.say(|| format!("postgres fails over, back to {:.3}", standby.at.as_secs_f64()));
+            (self.next_xid, self.rows, self.log, self.stored) = (standby.next_xid, standby.rows, standby.log, standby.stored);
+        } else {
+            self.say(|| "postgres fails over".into());
+        }
+        self.standbys.clear();
+        self.open.clear();
+        self.timeline += 1;
+        self.starts += 1;
+        self.cut("the server failed over");
+    }
+
     fn cut(&mut self, why: &str) {
         if self.session_is_open() {
             self.say(|| format!("session lost: {why}"));
@@ -419,7 +487,7 @@ impl World {
                 let at = self.below(self.open.len() as u64) as usize;
                 self.commit(at);
             }
-            self.handle(Input::Lost(why.into()));
+            self.session_says(messages::Event::Lost(why.into()));
         }
     }
 
@@ -435,7 +503,7 @@ impl World {
         self.listener += 1;
         (self.connection, self.untold) = (None, None);
         self.machine = Machine::new(settings(self.seed + self.listener), self.instant());
-        self.handle(Input::Tick);
+        self.turn();
     }
 
     fn end_session(&mut self) {
@@ -469,8 +537,8 @@ impl World {
             && self.redis_heard == self.redis_id
             && self.machine.pending() == 0
             && !self.schedule.iter().any(|Reverse(scheduled)| match &scheduled.event {
-                Event::Input { input: Input::LogRead { changes, .. }, .. } => !changes.is_empty(), // the log is read all the time
-                event => matches!(event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. } | Event::Input { .. }),
+                Event::Session { says: messages::Event::LogRead { changes, .. }, .. } => !changes.is_empty(), // it is read all the time
+                event => matches!(event, Event::RedisAttempt { .. } | Event::RedisReply { .. } | Event::Notification { .. } | Event::Session { .. }),
             })
             && self.log.iter().all(|(xid, announced, _)| *announced || self.seen.sees(*xid)) // or it will be read in a moment
     }

@@ -11,9 +11,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::audit::invert::Obscure;
 use crate::change::{self, Announcement, What};
+use crate::messages::Swept;
 use crate::pg::Postgres;
 use crate::pg::audit::Rows;
-use crate::pg::sweep::{self, ByHand, Swept};
+use crate::pg::sweep::{self, ByHand};
 use crate::watermark::{Checkpoint, PgTime, Snapshot};
 
 use super::judge::{BATCH, Judge};

@@ -96,7 +96,7 @@ pub(crate) async fn subjects(reader: &mut Reader, only: &[String]) -> anyhow::Re
         if !only.is_empty() && !only.contains(&watched.table) {
             continue;
         }
-        let rule = Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?;
+        let rule = Rule::of(&watched)?;
         let types: Vec<_> = rule.columns().iter().cloned().zip(table.column_types).collect();
         subjects.push(Subject {
             watch: watched.id,

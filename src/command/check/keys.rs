@@ -5,10 +5,10 @@
 use std::time::{Duration, Instant};
 
 use crate::finding::Finding;
-use crate::pg::watches::Watched;
 use crate::rule::{Rule, Target};
 use crate::sink::{Error, Sink};
 use crate::visible;
+use crate::watched::Watched;
 
 /// Keys of a template that are looked at.
 const KEYS: usize = 1_000;
@@ -38,7 +38,7 @@ struct Sample {
 pub(super) async fn findings(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for watched in watches.iter().filter(|watched| !watched.ended) {
-        let rule = Rule::new(watched.id, watched.rev, watched.table.clone(), &watched.spec.keys)?;
+        let rule = Rule::of(watched)?;
         for target in rule.everything() {
             let (pattern, sample) = match target {
                 Target::Key(key) => (key.clone(), sink.life_of(&key).await.map(|keys| Sample { keys, is_all: true })),

@@ -1,4 +1,4 @@
-//! An open gap: where catching up begins, and what a server may have undone.
+//! An open gap: where catching up begins, how far it is, and what a server may have undone.
 //!
 //! Must hold: what a gap demands only ever grows until it is closed. A gap in a gap is one gap.
 
@@ -6,18 +6,16 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::{Lane, Mark, Work};
-use crate::mark::{Answer, Kept};
+use crate::batch::Mark;
 use crate::observe::{Cause, GapSummary, Observation};
-use crate::watermark::{Checkpoint, LogPlace, LogRead, PgTime, Progress, Server, Snapshot, Stored};
+use crate::rule::Target;
+use crate::status::OpenGap;
+use crate::watermark::{Checkpoint, LogRead, PgTime, Proven, Snapshot};
 
-use super::{Action, CatchUp, Machine, State};
+use super::link::Link;
 
-/// How often a long sweep says how far it is.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-
-/// A replay that begins sooner after the last one waits for a while.
-const REPLAY_PAUSE: Duration = Duration::from_secs(5);
+/// How often a long sweep reports how far it is.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where catching up begins, from the cheapest to the surest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,25 +32,41 @@ pub(super) enum Resume {
     Everything,
 }
 
+/// How to catch up.
+#[derive(Debug, PartialEq)]
+pub(super) enum Plan {
+    /// Nothing is to be read.
+    Nothing,
+    /// All keys of all watches are deleted.
+    Everything,
+    /// Tables and log are read.
+    Sweep {
+        /// What is proven.
+        checkpoint: Option<Checkpoint>,
+        /// Watches that an unfinished sweep has brought up to this stamp.
+        done: HashMap<i32, PgTime>,
+        /// What of the log it has brought.
+        log: Option<LogRead>,
+    },
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Gap {
-    pub(super) cause: Cause,
-    pub(super) since: Instant,
-    pub(super) resume: Resume,
-    /// Keys that were deleted lately are deleted once more: PostgreSQL may have undone the commits that they were deleted for.
-    pub(super) again: bool,
-    /// Those that a primary deleted after this number are: it may have undone it.
-    pub(super) repeat: BTreeMap<Arc<str>, u64>,
-    pub(super) swept: u64,
-    pub(super) logged: u64,
-    pub(super) keys: u64,
+    cause: Cause,
+    since: Instant,
+    resume: Resume,
+    again: bool,                     // PostgreSQL may have undone the commits that keys were deleted for lately
+    repeat: BTreeMap<Arc<str>, u64>, // what a primary deleted after this number it may have undone
+    swept: u64,
+    logged: u64,
+    keys: u64,
     pages: VecDeque<(i32, PgTime, Mark)>, // brought by this session's sweep, not acknowledged yet
     swept_through: HashMap<i32, PgTime>,  // acknowledged pages of this session's sweep
     done: HashMap<i32, PgTime>,           // what need not be swept again if the session is lost
     log_pages: VecDeque<(LogRead, Mark)>, // of the log, brought and not acknowledged yet
     log: Option<LogRead>,                 // what of it need not be read again
-    told: Instant,
+    reported: Instant,
 }
 
 impl Gap {
@@ -71,256 +85,160 @@ impl Gap {
             done: HashMap::new(),
             log_pages: VecDeque::new(),
             log: None,
-            told: since,
+            reported: since,
         }
     }
 
-    /// What a sweep in this session need not read again. What came after a page of it was received.
-    fn done_now(&self) -> HashMap<i32, PgTime> {
+    /// Why it opened.
+    pub(super) fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// For how long it has been open.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    /// It is more than it seemed. What the sweep has done so far proves nothing: what was received meanwhile was dropped, or undone.
+    pub(super) fn demand(&mut self, resume: Resume, again: bool) {
+        self.resume = self.resume.max(resume);
+        self.again |= again;
+        self.forget_pages();
+    }
+
+    /// What a primary deleted after this number it has undone, and it is remembered. `is_all`: there is no other reason for this gap.
+    pub(super) fn redis_undid(&mut self, tag: &Arc<str>, number: u64, is_all: bool) {
+        let known = self.repeat.entry(tag.clone()).or_insert(number);
+        *known = number.min(*known);
+        if is_all {
+            self.resume = Resume::Nothing;
+        }
+        self.forget_pages();
+    }
+
+    /// Is every key to be deleted?
+    pub(super) fn is_everything(&self) -> bool {
+        self.resume == Resume::Everything
+    }
+
+    /// Is what was deleted lately still needed, beyond its bounds?
+    pub(super) fn needs_what_was_deleted(&self) -> bool {
+        self.again || !self.repeat.is_empty()
+    }
+
+    /// What may be undone, and is remembered.
+    pub(super) fn undone(&mut self, link: &Link) -> Vec<Target> {
+        let mut targets = if self.again { link.recent() } else { Vec::new() };
+        for (tag, number) in &self.repeat {
+            match link.since(tag, *number) {
+                Some(undone) => targets.extend(undone),
+                None => self.resume = self.resume.max(Resume::Replay), // meanwhile it did not fit any more
+            }
+        }
+        targets
+    }
+
+    /// How to catch up from what is proven.
+    pub(super) fn plan(&self, proven: Proven) -> Plan {
+        let checkpoint = match self.resume {
+            Resume::Nothing => return Plan::Nothing,
+            Resume::Everything => return Plan::Everything,
+            Resume::Checkpoint => proven.checkpoint,
+            Resume::Replay => proven.replay,
+            Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log: Snapshot::nothing(), ..replay }),
+        };
+        // What came after an acknowledged page was received in this session.
         let mut done = self.done.clone();
         for (&watch, &through) in &self.swept_through {
             let done = done.entry(watch).or_insert(through);
             *done = (*done).max(through);
         }
-        done
+        Plan::Sweep { checkpoint, done, log: self.log.clone() }
     }
 
-    pub(super) fn summary(&self, now: Instant) -> GapSummary {
-        GapSummary { cause: self.cause, lasted: now - self.since, swept: self.swept, logged: self.logged, keys: self.keys }
-    }
-}
-
-impl Machine {
-    /// What may be stored: nothing while a gap is open.
-    pub(super) fn progress(&self) -> Option<Progress> {
-        self.gap.is_none().then(|| Progress { proven: self.watermark.proven(), redis: self.link.stored() })
+    /// A sweep has brought a row.
+    pub(super) fn row_swept(&mut self, keys: u64) {
+        self.swept += 1;
+        self.keys += keys;
     }
 
-    /// Keeps what Redis has done.
-    pub(super) fn remember(&mut self, now: Instant, answer: &Answer, work: Work) {
-        let needed = self.gap.as_ref().is_some_and(|gap| gap.again || !gap.repeat.is_empty());
-        self.link.remember(now, answer, work, self.settings.limits, self.settings.window, needed);
+    /// A sweep has brought a change of the log.
+    pub(super) fn change_swept(&mut self, keys: u64) {
+        self.logged += 1;
+        self.keys += keys;
     }
 
-    /// Another server, or the same after a restart: what was acknowledged after this number, or lately, may be undone.
-    pub(super) fn redis_undid(&mut self, now: Instant, tag: &Arc<str>, kept: Kept) {
-        let again = match kept {
-            Kept::All => return,
-            Kept::UpTo(number) => self.link.since(tag, number).map(|targets| targets.len()),
-            Kept::Unknown => None,
-        };
-        if again.is_some() || !self.said.is_repeat(now, "another Redis") {
-            self.say(Observation::RedisChanged { again });
+    /// A sweep has brought all rows of a watch up to this stamp, which wait for Redis up to the mark.
+    pub(super) fn page_swept(&mut self, watch: i32, through: PgTime, mark: Mark) {
+        self.pages.push_back((watch, through, mark));
+    }
+
+    /// A sweep has brought all of the log up to this place.
+    pub(super) fn log_page_swept(&mut self, read: LogRead, mark: Mark) {
+        self.log_pages.push_back((read, mark));
+    }
+
+    /// Redis has acknowledged something.
+    pub(super) fn settle(&mut self, is_settled: impl Fn(Mark) -> bool) {
+        while let Some((read, _)) = self.log_pages.pop_front_if(|(_, mark)| is_settled(*mark)) {
+            self.log = Some(read);
         }
-        self.watermark.undone();
-        let in_session = matches!(self.state, State::CatchingUp(_) | State::Listening);
-        let is_first = self.gap.is_none();
-        if in_session {
-            self.open_gap_in_session(now, Cause::Redis)
-        } else {
-            self.open_gap(now, Cause::Redis)
-        }
-        self.heart.forget();
-        match (kept, again) {
-            (Kept::UpTo(number), Some(_)) => {
-                if let Some(gap) = &mut self.gap {
-                    let known = gap.repeat.entry(tag.clone()).or_insert(number);
-                    *known = number.min(*known);
-                    if is_first && in_session {
-                        gap.resume = Resume::Nothing;
-                    }
-                }
-                self.forget_pages();
-            }
-            _ => self.demand(Resume::Replay, false),
-        }
-        if in_session {
-            self.actions.push(Action::StopSweep);
-            self.batch.clear(Lane::CatchUp);
-            self.catch_up_in_time(now);
+        while let Some((watch, through, _)) = self.pages.pop_front_if(|(.., mark)| is_settled(*mark)) {
+            self.swept_through.insert(watch, through);
         }
     }
 
-    /// A server that tells something else each time, or keeps no mark, is not swept for without end.
-    fn catch_up_in_time(&mut self, now: Instant) {
-        if let State::CatchingUp(CatchUp::AwaitingRetry { .. }) = self.state {
-            return;
-        }
-        if self.replayed.replace(now).is_some_and(|last| now < last + REPLAY_PAUSE) {
-            let until = now + self.backoff.next_delay();
-            return self.enter(State::CatchingUp(CatchUp::AwaitingRetry { until }));
-        }
-        self.catch_up();
-    }
-
-    /// The gap is more than it seemed.
-    pub(super) fn demand(&mut self, resume: Resume, again: bool) {
-        if let Some(gap) = &mut self.gap {
-            gap.resume = gap.resume.max(resume);
-            gap.again |= again;
-        }
-        self.forget_pages();
-    }
-
-    /// The sweep has brought all rows of a watch up to this stamp.
-    pub fn swept_page(&mut self, watch: i32, through: PgTime) {
-        let mark = self.batch.mark(Lane::CatchUp);
-        if let Some(gap) = &mut self.gap {
-            gap.pages.push_back((watch, through, mark));
-        }
-    }
-
-    /// The sweep has brought all of the log up to this place.
-    pub fn swept_log_page(&mut self, through: LogPlace) {
-        let mark = self.batch.mark(Lane::CatchUp);
-        if let (Some(gap), Some(seen)) = (&mut self.gap, &self.log.opened) {
-            gap.log_pages.push_back((LogRead { seen: seen.clone(), through }, mark));
-        }
-    }
-
-    pub(super) fn settle_pages(&mut self) {
-        let Some(gap) = &mut self.gap else { return };
-        while let Some((read, _)) = gap.log_pages.pop_front_if(|(_, mark)| self.batch.is_settled(*mark)) {
-            gap.log = Some(read);
-        }
-        while let Some((watch, through, _)) = gap.pages.pop_front_if(|(.., mark)| self.batch.is_settled(*mark)) {
-            gap.swept_through.insert(watch, through);
-        }
-    }
-
-    /// The session is lost in the middle of a sweep: what of it need not be done again?
+    /// The session is lost, perhaps in the middle of a sweep: from here on something may be missed. What of the sweep need not be done
+    /// again?
     ///
     /// Rows stamped before `through` were in an acknowledged page, unless their transaction ended after the page was read. Then
     /// this session received it, or its xid is not below that of the last settled heartbeat, and its stamp not before what
     /// that heartbeat would prove. So the earlier of both is done.
-    pub(super) fn keep_pages(&mut self) {
-        let proven = self.heart.take_settled().and_then(|n| self.watermark.would_prove(n));
-        let Some(gap) = &mut self.gap else { return };
-        gap.pages.clear();
-        gap.log_pages.clear();
-        for (watch, through) in gap.swept_through.drain() {
+    pub(super) fn session_lost(&mut self, proven: Option<PgTime>) {
+        self.pages.clear();
+        self.log_pages.clear();
+        for (watch, through) in self.swept_through.drain() {
             if let Some(proven) = proven {
-                let done = gap.done.entry(watch).or_insert(PgTime(i64::MIN));
+                let done = self.done.entry(watch).or_insert(PgTime(i64::MIN));
                 *done = (*done).max(through.min(proven));
             }
         }
+        self.resume = self.resume.max(Resume::Checkpoint);
     }
 
-    /// What the sweep has done so far proves nothing: changes that were received meanwhile were dropped, or undone.
-    pub(super) fn forget_pages(&mut self) {
-        if let Some(gap) = &mut self.gap {
-            gap.pages.clear();
-            gap.swept_through.clear();
-            gap.done.clear();
-            gap.log_pages.clear();
-            gap.log = None;
+    fn forget_pages(&mut self) {
+        self.pages.clear();
+        self.swept_through.clear();
+        self.done.clear();
+        self.log_pages.clear();
+        self.log = None;
+    }
+
+    /// When to report how far it is.
+    pub(super) fn report_due(&self) -> Instant {
+        self.reported + REPORT_INTERVAL
+    }
+
+    /// Reports it.
+    pub(super) fn report(&mut self, now: Instant) -> Observation {
+        self.reported = now;
+        let through = self.swept_through.values().max().map(|through| through.0);
+        Observation::CatchingUp { swept: self.swept, logged: self.logged, keys: self.keys, through }
+    }
+
+    /// For the status page.
+    pub(super) fn shown(&self, now: Instant) -> OpenGap {
+        OpenGap {
+            cause: self.cause.label().to_owned(),
+            lasted_seconds: self.age(now).as_secs_f64(),
+            swept: self.swept,
+            logged: self.logged,
+            keys: self.keys,
         }
     }
 
-    pub(super) fn tell_progress(&mut self, now: Instant) {
-        if !matches!(self.state, State::CatchingUp(_)) {
-            return;
-        }
-        if let Some(gap) = &mut self.gap
-            && now >= gap.told + PROGRESS_INTERVAL
-        {
-            gap.told = now;
-            let through = gap.swept_through.values().max().map(|through| through.0);
-            let observation = Observation::CatchingUp { swept: gap.swept, logged: gap.logged, keys: gap.keys, through };
-            self.say(observation);
-        }
+    /// For the ledger.
+    pub(super) fn summary(&self, now: Instant) -> GapSummary {
+        GapSummary { cause: self.cause, lasted: now - self.since, swept: self.swept, logged: self.logged, keys: self.keys }
     }
-
-    /// Is this the PostgreSQL that the progress is about, and has it kept what it told?
-    pub(super) fn compare_histories(&mut self, server: Server, stored: Option<&Stored>) {
-        let flush = |reason| (Resume::Everything, false, reason);
-        let known = self.server.replace(server.clone());
-        let remembered = self.watermark.proven().checkpoint.and_then(|checkpoint| checkpoint.watermark);
-        let (resume, again, reason) = match (known, stored) {
-            (Some(known), None) if known.history != server.history && remembered.is_some() => {
-                flush("its checkpoint is gone, so the database was restored from before it")
-            }
-            (_, None) => return,
-            (_, Some(stored)) if stored.forgotten => flush("this instance was away for longer than checkpoint.forget_after"),
-            (None, Some(stored)) if stored.history != server.history => {
-                flush("PostgreSQL failed over or was restored while this instance was away: what was lost is not known")
-            }
-            (Some(known), Some(stored)) if known.history != server.history => {
-                let watermark = stored.proven.checkpoint.as_ref().and_then(|checkpoint| checkpoint.watermark);
-                let is_old = watermark.zip(remembered).is_some_and(|(stored, known)| stored < known.earlier(self.settings.window));
-                if is_old || system(&known) != system(&server) {
-                    flush("the database was restored to an earlier time, or is another one")
-                } else {
-                    let reason = "failed over; keys deleted in the last replay.window are deleted again, older lost commits are not known";
-                    (Resume::ReplayAndLog, true, reason)
-                }
-            }
-            (Some(known), Some(_)) if known.started != server.started => {
-                let reason =
-                    "restarted; keys deleted in the last replay.window are deleted again, in case it lost commits (synchronous_commit)";
-                // A server that does not tell its timeline may have failed over.
-                let resume = if server.history.contains('?') { Resume::ReplayAndLog } else { Resume::Checkpoint };
-                (resume, true, reason)
-            }
-            _ => return,
-        };
-        self.demand(resume, again);
-        if resume == Resume::Everything {
-            self.say(Observation::Flushed { reason });
-        } else {
-            let (again, is_partial) = self.link.remembered();
-            let reason = if is_partial {
-                "its last commits may be lost, and not all of their keys are remembered (batch.max_pending)"
-            } else {
-                reason
-            };
-            self.say(Observation::PostgresChanged { reason, again });
-        }
-    }
-
-    /// What may be undone, and is remembered, is deleted once more.
-    fn repeat(&mut self) {
-        let Some(gap) = &mut self.gap else { return };
-        let mut targets = if gap.again { self.link.recent() } else { Vec::new() };
-        for (tag, number) in &gap.repeat {
-            match self.link.since(tag, *number) {
-                Some(undone) => targets.extend(undone),
-                None => gap.resume = gap.resume.max(Resume::Replay), // meanwhile it did not fit any more
-            }
-        }
-        for target in targets {
-            self.batch.add(Lane::CatchUp, target);
-        }
-    }
-
-    /// Redis answers, NOTIFY arrives: read, or delete, what the gap demands.
-    pub(super) fn begin_catching_up(&mut self) {
-        self.repeat();
-        let resume = self.gap.as_ref().map_or(Resume::Checkpoint, |gap| gap.resume);
-        let proven = self.watermark.proven();
-        let from = match resume {
-            Resume::Nothing => {
-                let mark = self.batch.mark(Lane::CatchUp);
-                return self.enter(State::CatchingUp(CatchUp::Settling(mark)));
-            }
-            Resume::Everything => {
-                let watches: Vec<i32> = self.rules.keys().copied().collect();
-                watches.into_iter().for_each(|watch| self.widen(watch));
-                let mark = self.batch.mark(Lane::CatchUp);
-                return self.enter(State::CatchingUp(CatchUp::Settling(mark)));
-            }
-            Resume::Checkpoint => proven.checkpoint,
-            Resume::Replay => proven.replay,
-            Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log: Snapshot::nothing(), ..replay }),
-        };
-        let done = self.gap.as_ref().map(Gap::done_now).unwrap_or_default();
-        let log = self.gap.as_ref().and_then(|gap| gap.log.clone());
-        self.actions.push(Action::Sweep { checkpoint: from, done, log });
-        self.enter(State::CatchingUp(CatchUp::Sweeping));
-    }
-}
-
-/// The system identifier in a history.
-fn system(server: &Server) -> &str {
-    server.history.split('/').next().unwrap_or_default()
 }

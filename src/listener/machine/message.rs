@@ -1,38 +1,28 @@
 //! What goes into the machine and what comes out of it.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::batch::Command;
 use crate::delivered::Delivered;
-use crate::observe::{Cause, GapSummary, Observation};
-use crate::rule::Rule;
-use crate::watermark::{Beat, Checkpoint, LogRead, PgTime, Progress, Server, Snapshot, Stored};
+use crate::messages::{Event, Request, Swept};
+use crate::observe::Observation;
+use crate::watermark::{Checkpoint, LogRead, PgTime};
 
 /// What happened.
 #[derive(Debug)]
-pub enum Input {
-    /// Time passed.
-    Tick,
-    /// LISTEN is active, and afterwards this was read.
-    Subscribed(Opening),
-    /// The session ended or could not be opened.
-    Lost(String),
-    /// The control connection sent the heartbeat that was asked for.
-    BeatSent(Beat),
-    /// The watches as they are now.
-    Watches(Vec<Rule>),
-    /// A page of changes that are only in the log, asked for with [`Action::ReadLog`].
-    LogRead {
-        /// What NOTIFY would have said.
-        changes: Vec<String>,
-        /// There is another page.
-        more: bool,
+pub enum Input<'a> {
+    /// A notification, in the order of its arrival.
+    Notified {
+        /// The backend that has sent it.
+        backend: u32,
+        /// What it says.
+        payload: &'a str,
     },
-    /// The sweep has brought everything.
-    SweepEnded,
-    /// The sweep failed.
-    SweepFailed(String),
+    /// The session says something.
+    Session(Event),
+    /// The sweep brings something.
+    Swept(Swept),
     /// Redis has done a command, or what could be done of it.
     Acknowledged {
         /// The command.
@@ -65,21 +55,6 @@ pub enum Input {
     Shutdown,
 }
 
-/// What a new session found.
-#[derive(Debug)]
-pub struct Opening {
-    /// The backend that sends this listener's heartbeats; those of others are not believed.
-    pub backend: u32,
-    /// What is watched.
-    pub rules: Vec<Rule>,
-    /// Who the server is.
-    pub server: Server,
-    /// How far this instance had come; `None`: it was never here.
-    pub stored: Option<Stored>,
-    /// What had ended after LISTEN, and before the watches were read.
-    pub seen: Snapshot,
-}
-
 /// What is to be done.
 #[derive(Debug, PartialEq)]
 pub enum Action {
@@ -87,17 +62,8 @@ pub enum Action {
     OpenSession,
     /// Drop the session, its sweep, and what it still brings.
     CloseSession,
-    /// Send heartbeat `n`; store the progress before it.
-    Beat {
-        /// Counts from 1 in each session.
-        n: u64,
-        /// What is proven; `None` while a gap is open.
-        progress: Option<Progress>,
-    },
-    /// Read the watches, and receive nothing before.
-    ReadWatches,
-    /// Read the next page of changes that are only in the log.
-    ReadLog,
+    /// Ask the session.
+    Ask(Request),
     /// Read everything since the checkpoint from the tables and the log.
     Sweep {
         /// What is proven; `None`: nothing.
@@ -113,15 +79,7 @@ pub enum Action {
     AskReplicas(Instant),
     /// Ask Redis.
     Send(Command),
-    /// Note in the ledger that a gap is open, since this long ago.
-    OpenGap(Cause, Duration),
-    /// Note in the ledger that it is closed.
-    CloseGap(GapSummary),
-    /// Store the progress now, and go on.
-    Keep(Progress),
-    /// Store the progress now, then leave.
-    Stop(Option<Progress>),
-    /// Tell.
+    /// Say it.
     Observe(Observation),
 }
 

@@ -1,20 +1,10 @@
-//! The second delete: keys that are deleted once more, some time after they were.
-//!
-//! A reader that holds no lease may have read the old row before the commit, and store it after the delete. To delete the key again a
-//! moment later makes that rarer; nothing is promised by it. Must hold: no first delete, no heartbeat and no watermark waits for a
-//! repeat. What waits is bounded in bytes; what does not fit is deleted once, and counted.
+//! Keys that are deleted once more after each of some delays. What waits is bounded in bytes; what does not fit is deleted once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indexmap::IndexSet;
-
-use crate::batch::{Again, Work};
-use crate::observe::{Observation, RepeatedFor};
-
-use super::repeat_filter::RepeatFilter;
-use super::{Action, Machine, State};
 
 /// Bytes of keys that wait for all their repeats: about a million keys of 25 bytes, more than are deleted in a second.
 const HELD_BYTES: usize = 32 << 20;
@@ -56,7 +46,6 @@ struct Delayed {
 #[derive(Debug)]
 pub(super) struct Repeats {
     delays: Vec<Delayed>,
-    said: RepeatFilter, // that some did not fit
 }
 
 impl Packed {
@@ -139,7 +128,7 @@ impl Repeats {
     }
 
     pub(super) fn new(after: &[Duration]) -> Self {
-        let mut repeats = Self { delays: Vec::new(), said: RepeatFilter::default() };
+        let mut repeats = Self { delays: Vec::new() };
         repeats.set(after);
         repeats
     }
@@ -153,8 +142,13 @@ impl Repeats {
         }
     }
 
+    /// Are there any?
+    pub(super) fn is_empty(&self) -> bool {
+        self.delays.is_empty()
+    }
+
     /// These were deleted. Returns whether all of their repeats are held.
-    fn deleted(&mut self, now: Instant, keys: &Arc<Packed>) -> bool {
+    pub(super) fn deleted(&mut self, now: Instant, keys: &Arc<Packed>) -> bool {
         let mut bytes: usize = self.delays.iter().map(|delayed| delayed.held.bytes()).sum();
         for Delayed { delay, held, .. } in &mut self.delays {
             bytes += keys.bytes();
@@ -167,58 +161,18 @@ impl Repeats {
     }
 
     /// When the next are to be deleted.
-    fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         self.delays.iter().filter_map(Delayed::due).min()
     }
 
     /// The next ones that are due.
-    fn next(&mut self, now: Instant, keys_per_command: usize) -> Option<Vec<String>> {
+    pub(super) fn next(&mut self, now: Instant, keys_per_command: usize) -> Option<Vec<String>> {
         let delayed = self.delays.iter_mut().find(|delayed| delayed.due().is_some_and(|due| due <= now))?;
         let released = *delayed.released.insert(match delayed.released {
             Some(released) if delayed.held.first().is_some_and(|first| first <= released) => released,
             _ => now,
         });
         Some(delayed.held.take(released, keys_per_command))
-    }
-}
-
-impl Machine {
-    /// Redis has deleted these.
-    pub(super) fn repeat_later(&mut self, now: Instant, work: &Work, again: Again) {
-        self.repeat_for_replicas(now, work, again);
-        let Work::Keys(keys) = work else { return };
-        if again == Again::Always && !self.repeats.delays.is_empty() && !self.repeats.deleted(now, &Packed::new(keys)) {
-            let again = self.repeats.said.is_repeat(now, "repeats do not fit");
-            self.say(Observation::RepeatsDropped { keys: keys.len(), again });
-        }
-    }
-
-    /// When a repeat is due that would find a place. One that finds none waits for Redis' next answer.
-    pub(super) fn next_repeat(&self) -> Option<Instant> {
-        if matches!(self.state, State::Draining { .. } | State::Stopped) {
-            return None; // nothing more is sent: see `send_repeats`
-        }
-        let due = self.repeats.due().filter(|_| self.batch.has_place_aside());
-        due.into_iter().chain(self.next_of_replicas()).min()
-    }
-
-    /// Sends what is due, as far as nothing else wants the places.
-    pub(super) fn send_repeats(&mut self, now: Instant) {
-        if matches!(self.state, State::Draining { .. } | State::Stopped) {
-            return;
-        }
-        while self.batch.has_place_aside()
-            && let Some(keys) = self.repeats.next(now, self.settings.limits.keys_per_command)
-        {
-            self.send_aside(now, keys, RepeatedFor::Time);
-        }
-        self.send_for_replicas(now);
-    }
-
-    pub(super) fn send_aside(&mut self, now: Instant, keys: Vec<String>, cause: RepeatedFor) {
-        self.say(Observation::Repeated { keys: keys.len(), cause });
-        let command = self.batch.aside(keys, now);
-        self.actions.push(Action::Send(command));
     }
 }
 

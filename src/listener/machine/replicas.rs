@@ -6,14 +6,12 @@
 //! deleted, whatever the replicas say. No first delete waits for any of this, and what waits is bounded in bytes.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::{Again, Work};
-use crate::observe::{Observation, RepeatedFor};
+use crate::observe::RepeatedFor;
 
 use super::repeat::{Held, Packed};
-use super::repeat_filter::RepeatFilter;
-use super::{Action, Machine};
 
 /// Bytes of keys that wait for the replicas.
 const HELD_BYTES: usize = 32 << 20;
@@ -33,12 +31,12 @@ pub(super) struct Replicas {
     positions: VecDeque<(Instant, u64)>, // what was received before this time was committed before this position
     released: Option<Instant>,           // all replicas have replayed what was received before
     held: Held,                          // with the time at which they were deleted
+    since: Instant,                      // there are replicas
     asked: Option<Instant>,
-    said: RepeatFilter, // that some did not fit
 }
 
 impl Replicas {
-    pub(super) fn new(count: usize, max_wait: Duration) -> Self {
+    pub(super) fn new(count: usize, max_wait: Duration, now: Instant) -> Self {
         Self {
             max_wait,
             replayed: vec![None; count],
@@ -46,8 +44,8 @@ impl Replicas {
             positions: VecDeque::new(),
             released: None,
             held: Held::default(),
+            since: now,
             asked: None,
-            said: RepeatFilter::default(),
         }
     }
 
@@ -63,12 +61,13 @@ impl Replicas {
         self.held.count()
     }
 
-    fn are_there(&self) -> bool {
+    /// Are there any?
+    pub(super) fn are_there(&self) -> bool {
         !self.replayed.is_empty()
     }
 
     /// Everything that was received before `asked` was committed before this position.
-    fn primary_is_at(&mut self, asked: Instant, position: u64) {
+    pub(super) fn primary_is_at(&mut self, asked: Instant, position: u64) {
         self.primary = Some(position);
         if self.held.first().is_some_and(|first| first <= asked) && self.positions.len() < MAX_POSITIONS {
             self.positions.push_back((asked, position));
@@ -77,7 +76,7 @@ impl Replicas {
     }
 
     /// Returns by how many bytes it is behind, if that is known.
-    fn replica_is_at(&mut self, replica: usize, position: Option<u64>) -> Option<u64> {
+    pub(super) fn replica_is_at(&mut self, replica: usize, position: Option<u64>) -> Option<u64> {
         *self.replayed.get_mut(replica)? = position;
         self.release();
         Some(self.primary?.saturating_sub(position?))
@@ -90,6 +89,15 @@ impl Replicas {
         }
     }
 
+    /// These were deleted. Returns whether they are held.
+    pub(super) fn deleted(&mut self, now: Instant, keys: Arc<Packed>) -> bool {
+        let fits = self.held.bytes() + keys.bytes() <= HELD_BYTES;
+        if fits {
+            self.held.push(now, keys);
+        }
+        fits
+    }
+
     /// Since when keys that may go now have waited, and why they may.
     fn ready(&self, now: Instant) -> Option<(Instant, RepeatedFor)> {
         let first = self.held.first()?;
@@ -99,63 +107,26 @@ impl Replicas {
         }
     }
 
-    fn next_ask(&self, interval: Duration) -> Option<Instant> {
+    /// The next ones that may go.
+    pub(super) fn next(&mut self, now: Instant, keys_per_command: usize) -> Option<(Vec<String>, RepeatedFor)> {
+        let (until, cause) = self.ready(now)?;
+        Some((self.held.take(until, keys_per_command), cause))
+    }
+
+    /// When the first go whatever the replicas say.
+    pub(super) fn late(&self) -> Option<Instant> {
+        self.held.first().map(|first| first + self.max_wait)
+    }
+
+    /// When to ask all servers where they are.
+    pub(super) fn ask_due(&self, interval: Duration) -> Option<Instant> {
         let pause = if self.held.first().is_some() { BUSY } else { interval };
-        self.asked.filter(|_| self.are_there()).map(|asked| asked + pause)
-    }
-}
-
-impl Machine {
-    /// The primary's position, asked for at this time.
-    pub(super) fn primary_is_at(&mut self, asked: Instant, position: u64) {
-        self.replicas.primary_is_at(asked, position);
+        self.are_there().then(|| self.asked.map_or(self.since, |asked| asked + pause))
     }
 
-    /// What a replica has replayed; none: it does not say.
-    pub(super) fn replica_is_at(&mut self, replica: usize, position: Option<u64>) {
-        if let Some(lag_bytes) = self.replicas.replica_is_at(replica, position) {
-            self.say(Observation::ReplicaLag { replica, lag_bytes });
-        }
-    }
-
-    /// Redis has deleted these.
-    pub(super) fn repeat_for_replicas(&mut self, now: Instant, work: &Work, again: Again) {
-        let Work::Keys(keys) = work else { return };
-        if again == Again::Never || !self.replicas.are_there() {
-            return;
-        }
-        let packed = Packed::new(keys);
-        if self.replicas.held.bytes() + packed.bytes() <= HELD_BYTES {
-            self.replicas.held.push(now, packed);
-        } else {
-            let again = self.replicas.said.is_repeat(now, "they do not fit");
-            self.say(Observation::RepeatsDropped { keys: keys.len(), again });
-        }
-    }
-
-    /// Asks all servers where they are, if it is time.
-    pub(super) fn ask_replicas(&mut self, now: Instant) {
-        let due = self.replicas.next_ask(self.settings.interval).is_none_or(|next| now >= next);
-        if self.replicas.are_there() && due {
-            self.replicas.asked = Some(now);
-            self.actions.push(Action::AskReplicas(now));
-        }
-    }
-
-    /// When to ask, or to delete once more whatever the replicas say, if that would find a place.
-    pub(super) fn next_of_replicas(&self) -> Option<Instant> {
-        let late = self.replicas.held.first().filter(|_| self.batch.has_place_aside()).map(|first| first + self.replicas.max_wait);
-        self.replicas.next_ask(self.settings.interval).into_iter().chain(late).min()
-    }
-
-    /// What may go now.
-    pub(super) fn send_for_replicas(&mut self, now: Instant) {
-        while self.batch.has_place_aside()
-            && let Some((until, cause)) = self.replicas.ready(now)
-        {
-            let keys = self.replicas.held.take(until, self.settings.limits.keys_per_command);
-            self.send_aside(now, keys, cause);
-        }
+    /// They are asked.
+    pub(super) fn ask(&mut self, now: Instant) {
+        self.asked = Some(now);
     }
 }
 
@@ -165,13 +136,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn packed(key: &str) -> std::sync::Arc<Packed> {
+    fn packed(key: &str) -> Arc<Packed> {
         Packed::new(&[key.to_owned()])
     }
 
     #[test]
     fn keys_go_when_the_slowest_replica_is_past_a_position_that_was_asked_for_after_they_were_deleted() {
-        let (mut replicas, start) = (Replicas::new(2, SECOND * 60), Instant::now());
+        let (mut replicas, start) = (Replicas::new(2, SECOND * 60, Instant::now()), Instant::now());
         replicas.held.push(start + SECOND, packed("a"));
         replicas.primary_is_at(start, 100); // asked before: proves nothing about it
         replicas.replica_is_at(0, Some(100));
@@ -189,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_replica_that_does_not_answer_is_waited_for_no_longer_than_max_wait() {
-        let (mut replicas, start) = (Replicas::new(2, SECOND * 60), Instant::now());
+        let (mut replicas, start) = (Replicas::new(2, SECOND * 60, Instant::now()), Instant::now());
         replicas.held.push(start, packed("a"));
         replicas.held.push(start + SECOND, packed("b"));
         replicas.primary_is_at(start + SECOND, 100);
@@ -203,7 +174,7 @@ mod tests {
 
     #[test]
     fn positions_are_bounded_and_a_late_answer_covers_what_was_not_remembered() {
-        let (mut replicas, start) = (Replicas::new(1, SECOND * 3600), Instant::now());
+        let (mut replicas, start) = (Replicas::new(1, SECOND * 3600, Instant::now()), Instant::now());
         replicas.held.push(start, packed("a"));
         for n in 0..10_000_u32 {
             replicas.primary_is_at(start + BUSY * n, u64::from(n));

@@ -1,11 +1,12 @@
-//! How things stand, for the status page: copies of numbers that are there already, so that to ask costs nothing.
+//! How things stand, for the probes and the status page: copies of numbers that are there already, so that to ask costs nothing.
 
 use std::time::{Duration, Instant};
 
+use crate::observe::Readiness;
 use crate::status::{OpenGap, Waiting};
 use crate::watermark::PgTime;
 
-use super::{Machine, State};
+use super::{CatchUp, Machine, State};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,41 +31,47 @@ impl Machine {
     pub fn standing(&self, now: Instant) -> Standing {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let (targets, patterns, bytes) = self.batch.all_waiting();
-        let gap = self.gap.as_ref().map(|gap| OpenGap {
-            cause: gap.cause.label().to_owned(),
-            lasted_seconds: now.saturating_duration_since(gap.since).as_secs_f64(),
-            swept: gap.swept,
-            logged: gap.logged,
-            keys: gap.keys,
-        });
         Standing {
             state: self.state.name(),
             redis_failure: self.link.failure().map(str::to_owned),
             watermark: self.watermark.proven().checkpoint.and_then(|checkpoint| checkpoint.watermark),
-            watermark_age: self.watermark_age(),
+            watermark_age: self.watermark.age(),
             waiting: Waiting {
                 keys: count(targets - patterns),
                 patterns: count(patterns),
                 bytes: count(bytes),
                 commands: count(self.batch.on_their_way()),
                 retries: count(self.link.failing()),
-                repeats: count(self.repeats.waiting() + self.replicas.waiting()),
+                repeats: count(self.second_deletes.waiting()),
             },
-            gap,
+            gap: self.gap.as_ref().map(|gap| gap.shown(now)),
         }
     }
-}
 
-impl State {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Waiting { .. } => "waiting",
-            Self::Connecting { .. } => "connecting",
-            Self::Subscribing => "subscribing",
-            Self::CatchingUp(_) => "catching up",
-            Self::Listening => "listening",
-            Self::Draining { .. } => "draining",
-            Self::Stopped => "stopped",
-        }
+    /// Promise P7, or what stands against it.
+    #[must_use]
+    pub fn readiness(&self, now: Instant) -> Readiness {
+        let why = match &self.state {
+            State::Waiting { .. } | State::Connecting { .. } => format!("no session with PostgreSQL: {}", self.lost_because),
+            State::Subscribing => "waiting for the first heartbeat to come back".into(),
+            State::CatchingUp(CatchUp::AwaitingRedis) => {
+                format!("catching up waits for Redis: {}", self.link.failure().unwrap_or("no answer"))
+            }
+            State::CatchingUp(_) => {
+                let cause = self.gap.as_ref().map_or("none", |gap| gap.cause().label());
+                match (self.link.failure(), &self.sweep_failure) {
+                    (Some(failure), _) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
+                    (None, Some(failure)) => format!("catching up after a gap ({cause}), and its sweep ended early: {failure}"),
+                    (None, None) => format!("catching up after a gap ({cause})"),
+                }
+            }
+            State::Draining { .. } | State::Stopped => "shutting down".into(),
+            State::Listening => match self.link.failure() {
+                Some(failure) => format!("Redis: {failure}"),
+                None if self.beats.are_fresh(now, self.settings.interval * 2) => return Readiness::Ready,
+                None => "no heartbeat came through PostgreSQL and Redis within two intervals".into(),
+            },
+        };
+        Readiness::NotReady(why)
     }
 }

@@ -7,17 +7,27 @@ use std::time::Duration;
 use unstale::batch::{Command, Lane, Work};
 use unstale::delivered::Delivered;
 use unstale::glob::Globs;
-use unstale::listener::machine::{Action, Input, Opening, State};
+use unstale::listener::machine::{Action, Input, State};
 use unstale::mark::{Answer, Found, RedisMark};
-use unstale::rule::Rule;
+use unstale::messages::{self, Opening, Request, Swept};
+use unstale::watched::Watched;
 use unstale::watermark::{Beat, Checkpoint, LogPlace, LogRead, PgTime, Progress, Server, Snapshot, Stored};
 
 use super::{Event, Flaw, World};
 
 impl World {
-    pub(super) fn handle(&mut self, input: Input) {
-        let actions = self.machine.handle(self.instant(), input);
-        for action in actions {
+    pub(super) fn handle(&mut self, input: Input<'_>) {
+        self.machine.handle(self.instant(), input);
+        self.turn();
+    }
+
+    pub(super) fn session_says(&mut self, event: messages::Event) {
+        self.handle(Input::Session(event));
+    }
+
+    /// Lets the machine do what is due.
+    pub(super) fn turn(&mut self) {
+        for action in self.machine.poll(self.instant()) {
             self.act(action);
         }
         if *self.machine.state() == State::Stopped {
@@ -25,7 +35,7 @@ impl World {
         }
     }
 
-    pub(super) fn act(&mut self, action: Action) {
+    fn act(&mut self, action: Action) {
         match action {
             Action::AskReplicas(_) => unreachable!("there are none"),
             Action::OpenSession => {
@@ -35,37 +45,42 @@ impl World {
                 if self.up {
                     self.later(50, Event::ListenActive { session });
                 } else {
-                    self.later(50, Event::Input { session, input: Input::Lost("connection refused".into()) });
+                    self.later(50, Event::Session { session, says: messages::Event::Lost("connection refused".into()) });
                 }
             }
             Action::CloseSession => {
                 self.end_session();
                 self.sweep += 1;
             }
-            Action::Beat { n, progress } => self.beat(n, progress),
+            Action::Ask(request) => self.asked(request),
             Action::Sweep { checkpoint, done, log } => {
                 self.log_done = log;
                 self.start_sweep(checkpoint, done.get(&1).copied());
             }
             Action::StopSweep => self.sweep += 1,
             Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
-            Action::Keep(progress) if self.up && self.listening && !self.black_holed => self.save(progress),
-            Action::Stop(Some(progress)) if self.up && self.listening && !self.black_holed => self.save(progress),
-            Action::ReadWatches => {
-                let before = if self.flaw == Flaw::WatchesReadBefore { self.rev.max(2) - 1 } else { self.rev };
-                let input = Input::Watches(vec![rule(before)]);
-                if self.listening && !self.black_holed {
-                    self.later(5, Event::Input { session: self.session, input });
-                }
-            }
             Action::Observe(observation) => self.say(|| format!("    {observation:?}")),
-            Action::CloseGap(_) => self.brought = None,
-            Action::Keep(_) | Action::Stop(_) | Action::OpenGap(..) => {}
-            Action::ReadLog => {
-                if self.listening && !self.black_holed {
-                    self.later(3, Event::LogPage { session: self.session });
-                }
+        }
+    }
+
+    /// What the session does, if it hears it.
+    fn asked(&mut self, request: Request) {
+        if let Request::CloseGap(_) = request {
+            self.brought = None;
+        }
+        if !self.listening || self.black_holed {
+            return;
+        }
+        let session = self.session;
+        match request {
+            Request::Beat { n, progress } => self.beat(n, progress),
+            Request::Keep(progress) | Request::Save(progress) if self.up => self.save(progress),
+            Request::ReadWatches => {
+                let before = if self.flaw == Flaw::WatchesReadBefore { self.rev.max(2) - 1 } else { self.rev };
+                self.later(5, Event::Session { session, says: messages::Event::Watches(vec![watched(before)]) });
             }
+            Request::ReadLog => self.later(3, Event::LogPage { session }),
+            Request::Keep(_) | Request::Save(_) | Request::OpenGap(..) | Request::CloseGap(_) => {}
         }
     }
 
@@ -73,20 +88,24 @@ impl World {
         if let Some(replay) = &progress.proven.replay {
             self.log.retain(|(xid, ..)| !replay.log.sees(*xid)); // emptied
         }
-        self.progress = progress.proven.checkpoint.is_some().then_some(progress);
+        let Progress { proven, redis } = progress;
+        let timeline = self.server().timeline;
+        self.stored = proven.checkpoint.is_some().then_some(Stored { proven, redis, timeline, forgotten: false });
+    }
+
+    pub(super) fn server(&self) -> Server {
+        let (timeline, starts) = if self.flaw == Flaw::TimelineUnchanged { (1, 0) } else { (self.timeline, self.starts) };
+        Server { timeline: format!("7/{timeline}"), started: PgTime(starts) }
     }
 
     fn beat(&mut self, n: u64, progress: Option<Progress>) {
-        if self.black_holed || !self.listening {
-            return;
-        }
         if let Some(progress) = progress {
             self.save(progress);
         }
         let beat = Beat { n, at: PgTime(self.clock()), snapshot: self.snapshot() };
         self.take_xid();
         self.notify(self.session as u32, format!(r#"{{"heartbeat":{n}}}"#));
-        self.later(3, Event::Input { session: self.session, input: Input::BeatSent(beat) });
+        self.later(3, Event::Session { session: self.session, says: messages::Event::BeatSent { beat, queue_ratio: 0.0 } });
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -116,7 +135,7 @@ impl World {
         if !more && let Some(seen) = self.seen_next.take() {
             self.seen = seen;
         }
-        self.later(3, Event::Input { session, input: Input::LogRead { changes, more } });
+        self.later(3, Event::Session { session, says: messages::Event::LogRead { changes, more } });
     }
 
     /// Pages in the order of their stamps, each read when its turn comes; then the log.
@@ -140,13 +159,11 @@ impl World {
         let Some(stamp) = rows.values().map(|row| row.stamp).filter(|stamp| *stamp > after).min() else {
             return self.later(20, Event::SweepLog { sweep, done, after: None });
         };
-        let page: Vec<_> = rows.iter().filter(|(_, row)| row.stamp == stamp).map(|(id, row)| (*id, row.email)).collect();
-        for (id, email) in page {
-            self.machine.swept(1, &format!(r#"{{"id":"{id}","email":"{email}"}}"#));
-        }
-        self.machine.swept_page(1, PgTime(stamp));
+        let page = rows.iter().filter(|(_, row)| row.stamp == stamp);
+        let page = page.map(|(id, row)| format!(r#"{{"id":"{id}","email":"{}"}}"#, row.email)).collect();
+        self.machine.handle(self.instant(), Input::Swept(Swept::Rows(1, page)));
         self.brought = Some(PgTime(stamp));
-        self.handle(Input::Tick);
+        self.handle(Input::Swept(Swept::Page(1, PgTime(stamp))));
         self.later(self.sweep_pace, Event::SweepPage { sweep, after: stamp, done });
     }
 
@@ -172,12 +189,12 @@ impl World {
         let Some((place, change)) = next.map(|(place, change)| (place, change.clone())) else {
             return self.at(self.now, Event::SweepEnd { sweep });
         };
-        self.machine.swept_log(&change);
+        self.machine.handle(self.instant(), Input::Swept(Swept::Log(vec![change])));
         // Of what had not ended for an earlier sweep it says nothing.
         if self.log_done.as_ref().is_none_or(|done| place > done.through) {
-            self.machine.swept_log_page(place);
+            self.machine.handle(self.instant(), Input::Swept(Swept::LogPage(place)));
         }
-        self.handle(Input::Tick);
+        self.turn();
         self.later(self.sweep_pace, Event::SweepLog { sweep, done, after: Some(place) });
     }
 
@@ -189,24 +206,18 @@ impl World {
                 self.seen = self.snapshot();
                 self.seen_next = None;
                 self.pages.clear();
-                let server = Server { history: "7/1".into(), started: PgTime(0) };
-                let stored = self.progress.clone().map(|Progress { proven, redis }| Stored {
-                    proven,
-                    redis,
-                    history: "7/1".into(),
-                    forgotten: false,
-                });
+                let (server, stored) = (self.server(), self.stored.clone());
                 let seen = self.seen.clone();
-                let opening = Opening { backend: session as u32, rules: vec![rule(self.rev)], server, stored, seen };
-                self.later(30, Event::Input { session, input: Input::Subscribed(opening) });
+                let (backend, watches) = (session as u32, vec![watched(self.rev)]);
+                let opening = Opening { backend, watches, server, unknown: None, stored, forgotten: Vec::new(), seen };
+                self.later(30, Event::Session { session, says: messages::Event::Subscribed(Box::new(opening)) });
             }
             Event::LogPage { session } if session == self.session && !self.black_holed => self.log_page(session),
-            Event::Input { session, input } if session == self.session && !self.black_holed => self.handle(input),
+            Event::Session { session, says } if session == self.session && !self.black_holed => self.session_says(says),
             Event::Notification { session, backend, payload } if session == self.session && !self.black_holed => {
                 if self.machine.accepts(Lane::Live) {
                     self.say(|| format!("    <- {payload}"));
-                    self.machine.notified(self.instant(), backend, &payload);
-                    self.handle(Input::Tick);
+                    self.handle(Input::Notified { backend, payload: &payload });
                 } else {
                     // It waits on the connection, and those behind it wait, too: the sequence keeps their order.
                     self.wait_in_line(Event::Notification { session, backend, payload });
@@ -228,7 +239,7 @@ impl World {
             }
             Event::SweepEnd { sweep } if sweep == self.sweep => {
                 if self.machine.accepts(Lane::CatchUp) {
-                    self.handle(Input::SweepEnded);
+                    self.handle(Input::Swept(Swept::Ended));
                 } else {
                     self.wait_in_line(Event::SweepEnd { sweep });
                 }
@@ -320,8 +331,8 @@ impl World {
     }
 }
 
-fn rule(rev: u64) -> Rule {
-    let templates = ["u:{id}", "e:{email}", "n:{id}"].map(str::to_owned);
+fn watched(rev: u64) -> Watched {
+    let templates = ["u:{id}", "e:{email}", "n:{id}"];
     let in_force = if rev.is_multiple_of(2) { &templates[..] } else { &templates[..2] };
-    Rule::new(1, rev as i32, "public.users".into(), in_force).expect("templates")
+    Watched::of(1, rev as i32, "public.users", in_force)
 }

@@ -1,0 +1,67 @@
+//! What a PostgreSQL that is not the one of before means: it was restarted, failed over, or restored, and may have undone commits.
+
+use std::time::Duration;
+
+use crate::watermark::{PgTime, Server, Stored};
+
+use super::gap::Resume;
+
+/// What is to be done about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// Where catching up begins.
+    pub(super) resume: Resume,
+    /// Keys that were deleted lately are deleted once more.
+    pub(super) again: bool,
+    /// Why, for people.
+    pub(super) reason: &'static str,
+}
+
+/// What is known of the servers before this one.
+#[derive(Debug)]
+pub(super) struct Before<'a> {
+    /// That of the last session of this process.
+    pub(super) known: Option<&'a Server>,
+    /// How far it had come then.
+    pub(super) remembered: Option<PgTime>,
+    /// What is stored in this one.
+    pub(super) stored: Option<&'a Stored>,
+}
+
+/// Is this the PostgreSQL that the progress is about, and has it kept what it said? `None`: yes, or nothing is known.
+pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> Option<Verdict> {
+    let flush = |reason| Some(Verdict { resume: Resume::Everything, again: false, reason });
+    match (before.known, before.stored) {
+        (Some(known), None) if known.timeline != server.timeline && before.remembered.is_some() => {
+            flush("its checkpoint is gone, so the database was restored from before it")
+        }
+        (_, None) => None,
+        (_, Some(stored)) if stored.forgotten => flush("this instance was away for longer than checkpoint.forget_after"),
+        (None, Some(stored)) if stored.timeline != server.timeline => {
+            flush("PostgreSQL failed over or was restored while this instance was away: what was lost is not known")
+        }
+        (Some(known), Some(stored)) if known.timeline != server.timeline => {
+            let watermark = stored.proven.checkpoint.as_ref().and_then(|checkpoint| checkpoint.watermark);
+            let is_old = watermark.zip(before.remembered).is_some_and(|(stored, known)| stored < known.earlier(window));
+            if is_old || system(known) != system(server) {
+                flush("the database was restored to an earlier time, or is another one")
+            } else {
+                let reason = "failed over; keys deleted in the last replay.window are deleted again, older lost commits are not known";
+                Some(Verdict { resume: Resume::ReplayAndLog, again: true, reason })
+            }
+        }
+        (Some(known), Some(_)) if known.started != server.started => {
+            let reason =
+                "restarted; keys deleted in the last replay.window are deleted again, in case it lost commits (synchronous_commit)";
+            // A server that does not say its timeline may have failed over.
+            let resume = if server.timeline.contains('?') { Resume::ReplayAndLog } else { Resume::Checkpoint };
+            Some(Verdict { resume, again: true, reason })
+        }
+        _ => None,
+    }
+}
+
+/// The system identifier.
+fn system(server: &Server) -> &str {
+    server.timeline.split('/').next().unwrap_or_default()
+}

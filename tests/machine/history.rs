@@ -1,0 +1,127 @@
+//! What another PostgreSQL, or the same after a restart, means for what is cached.
+
+use unstale::messages::Event;
+use unstale::observe::Observation;
+use unstale::watermark::{Server, Snapshot, Stored};
+
+use super::stage::{Stage, opening, server, snapshot, stored};
+
+/// A listener that has listened to `7/1` for three minutes, deleted the key of user 42, and lost its session. The next session finds this.
+fn again(server: Server, stored: Option<Stored>) -> Stage {
+    let mut stage = Stage::listening();
+    stage.beats(180);
+    stage.change(42);
+    stage.redis_does_all();
+    stage.session(Event::Lost("the server went away".into()));
+    stage.said.clear();
+    stage.open(unstale::messages::Opening { stored, ..opening(server) });
+    stage.beat();
+    stage
+}
+
+fn flushes(stage: &Stage) -> bool {
+    stage.deleting().contains(&"user:*".to_owned()) && stage.sweeps.is_empty()
+}
+
+fn repeats(stage: &Stage) -> bool {
+    stage.deleting().contains(&"user:42".to_owned())
+}
+
+fn says_flushed(stage: &Stage, with: &str) -> bool {
+    stage.says(|said| matches!(said, Observation::Flushed { reason } if reason.contains(with)))
+}
+
+#[test]
+fn the_same_server_is_swept_from_what_is_remembered() {
+    let stage = again(server("7/1", 0), Some(stored("7/1", 1_100)));
+    assert!(!repeats(&stage) && !flushes(&stage));
+    let from = stage.sweeps[0].checkpoint.clone().expect("it was there");
+    assert!(from.log.xmin > snapshot(1_170).xmin, "newer than what is stored: {from:?}");
+}
+
+#[test]
+fn a_restart_repeats_what_was_deleted_lately_in_case_it_lost_commits() {
+    let stage = again(server("7/1", 5), Some(stored("7/1", 1_175)));
+    assert!(repeats(&stage), "{:?}", stage.deleting());
+    let from = stage.sweeps[0].checkpoint.clone().expect("it is stored");
+    assert_eq!(from.log, snapshot(1_175), "what it has kept, not what is remembered: xids are given out again");
+    assert!(stage.says(|said| matches!(said, Observation::PostgresChanged { reason, .. } if reason.starts_with("restarted"))));
+}
+
+#[test]
+fn a_restart_of_a_server_that_does_not_say_its_timeline_may_be_a_fail_over() {
+    let mut stage = Stage::new();
+    stage.open(opening(server("7/?", 0)));
+    stage.catch_up();
+    stage.beats(180);
+    stage.session(Event::Lost("the server went away".into()));
+    stage.open(unstale::messages::Opening { stored: Some(stored("7/?", 1_175)), ..opening(server("7/?", 5)) });
+    stage.beat();
+    let from = stage.sweeps[0].checkpoint.clone().expect("it is stored");
+    assert_eq!(from.log, Snapshot::nothing(), "all of the log");
+}
+
+#[test]
+fn a_fail_over_while_it_listens_repeats_what_was_deleted_lately_and_reads_the_whole_log() {
+    let stage = again(server("7/2", 5), Some(stored("7/1", 1_175)));
+    assert!(repeats(&stage) && !flushes(&stage), "{:?}", stage.deleting());
+    let from = stage.sweeps[0].checkpoint.clone().expect("it is stored");
+    assert_eq!((from.watermark.expect("it is stored").0, from.log), (1_115 * 1_000_000, Snapshot::nothing()), "from a replay.window ago");
+    assert!(stage.says(|said| matches!(said, Observation::PostgresChanged { reason, .. } if reason.starts_with("failed over"))));
+}
+
+#[test]
+fn a_restore_to_an_earlier_time_deletes_everything() {
+    let stage = again(server("7/2", 5), Some(stored("7/1", 1_050)));
+    assert!(flushes(&stage) && says_flushed(&stage, "restored to an earlier time"), "{:?}", stage.said);
+}
+
+#[test]
+fn another_system_deletes_everything() {
+    let stage = again(server("8/1", 5), Some(stored("7/1", 1_175)));
+    assert!(flushes(&stage) && says_flushed(&stage, "is another one"), "{:?}", stage.said);
+}
+
+#[test]
+fn a_restore_from_before_its_first_checkpoint_deletes_everything() {
+    let stage = again(server("7/2", 5), None);
+    assert!(flushes(&stage) && says_flushed(&stage, "its checkpoint is gone"), "{:?}", stage.said);
+}
+
+#[test]
+fn a_checkpoint_that_is_gone_from_the_same_server_is_no_reason_to_delete_everything() {
+    let stage = again(server("7/1", 0), None);
+    assert!(!flushes(&stage) && stage.sweeps[0].checkpoint.is_some(), "somebody forgot the instance; it remembers");
+}
+
+/// A new process.
+fn first(server: Server, stored: Option<Stored>) -> Stage {
+    let mut stage = Stage::new();
+    stage.open(unstale::messages::Opening { stored, ..opening(server) });
+    stage.beat();
+    stage
+}
+
+#[test]
+fn an_instance_that_was_never_here_sweeps_from_the_beginning() {
+    let stage = first(server("7/1", 0), None);
+    assert_eq!(stage.sweeps[0].checkpoint, None);
+}
+
+#[test]
+fn an_instance_that_comes_back_sweeps_from_what_it_has_stored() {
+    let stage = first(server("7/1", 9), Some(stored("7/1", 1_050)));
+    assert_eq!(stage.sweeps[0].checkpoint, stored("7/1", 1_050).proven.checkpoint, "a restart meanwhile is none of its business");
+}
+
+#[test]
+fn a_fail_over_while_it_was_away_deletes_everything() {
+    let stage = first(server("7/2", 9), Some(stored("7/1", 1_050)));
+    assert!(flushes(&stage) && says_flushed(&stage, "while this instance was away"), "{:?}", stage.said);
+}
+
+#[test]
+fn an_instance_that_was_away_for_too_long_deletes_everything() {
+    let stage = first(server("7/1", 9), Some(Stored { forgotten: true, ..stored("7/1", 1_050) }));
+    assert!(flushes(&stage) && says_flushed(&stage, "checkpoint.forget_after"), "{:?}", stage.said);
+}
