@@ -11,6 +11,7 @@ mod environment;
 mod error;
 mod file;
 mod filter;
+mod key;
 mod limits;
 pub mod reading;
 mod section;
@@ -26,14 +27,13 @@ use secrecy::SecretString;
 
 use environment::Environment;
 use reading::Unreadable;
-use section::File;
 
 pub use error::{Error, Problem};
-pub use file::{Key, keys};
 pub(crate) use filter::targets;
+pub use key::{Key, Taken};
 pub use section::{
-    Audit, Backoff, Batch, Checkpoint, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Repeat, Replay, Replicas, Shutdown,
-    Sweep, Tls, Watch,
+    Audit, Backoff, Batch, Checkpoint, Config, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Repeat, Replay, Replicas,
+    Shutdown, Sweep, Tls, Watch,
 };
 pub use source::{SecretFile, Source};
 
@@ -43,72 +43,9 @@ const REPLICAS: &str = "replicas.urls";
 /// Read if no file is named, and if it is there.
 pub const DEFAULT_FILE: &str = "/etc/unstale/unstale.toml";
 
-/// Everything that can be set, within its limits. `Debug` shows no secrets.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// PostgreSQL.
-    pub database: Database,
-    /// Redis or Valkey.
-    pub redis: Redis,
-    /// This listener's name: its checkpoint and its gaps are kept under it. 1 to 63 of `A-Z a-z 0-9 _ . -`.
-    pub instance: String,
-    /// `/live`, `/ready` and `/metrics`.
-    pub http: Http,
-    /// What the program writes to stderr.
-    pub log: Log,
-    /// The proof that a change would arrive.
-    pub heartbeat: Heartbeat,
-    /// The pause before connecting again.
-    pub backoff: Backoff,
-    /// The keys on their way to Redis.
-    pub batch: Batch,
-    /// Reading back what changed during a gap.
-    pub sweep: Sweep,
-    /// What Redis may undo.
-    pub replay: Replay,
-    /// The second delete.
-    pub repeat: Repeat,
-    /// The listener's sample of what it has deleted.
-    pub audit: Audit,
-    /// Standbys that readers read.
-    pub replicas: Replicas,
-    /// The progress that is kept in the database.
-    pub checkpoint: Checkpoint,
-    /// Leaving.
-    pub shutdown: Shutdown,
-    /// The `[[watch]]` list of the file, each table once; only `apply` and `explain` read it.
-    pub watches: Vec<Watch>,
-    secret_files: BTreeMap<String, SecretFile>, // by key
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self::from(File::default())
-    }
-}
-
-impl From<File> for Config {
-    fn from(file: File) -> Self {
-        Self {
-            database: file.database,
-            redis: file.redis,
-            instance: file.instance,
-            http: file.http,
-            log: file.log,
-            heartbeat: file.heartbeat,
-            backoff: file.backoff,
-            batch: file.batch,
-            sweep: file.sweep,
-            replay: file.replay,
-            repeat: file.repeat,
-            audit: file.audit,
-            replicas: file.replicas,
-            checkpoint: file.checkpoint,
-            shutdown: file.shutdown,
-            watches: file.watch,
-            secret_files: BTreeMap::new(),
-        }
-    }
+/// Every key but those of `[[watch]]`, in the order of the file.
+pub fn keys() -> Vec<Key> {
+    Config::keys()
 }
 
 impl Config {
@@ -232,8 +169,8 @@ impl Config {
             return Err(Error::Invalid(problems));
         }
 
-        let file: File = figment.extract().map_err(|error| Error::Invalid(error.into_iter().map(Problem::from).collect()))?;
-        let config = Self { secret_files, ..Self::from(file) };
+        let config: Self = figment.extract().map_err(|error| Error::Invalid(error.into_iter().map(Problem::from).collect()))?;
+        let config = Self { secret_files, ..config };
         let problems = limits::problems(&config, &figment);
         if problems.is_empty() { Ok(config) } else { Err(Error::Invalid(problems)) }
     }

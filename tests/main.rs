@@ -10,6 +10,7 @@ mod crash;
 mod daemon;
 mod delivery;
 mod demo;
+mod documents;
 mod frameworks;
 mod fuzz;
 mod gap;

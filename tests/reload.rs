@@ -38,7 +38,7 @@ async fn it_changes_what_can_change_without_a_gap_and_names_the_rest() {
     );
     daemon.hang_up();
     let line = daemon.says("the configuration was read again").await;
-    assert!(line.contains(r#""changed":"log.filter, batch""#), "{line}");
+    assert!(line.contains(r#""changed":"log.filter, batch.in_flight""#), "{line}");
     daemon.says("a heartbeat went through").await; // which is said to debuggers alone
     let line = daemon.says("need a restart").await;
     assert!(line.contains(r#""keys":"instance""#), "{line}");
@@ -124,7 +124,7 @@ async fn the_sample_and_its_delays_change_at_once_and_what_is_off_holds_no_conne
         daemon.hang_up();
         let lines = || daemon.lines().into_iter().filter(|line| line.contains("the configuration was read again")).collect::<Vec<_>>();
         let lines = until("it is read again", async || Some(lines()).filter(|lines| lines.len() == times)).await;
-        assert!(lines[times - 1].contains(r#""changed":"audit""#), "{lines:?}");
+        assert!(lines[times - 1].contains(r#""changed":"audit."#), "{lines:?}");
     };
     let mut rows = 0;
     for (keys, after) in [("sample = 1.0\nafter = [\"50ms\", \"1h\"]", "50ms"), ("sample = 1.0\nafter = [\"60ms\"]", "60ms")] {

@@ -23,13 +23,12 @@ const FUNCTIONS: &str = "
      where p.pronamespace = 'unstale'::regnamespace order by p.proname, 1";
 
 /// Fails with the lines that differ, or writes the file if UNSTALE_BLESS is set.
-fn matches(name: &str, now: &str) {
-    let path = format!("tests/snapshots/{name}");
+pub(crate) fn matches(path: &str, now: &str) {
     if std::env::var_os("UNSTALE_BLESS").is_some() {
         std::fs::write(format!("{}/{path}", env!("CARGO_MANIFEST_DIR")), now).expect("a file of ours");
         return;
     }
-    let committed = read(&path);
+    let committed = read(path);
     let (old, new): (Vec<&str>, Vec<&str>) = (committed.lines().collect(), now.lines().collect());
     let difference = difference(&old, &new);
     assert!(difference.is_empty(), "{path} differs; if it should, write it anew with UNSTALE_BLESS=1 and commit it:\n{difference}");
@@ -68,7 +67,7 @@ fn a_difference_names_the_lines_that_went_and_came() {
 async fn the_functions_of_the_schema_are_as_committed() {
     let world = World::new().await;
     let lines: Vec<String> = sqlx::query_scalar(FUNCTIONS).fetch_all(&world.sql).await.expect("a line for each");
-    matches("functions.txt", &(lines.join("\n") + "\n"));
+    matches("tests/snapshots/functions.txt", &(lines.join("\n") + "\n"));
 }
 
 #[tokio::test]
@@ -83,7 +82,7 @@ async fn the_tables_of_the_schema_are_as_committed() {
     dump.args(["--schema-only", "--schema=unstale", "--no-owner", "--dbname", &world.postgres().socket_url(world.database())]);
     let output = dump.output().expect("pg_dump is beside the server");
     assert!(output.status.success(), "{output:?}");
-    matches("tables.sql", &normalised(&String::from_utf8(output.stdout).expect("UTF-8")));
+    matches("tests/snapshots/tables.sql", &normalised(&String::from_utf8(output.stdout).expect("UTF-8")));
 }
 
 /// Without comments, settings and functions, one empty line between statements; the value of the secret is not in a schema's dump.
@@ -114,7 +113,7 @@ async fn the_code_of_a_watch_of_each_delivery_is_as_committed() {
     ] {
         let sql = format!("select unstale.preview({arguments})");
         let statements: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&world.sql).await.expect("statements");
-        matches(&format!("watch_{file}.sql"), &(statements.join("\n\n") + "\n"));
+        matches(&format!("tests/snapshots/watch_{file}.sql"), &(statements.join("\n\n") + "\n"));
     }
 }
 

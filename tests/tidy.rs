@@ -107,22 +107,6 @@ fn files_stay_readable() {
 }
 
 #[test]
-fn the_reference_lists_every_configuration_key_with_its_default() {
-    let reference = read("docs/reference.md");
-    for key in unstale::config::keys() {
-        let row = reference.lines().find(|line| line.starts_with(&format!("| `{}` |", key.path)));
-        let row = row.unwrap_or_else(|| panic!("docs/reference.md lacks {}", key.path));
-        assert!(row.contains(&format!("`{}`", key.variable)), "docs/reference.md: {} is {}, not as in {row}", key.path, key.variable);
-        let default = key.default.as_deref().unwrap_or_default().trim_matches('"');
-        assert!(
-            default.is_empty() || row.contains(&format!("`{default}`")),
-            "docs/reference.md: the default of {} is {default}: {row}",
-            key.path
-        );
-    }
-}
-
-#[test]
 fn the_reference_lists_the_metrics_there_are_and_no_others() {
     let names = |text: &str, open: char, close: char| -> BTreeSet<String> {
         text.split(open)

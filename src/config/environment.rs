@@ -15,7 +15,9 @@ use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
 use super::error::Problem;
-use super::file::{Key, keys};
+use super::file::of_list;
+use super::key::Key;
+use super::keys;
 use super::reading::{self, Unreadable};
 use super::source::SecretFile;
 
@@ -48,6 +50,13 @@ struct Found {
     file: Option<PathBuf>,
 }
 
+impl Found {
+    /// A secret, which is a text or several: what is wrong with them is for the limits to say.
+    fn new(key: &Key, place: String, text: &str, file: Option<PathBuf>) -> Option<Self> {
+        key.read(text).ok().map(|value| Self { place, value, file })
+    }
+}
+
 impl Environment {
     /// What the variables say; what they say wrongly goes to `problems`.
     pub(super) fn from_variables(variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Self {
@@ -70,10 +79,7 @@ impl Environment {
             let file = directory.join(key.path.replace('.', "_"));
             let place = file.display().to_string();
             match reading::secret(&file) {
-                Ok(text) => {
-                    let value = Value::from(text);
-                    found.insert(key.path, Found { place, value, file: Some(file) });
-                }
+                Ok(text) => found.extend(Found::new(&key, place, &text, Some(file)).map(|found| (key.path, found))),
                 Err(Unreadable::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => problems.push(Problem::new(place, error.to_string())),
             }
@@ -97,7 +103,7 @@ impl Provider for Environment {
         let places: BTreeMap<String, String> = self.found.iter().map(|(path, found)| (path.clone(), found.place.clone())).collect();
         Metadata::named(self.name).interpolater(move |_: &Profile, keys: &[&str]| {
             let path = keys.join(".");
-            places.get(&path).cloned().unwrap_or(path)
+            places.get(of_list(&path)).cloned().unwrap_or(path)
         })
     }
 
@@ -126,23 +132,7 @@ fn merge(values: &mut Dict, nested: Dict) {
 }
 
 fn plain(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Option<Found> {
-    let text = variables.get(&key.variable)?;
-    let value = if key.is_fraction {
-        let Some(number) = text.trim().parse::<f64>().ok().filter(|number| number.is_finite()) else {
-            problems.push(Problem::new(&key.variable, format!("\"{text}\" is not a number, as in 0.001")));
-            return None;
-        };
-        Value::from(number)
-    } else if key.is_number {
-        let Ok(number) = text.trim().parse::<u64>() else {
-            let fault = format!("\"{text}\" is not a whole number");
-            problems.push(Problem::new(&key.variable, fault));
-            return None;
-        };
-        Value::from(number)
-    } else {
-        Value::from(text.clone())
-    };
+    let value = key.read(variables.get(&key.variable)?).map_err(|fault| problems.push(Problem::new(&key.variable, fault))).ok()?;
     Some(Found { place: key.variable.clone(), value, file: None })
 }
 
@@ -154,9 +144,9 @@ fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Pr
         let file_variable = format!("{variable}_FILE");
         match (written(&variable), written(&file_variable)) {
             (None, None) => None,
-            (Some(text), None) => Some(Found { place: variable, value: Value::from(text.clone()), file: None }),
+            (Some(text), None) => Found::new(key, variable, text, None),
             (None, Some(file)) => match reading::secret(Path::new(file)) {
-                Ok(text) => Some(Found { place: file_variable, value: Value::from(text), file: Some(file.into()) }),
+                Ok(text) => Found::new(key, file_variable, &text, Some(file.into())),
                 Err(error) => {
                     problems.push(Problem::new(file_variable, format!("{file} {error}")));
                     None

@@ -1,87 +1,26 @@
 //! The configuration file, held against the keys that exist.
 //!
-//! Owns the list of [`keys`], which is read off the serialized defaults so that it cannot be out of date, and the
-//! provider that parses a file. It refuses unknown keys, all of them at once, each with the key that was probably meant,
+//! Owns the provider that parses a file. It refuses unknown keys, all of them at once, each with the key that was probably meant,
 //! and turns whole numbers into texts where a text belongs. What is wrong with a value is said by the key's type.
 
 use std::path::Path;
 
 use figment::providers::{Format as _, Toml};
-use figment::value::{Dict, Map, Num, Value};
+use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
-use serde::Serialize;
 
 use super::error::{Error, Problem};
-use super::section::{File, Watch};
-
-/// One configuration key, for the documentation and for whoever checks it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Key {
-    /// Where it stands in the file, as in `http.listen`.
-    pub path: String,
-    /// The environment variable, as in `UNSTALE_HTTP__LISTEN`.
-    pub variable: String,
-    /// The default as one would write it in the environment; `None` if there is none.
-    pub default: Option<String>,
-    /// Whether a value is a number.
-    pub is_number: bool,
-    /// Whether that may have a fraction.
-    pub is_fraction: bool,
-    /// Whether a value must never be shown, and may come from a file or a credential.
-    pub is_secret: bool,
-}
-
-/// Every key but `[[watch]]`, in alphabetical order of its path.
-pub fn keys() -> Vec<Key> {
-    let mut keys = Vec::new();
-    collect("", &known(&File::default()), &mut keys);
-    keys
-}
-
-fn collect(prefix: &str, section: &Dict, keys: &mut Vec<Key>) {
-    for (name, value) in section {
-        let path = format!("{prefix}{name}");
-        match value {
-            Value::Dict(_, inner) => collect(&format!("{path}."), inner, keys),
-            Value::Array(..) => {} // [[watch]]
-            value => keys.push(key(path, value)),
-        }
-    }
-}
+use super::key::{Key, as_text, tree};
+use super::{Config, Watch, keys};
 
 /// Whether the value of this key must never be shown.
 pub(super) fn is_secret(path: &str) -> bool {
-    matches!(path, "database.url" | "redis.url" | "replicas.urls")
+    keys().iter().any(|key| key.is_secret && key.path == of_list(path))
 }
 
-fn key(path: String, default: &Value) -> Key {
-    Key {
-        variable: format!("UNSTALE_{}", path.replace('.', "__").to_uppercase()),
-        default: text(default),
-        is_number: matches!(default, Value::Num(..)),
-        is_fraction: matches!(default, Value::Num(_, Num::F32(_) | Num::F64(_))),
-        is_secret: is_secret(&path),
-        path,
-    }
-}
-
-/// The defaults as a tree: what keys there are, and what kind each value is of.
-fn known<T: Serialize>(defaults: &T) -> Dict {
-    // Structs of texts and numbers always serialize to a dictionary.
-    Value::serialize(defaults).ok().and_then(Value::into_dict).unwrap_or_default()
-}
-
-/// A scalar as one would write it; `None` for what has no such form. A fraction has none: 1.10 would become 1.1.
-fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(_, text) => Some(text.clone()),
-        Value::Bool(_, value) => Some(value.to_string()),
-        Value::Num(_, Num::F32(_) | Num::F64(_)) => None,
-        Value::Num(_, number) => {
-            number.to_u128().map(|number| number.to_string()).or_else(|| number.to_i128().map(|number| number.to_string()))
-        }
-        _ => None,
-    }
+/// The key of a list for one of its entries, which figment counts as if they were keys: repeat.after.0.
+pub(super) fn of_list(path: &str) -> &str {
+    path.rsplit_once('.').filter(|(_, entry)| entry.parse::<usize>().is_ok()).map_or(path, |(list, _)| list)
 }
 
 /// A configuration file that was read: TOML whose keys are all known.
@@ -103,9 +42,9 @@ impl Source {
             }
         })?;
         let name = path.display().to_string();
-        let mut all = Conform { file: &name, names: keys().into_iter().map(|key| key.path).collect(), problems };
-        all.names.push("watch".to_owned());
-        all.section("", &mut values, &known(&File::default()));
+        let keys = keys();
+        let names = keys.iter().map(|key| key.path.clone()).chain(["watch".to_owned()]).collect();
+        Conform { file: &name, keys, names, problems }.section("", &mut values, &tree(&Config::default()));
         Ok(Self { name, values })
     }
 }
@@ -130,12 +69,13 @@ fn in_file(path: &str, file: &str) -> String {
         let key = parts.next().map_or(String::new(), |key| format!("{key} of "));
         return format!("{key}[[watch]] number {} in {file}", number + 1);
     }
-    format!("{path} in {file}")
+    format!("{} in {file}", of_list(path))
 }
 
 /// Holds what was typed against the known keys.
 struct Conform<'a> {
     file: &'a str,
+    keys: Vec<Key>,
     names: Vec<String>,
     problems: &'a mut Vec<Problem>,
 }
@@ -159,19 +99,24 @@ impl Conform<'_> {
                 (Some(Value::Array(..)), Value::Array(_, entries)) if path == "watch" => {
                     self.watches(entries);
                 }
-                (Some(Value::String(..) | Value::Empty(..)), value) => {
-                    // An instance may be called 42 without quotes.
-                    if let Some(text) = text(value) {
-                        *value = Value::from(text);
-                    }
-                }
+                (Some(Value::Array(..)), value) => self.list(&path, value),
+                (Some(Value::String(..) | Value::Empty(..)), value) => as_if_quoted(value),
                 _ => {} // serde has the words for it
             }
         }
     }
 
+    /// A list may be written as in a variable, too.
+    fn list(&self, path: &str, value: &mut Value) {
+        let Some(key) = self.keys.iter().find(|key| key.path == path) else { return };
+        match value {
+            Value::Array(_, entries) => entries.iter_mut().for_each(as_if_quoted),
+            value => *value = as_text(value).and_then(|text| key.read(&text).ok()).unwrap_or_else(|| value.clone()),
+        }
+    }
+
     fn watches(&mut self, entries: &mut [Value]) {
-        let known = known(&Watch::default());
+        let known = tree(&Watch::default());
         let names: Vec<String> = known.keys().cloned().collect();
         let all = std::mem::replace(&mut self.names, names);
         for (number, entry) in entries.iter_mut().enumerate() {
@@ -190,5 +135,12 @@ impl Conform<'_> {
         let names = self.names.iter().map(String::as_str);
         let problem = Problem::unknown(in_file(path, self.file), name, names);
         self.problems.push(problem);
+    }
+}
+
+/// An instance may be called 42 without quotes.
+fn as_if_quoted(value: &mut Value) {
+    if let Some(text) = as_text(value) {
+        *value = Value::from(text);
     }
 }

@@ -1,87 +1,292 @@
-//! The configuration as typed: one struct a section, one field a key.
+//! The table of keys: one struct a section, one field a key.
 //!
-//! A section owns its keys' names, types and defaults; nothing else in the program repeats them. To add a key, add a
-//! field with its sentence and a line to the section's `Default`: the environment variable, the "did you mean", the
-//! coercion of texts and [`super::keys`] all follow from the serialized defaults. (A test then asks for it in
-//! `config/unstale.toml`.)
-//!
-//! What a type cannot say (limits, one key against another) is [`super::Config`]'s.
+//! Everything about a key stands here once: its name, type and default, how a change of it is taken, and its description. Its first
+//! paragraph is for docs/reference.md, all of it for config/unstale.toml. A new key is a new field; `UNSTALE_BLESS=1 cargo test
+//! --test integration -- documents` writes both files anew. What a type cannot say (limits, one key against another) is in `limits.rs`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use figment::value::Value;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use super::key::{self, Key, Taken, table};
+use super::source::SecretFile;
 use super::text;
 
-/// PostgreSQL.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Database {
-    /// Where PostgreSQL is, `postgres://user:password@host:5432/database`; no default, read it with [`super::Config::database_url`].
-    #[serde(with = "text::secret")]
-    pub url: Option<SecretString>,
-}
+/// A text, or `""` for none.
+type OrNone = serde_with::As<serde_with::NoneAsEmptyString>;
 
-/// Redis or Valkey.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Redis {
-    /// Where Redis is, `redis://host:6379/0` or another of its schemes; no default, read it with [`super::Config::redis_url`].
-    #[serde(with = "text::secret")]
-    pub url: Option<SecretString>,
-    /// How long one command may take before it counts as failed.
-    #[serde(with = "text::span")]
-    pub timeout: Duration,
-    /// What `rediss://` trusts and shows.
-    pub tls: Tls,
-}
+table! {
+    Config:
 
-impl Default for Redis {
-    fn default() -> Self {
-        Self { url: None, timeout: Duration::from_secs(2), tls: Tls::default() }
+    /// Everything that can be set, within its limits. `Debug` shows no secrets.
+    struct Config at [] {
+        /// This listener's name, under which its progress is kept in the database: one for each Redis.
+        ///
+        /// Two listeners (one a region, each with its own Redis) need two names. 1 to 63 of A-Z a-z 0-9 _ . -
+        pub instance: String = "default".to_owned(), Restart;
+        /// PostgreSQL.
+        pub database: Database;
+        /// Redis or Valkey.
+        pub redis: Redis;
+        /// `/live`, `/ready` and `/metrics`.
+        pub http: Http;
+        /// What the program writes to stderr.
+        pub log: Log;
+        /// The proof that a change would arrive.
+        pub heartbeat: Heartbeat;
+        /// The pause before connecting again.
+        pub backoff: Backoff;
+        /// The keys on their way to Redis.
+        pub batch: Batch;
+        /// Reading back what changed during a gap.
+        pub sweep: Sweep;
+        /// What Redis may undo.
+        pub replay: Replay;
+        /// The second delete.
+        pub repeat: Repeat;
+        /// The listener's sample of what it has deleted.
+        pub audit: Audit;
+        /// Standbys that readers read.
+        pub replicas: Replicas;
+        /// The progress that is kept in the database.
+        pub checkpoint: Checkpoint;
+        /// Leaving.
+        pub shutdown: Shutdown;
+        /// The `[[watch]]` list of the file, each table once; only `apply` and `explain` read it.
+        #[serde(rename = "watch")]
+        pub watches: Vec<Watch>;
+        /// Where secrets can be read again, by key.
+        #[serde(skip)]
+        pub(super) secret_files: BTreeMap<String, SecretFile>;
+    }
+
+    /// PostgreSQL.
+    struct Database at [database] {
+        /// Where PostgreSQL is, as libpq has it: one or several hosts, of which the primary is looked for; usually `DATABASE_URL`.
+        ///
+        /// Not through a pooler in transaction mode, which loses notifications. To keep the password out of files that many can read:
+        /// DATABASE_URL_FILE names a regular file that holds the URL, and systemd's LoadCredential=database_url:/path works, too.
+        /// UNSTALE_DATABASE__URL wins over DATABASE_URL.
+        #[serde(with = "text::secret")]
+        pub url: Option<SecretString> = None, Reload, secret "postgres://unstale_listener:password@localhost:5432/app";
+    }
+
+    /// Redis or Valkey.
+    struct Redis at [redis] {
+        /// Where Redis is: `redis://`, `rediss://` (TLS), `redis+unix://`, `redis-cluster://` or `redis-sentinel://`, `valkey` likewise;
+        /// the forms are in docs/operating.md#urls; usually `REDIS_URL`.
+        ///
+        /// As in redis+unix:///run/redis.sock, redis-cluster://host:6379?node=host:6379, or
+        /// redis-sentinel://host:26379?node=host:26379&sentinelServiceName=mymaster; the latter two also as rediss-.
+        /// Or REDIS_URL_FILE, or the credential redis_url.
+        #[serde(with = "text::secret")]
+        pub url: Option<SecretString> = None, Reload, secret "redis://localhost:6379/0";
+        /// How long one command may take before it counts as failed.
+        #[serde(with = "humantime_serde")]
+        pub timeout: Duration = Duration::from_secs(2), Reload;
+        /// What `rediss://` trusts and shows.
+        pub tls: Tls;
+    }
+
+    /// What `rediss://` trusts and shows: names of files in PEM, which are read for each connection.
+    struct Tls at [redis.tls] {
+        /// For `rediss://`: the only authorities that may have signed the server's certificate, in PEM; empty: those of the system.
+        ///
+        /// Refused for any other URL. The files are named from the root (/), and each new connection reads them again, so certificates may
+        /// be renewed while it runs. SSL_CERT_FILE names those of the system.
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub ca_file: Option<PathBuf> = None, Reload;
+        /// Our own certificate, then those between it and its authority, for a server that asks for one (tls-auth-clients).
+        ///
+        /// PostgreSQL's are named in its URL: ?sslmode=verify-full&sslrootcert=FILE&sslcert=FILE&sslkey=FILE
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub cert_file: Option<PathBuf> = None, Reload;
+        /// The private key of that certificate, without a passphrase; given if and only if the certificate is.
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub key_file: Option<PathBuf> = None, Reload;
+    }
+
+    /// `/live`, `/ready` and `/metrics`, and the status page.
+    struct Http at [http] {
+        /// Where `/live`, `/ready` and `/metrics` answer, and the status page at `/`, as in `127.0.0.1:9464`; empty: no port is opened.
+        ///
+        /// There is neither TLS nor a password, so on other addresses than this host's own let a firewall keep strangers away.
+        #[serde(deserialize_with = "text::address")]
+        pub listen: Option<SocketAddr> = None, Restart;
+    }
+
+    /// What the program writes to stderr.
+    struct Log at [log] {
+        /// How a line looks: `auto` (text on a terminal, journald under systemd, else JSON), `text`, `json` or `journald`.
+        ///
+        /// journald: entries with a priority and with fields, as in `journalctl -u unstale -p warning`. The others go to stderr.
+        pub format: LogFormat = LogFormat::Auto, Restart;
+        /// Which lines are written: trace, debug, info, warn or error, for all or by module, as in `warn,unstale=debug`.
+        ///
+        /// RUST_LOG is not read.
+        pub filter: String = "info".to_owned(), Reload;
+    }
+
+    /// The proof that a change would arrive.
+    struct Heartbeat at [heartbeat] {
+        /// Time between two heartbeats, each through PostgreSQL and back, and through Redis; at least 50ms.
+        ///
+        /// They prove that a change would arrive; /ready follows them.
+        #[serde(with = "humantime_serde")]
+        pub interval: Duration = Duration::from_secs(1), Reload;
+        /// How long a heartbeat may be away before the session counts as dead; at least two intervals.
+        ///
+        /// Then it connects again, and sweeps what was missed.
+        #[serde(with = "humantime_serde")]
+        pub timeout: Duration = Duration::from_secs(5), Reload;
+    }
+
+    /// The pause before connecting again, which doubles with jitter from `min` to `max`.
+    struct Backoff at [backoff] {
+        /// The first pause before connecting again; it doubles from there, with jitter.
+        #[serde(with = "humantime_serde")]
+        pub min: Duration = Duration::from_millis(100), Reload;
+        /// The longest pause before connecting again; it never gives up.
+        #[serde(with = "humantime_serde")]
+        pub max: Duration = Duration::from_secs(10), Reload;
+    }
+
+    /// The keys on their way to Redis.
+    struct Batch at [batch] {
+        /// Keys in one UNLINK, 1 to 10000.
+        ///
+        /// More is fewer round trips, and longer ones.
+        pub keys_per_command: usize = 500, Reload;
+        /// Commands that wait for Redis' answer at the same time, 1 to 64.
+        pub in_flight: usize = 8, Reload;
+        /// Distinct keys that may wait while Redis is slow or away, 1000 to 10000000; one more, and a sweep replaces them.
+        ///
+        /// They are held in memory. The sweep reads them from the database later: slower, never wrong.
+        pub max_pending: usize = 50_000, Reload;
+        /// How long a full set may wait for Redis to shorten it before a sweep replaces it.
+        #[serde(with = "humantime_serde")]
+        pub stall: Duration = Duration::from_secs(2), Reload;
+    }
+
+    /// Reading back what changed during a gap.
+    struct Sweep at [sweep] {
+        /// Rows read in one query while catching up, 100 to 1000000.
+        pub page_rows: u32 = 100_000, Reload;
+    }
+
+    /// What Redis may undo.
+    struct Replay at [replay] {
+        /// How far back a fail-over or a restart of a server may undo what it has acknowledged.
+        ///
+        /// Redis: a fail-over, or a restart without its last writes; PostgreSQL: a crash with synchronous_commit off, or a fail-over.
+        /// What was deleted meanwhile is deleted again.
+        #[serde(with = "humantime_serde")]
+        pub window: Duration = Duration::from_secs(60), Reload;
+    }
+
+    /// The second delete, for readers that hold no lease.
+    struct Repeat at [repeat] {
+        /// So long after a key was deleted it is deleted once more, for readers without leases: each of these, 4 at most; none: never.
+        ///
+        /// A reader that fetched the old row before its change was committed may have stored it after the first delete. This makes that
+        /// rarer, not impossible; leases do (docs/readers.md). Not for watches with guarantee => 'lease'. As a variable: "1s, 10s".
+        #[serde(with = "text::spans")]
+        pub after: Vec<Duration> = vec![Duration::from_secs(1)], Reload;
+    }
+
+    /// The listener's sample of what it has deleted.
+    struct Audit at [audit] {
+        /// The share of the deleted keys that the listener looks at again, 0 to 1 (docs/audit.md); 0: none.
+        ///
+        /// As `unstale audit` does: is what is cached what the row says? For watches with `version`; on connections of its own, which need
+        /// +get +hget +type +scan. unstale_audited_total and unstale_stale_total count.
+        pub sample: f64 = 0.0, Reload;
+        /// So long after a key of the sample was deleted it is looked at, for each of these, 8 at the most.
+        ///
+        /// As a variable: "1s, 10s, 5m".
+        #[serde(with = "text::spans")]
+        pub after: Vec<Duration> = [1, 10, 300].map(Duration::from_secs).into(), Reload;
+    }
+
+    /// Standbys that readers read.
+    struct Replicas at [replicas] {
+        /// Standbys on which readers look after a miss, each a URL as `database.url` with one host; as a variable with blanks between them.
+        ///
+        /// A key is deleted at once, and once more when all of them have replayed past its change. The role needs nothing but CONNECT.
+        /// They can stand in a file (UNSTALE_REPLICAS__URLS_FILE, or the credential replicas_urls), blanks or line ends between them.
+        #[serde(with = "text::secrets")]
+        pub urls: Vec<SecretString> = Vec::new(), Reload, secret [
+            "postgres://unstale_listener:password@replica-1:5432/app",
+            "postgres://unstale_listener:password@replica-2:5432/app",
+        ];
+        /// How long a replica that is away, or far behind, is waited for before a key is deleted once more.
+        #[serde(with = "humantime_serde")]
+        pub max_wait: Duration = Duration::from_secs(30), Reload;
+    }
+
+    /// The progress that is kept in the database.
+    struct Checkpoint at [checkpoint] {
+        /// How long the log of changes is kept for an instance that is away, 1h to 1y.
+        ///
+        /// One that stays away longer deletes all keys of the watched tables when it comes back.
+        #[serde(with = "humantime_serde")]
+        pub forget_after: Duration = Duration::from_secs(7 * 24 * 60 * 60), Reload;
+    }
+
+    /// Leaving.
+    struct Shutdown at [shutdown] {
+        /// How long SIGTERM waits for what was received to reach Redis.
+        ///
+        /// What does not is swept at the next start.
+        #[serde(with = "humantime_serde")]
+        pub timeout: Duration = Duration::from_secs(10), Reload;
     }
 }
 
-/// What `rediss://` trusts and shows: names of files in PEM, which are read for each connection.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tls {
-    /// The only authorities that may have signed the server's certificate; `None` (written `""`): those that the system trusts.
-    #[serde(with = "text::path")]
-    pub ca_file: Option<PathBuf>,
-    /// Our own certificate, then those between it and its authority, for a server that asks for one; `None` (written `""`) shows none.
-    #[serde(with = "text::path")]
-    pub cert_file: Option<PathBuf>,
-    /// The private key of that certificate, without a passphrase; given if and only if the certificate is.
-    #[serde(with = "text::path")]
-    pub key_file: Option<PathBuf>,
-}
+table! {
+    Watch:
 
-/// `/live`, `/ready` and `/metrics`, and the status page.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Http {
-    /// The address to answer on, as in `127.0.0.1:9464`; `None` (written `""`) opens no port.
-    #[serde(with = "text::address")]
-    pub listen: Option<SocketAddr>,
-}
-
-/// What the program writes to stderr.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Log {
-    /// How a line looks.
-    pub format: LogFormat,
-    /// Which lines are written: tracing's directives, as in `info` or `warn,unstale=debug`; `RUST_LOG` is not read.
-    pub filter: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: LogFormat::Auto, filter: "info".to_owned() }
+    /// One `[[watch]]`, for `unstale apply`: a table and the cache keys that its changes delete.
+    struct Watch at [] {
+        /// The table with its schema; required.
+        pub table: String = String::new(), Apply, example "public.users";
+        /// The cache keys that a change of a row deletes, at least one.
+        ///
+        /// {column} is the row's value, before and after the change; {{ and }} are literal braces; a key without a column is deleted at
+        /// any change.
+        pub keys: Vec<String> = Vec::new(), Apply, example ["user:{id}:profile", "user:by-email:{email}", "users:count"];
+        /// row: one notification a row. statement: cheaper for bulk imports. log: cheapest for many concurrent writers.
+        pub delivery: Delivery = Delivery::Row, Apply, example "row";
+        /// The column that says when a row was last written; empty if there is none: then every change is logged.
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub updated_at: Option<String> = Some("updated_at".to_owned()), Apply, example "updated_at";
+        /// If given, an UPDATE counts only if one of these columns, or a column of a key, changed.
+        pub only_columns: Option<Vec<String>> = None, Apply, example ["name", "email"];
+        /// How long a cached value may live, the last line of defence; empty: as it likes.
+        ///
+        /// `unstale check --keys` names keys that live longer.
+        #[serde(deserialize_with = "text::span_if_any")]
+        pub max_ttl: Option<Duration> = None, Apply, example "1h";
+        /// What readers were promised: lease (they hold one, so that nothing old is put back), bounded (nothing older than max_ttl) or
+        /// eventual; the database refuses another word.
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub guarantee: Option<String> = None, Apply, example "lease";
+        /// Why it is cached, and for so long, in a sentence for `unstale policy`.
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub reason: Option<String> = None, Apply, example "read on every page, changed some times a month";
+        /// The column whose value each cached copy carries, for `unstale audit` and `unstale policy`.
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub version: Option<String> = None, Apply, example "updated_at";
+        /// Where a cached copy carries it: a JSONPath in a string, or the name of a field of a hash.
+        #[serde(deserialize_with = "OrNone::deserialize")]
+        pub version_path: Option<String> = None, Apply, example "$.updated_at";
+        /// The templates may begin with a column, although the pattern of all their keys may then match the keys of others.
+        pub any_prefix: bool = false, Apply, example false;
     }
 }
 
@@ -98,224 +303,6 @@ pub enum LogFormat {
     Json,
     /// An entry in systemd's journal, with a priority and a field for each value.
     Journald,
-}
-
-/// The proof that a change would arrive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Heartbeat {
-    /// Time between two heartbeats.
-    #[serde(with = "text::span")]
-    pub interval: Duration,
-    /// How long a heartbeat may be away before the session counts as dead; at least two intervals.
-    #[serde(with = "text::span")]
-    pub timeout: Duration,
-}
-
-impl Default for Heartbeat {
-    fn default() -> Self {
-        Self { interval: Duration::from_secs(1), timeout: Duration::from_secs(5) }
-    }
-}
-
-/// The pause before connecting again, which doubles with jitter from `min` to `max`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Backoff {
-    /// The first pause.
-    #[serde(with = "text::span")]
-    pub min: Duration,
-    /// The longest pause.
-    #[serde(with = "text::span")]
-    pub max: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { min: Duration::from_millis(100), max: Duration::from_secs(10) }
-    }
-}
-
-/// The keys on their way to Redis.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Batch {
-    /// Keys in one UNLINK.
-    pub keys_per_command: usize,
-    /// Commands that wait for Redis' answer at the same time.
-    pub in_flight: usize,
-    /// Distinct keys that may wait; one more, and the set gives way to a sweep.
-    pub max_pending: usize,
-    /// How long a full set may wait for Redis to shorten it before it gives way to a sweep.
-    #[serde(with = "text::span")]
-    pub stall: Duration,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self { keys_per_command: 500, in_flight: 8, max_pending: 50_000, stall: Duration::from_secs(2) }
-    }
-}
-
-/// Reading back what changed during a gap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sweep {
-    /// Rows read in one query.
-    pub page_rows: u32,
-}
-
-impl Default for Sweep {
-    fn default() -> Self {
-        Self { page_rows: 100_000 }
-    }
-}
-
-/// What Redis may undo.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Replay {
-    /// How far back a fail-over or a restart of a server may undo what it has acknowledged.
-    #[serde(with = "text::span")]
-    pub window: Duration,
-}
-
-impl Default for Replay {
-    fn default() -> Self {
-        Self { window: Duration::from_secs(60) }
-    }
-}
-
-/// The second delete, for readers that hold no lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Repeat {
-    /// A key is deleted once more so long after it was, for each of these; none: it is deleted once.
-    #[serde(with = "text::spans")]
-    pub after: Vec<Duration>,
-}
-
-impl Default for Repeat {
-    fn default() -> Self {
-        Self { after: vec![Duration::from_secs(1)] }
-    }
-}
-
-/// The listener's sample of what it has deleted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Audit {
-    /// The share of the deleted keys that are looked at again, 0 to 1; 0: none.
-    pub sample: f64,
-    /// So long after they were deleted, for each of these.
-    #[serde(with = "text::spans")]
-    pub after: Vec<Duration>,
-}
-
-impl Default for Audit {
-    fn default() -> Self {
-        Self { sample: 0.0, after: [1, 10, 300].map(Duration::from_secs).into() }
-    }
-}
-
-/// Standbys that readers read.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Replicas {
-    /// Where they are, each as in `database.url` with one host; as a variable with blanks between them; none: nobody reads replicas.
-    #[serde(with = "text::secrets")]
-    pub urls: Vec<SecretString>,
-    /// A key that was deleted is deleted once more after so long, however far they are.
-    #[serde(with = "text::span")]
-    pub max_wait: Duration,
-}
-
-impl Default for Replicas {
-    fn default() -> Self {
-        Self { urls: Vec::new(), max_wait: Duration::from_secs(30) }
-    }
-}
-
-/// The progress that is kept in the database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Checkpoint {
-    /// How long the log is kept for an instance that is away.
-    #[serde(with = "text::span")]
-    pub forget_after: Duration,
-}
-
-impl Default for Checkpoint {
-    fn default() -> Self {
-        Self { forget_after: Duration::from_secs(7 * 24 * 60 * 60) }
-    }
-}
-
-/// Leaving.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Shutdown {
-    /// How long SIGTERM waits for what was received to reach Redis.
-    #[serde(with = "text::span")]
-    pub timeout: Duration,
-}
-
-impl Default for Shutdown {
-    fn default() -> Self {
-        Self { timeout: Duration::from_secs(10) }
-    }
-}
-
-/// One `[[watch]]`, for `unstale apply`: a table and the cache keys that its changes delete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Watch {
-    /// The table with its schema, as in `public.users`; required.
-    pub table: String,
-    /// Key templates, as in `user:{id}:profile`; at least one.
-    pub keys: Vec<String>,
-    /// How changes travel.
-    pub delivery: Delivery,
-    /// The column that the sweep reads; `None` (written `""`) says that there is no such column.
-    #[serde(with = "text::column")]
-    pub updated_at: Option<String>,
-    /// If given, an UPDATE counts only if one of these columns, or a column of a key, changed.
-    pub only_columns: Option<Vec<String>>,
-    /// How long a cached value may live; `unstale check --keys` holds the keys against it.
-    #[serde(with = "text::span_if_any")]
-    pub max_ttl: Option<Duration>,
-    /// What readers were promised: `lease`, `bounded` or `eventual`; the database refuses another word.
-    #[serde(with = "text::column")]
-    pub guarantee: Option<String>,
-    /// Why it is cached, and for so long, in a sentence for `unstale policy`.
-    #[serde(with = "text::column")]
-    pub reason: Option<String>,
-    /// The column whose value each cached copy carries, for `unstale policy`.
-    #[serde(with = "text::column")]
-    pub version: Option<String>,
-    /// Where a cached copy carries it: a JSONPath in a string, or a field of a hash.
-    #[serde(with = "text::column")]
-    pub version_path: Option<String>,
-    /// The templates may begin with a column, although the pattern of all their keys may then match the keys of others.
-    pub any_prefix: bool,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self {
-            table: String::new(),
-            keys: Vec::new(),
-            delivery: Delivery::Row,
-            updated_at: Some("updated_at".to_owned()),
-            only_columns: None,
-            max_ttl: None,
-            guarantee: None,
-            reason: None,
-            version: None,
-            version_path: None,
-            any_prefix: false,
-        }
-    }
 }
 
 /// How a table's changes travel; the design's section on deliveries has their prices.
@@ -338,51 +325,6 @@ impl Delivery {
             Self::Row => "row",
             Self::Statement => "statement",
             Self::Log => "log",
-        }
-    }
-}
-
-/// Everything that a configuration file can say.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct File {
-    pub(super) database: Database,
-    pub(super) redis: Redis,
-    pub(super) instance: String,
-    pub(super) http: Http,
-    pub(super) log: Log,
-    pub(super) heartbeat: Heartbeat,
-    pub(super) backoff: Backoff,
-    pub(super) batch: Batch,
-    pub(super) sweep: Sweep,
-    pub(super) replay: Replay,
-    pub(super) repeat: Repeat,
-    pub(super) audit: Audit,
-    pub(super) replicas: Replicas,
-    pub(super) checkpoint: Checkpoint,
-    pub(super) shutdown: Shutdown,
-    pub(super) watch: Vec<Watch>,
-}
-
-impl Default for File {
-    fn default() -> Self {
-        Self {
-            database: Database::default(),
-            redis: Redis::default(),
-            instance: "default".to_owned(),
-            http: Http::default(),
-            log: Log::default(),
-            heartbeat: Heartbeat::default(),
-            backoff: Backoff::default(),
-            batch: Batch::default(),
-            sweep: Sweep::default(),
-            replay: Replay::default(),
-            repeat: Repeat::default(),
-            audit: Audit::default(),
-            replicas: Replicas::default(),
-            checkpoint: Checkpoint::default(),
-            shutdown: Shutdown::default(),
-            watch: Vec::new(),
         }
     }
 }
