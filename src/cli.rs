@@ -157,9 +157,9 @@ pub enum Command {
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  unstale completions bash > /usr/share/bash-completion/completions/unstale")]
     Completions(Completions),
-    /// Print the manual page
-    #[command(after_help = "Example:\n  unstale man > /usr/share/man/man1/unstale.1")]
-    Man,
+    /// Write the manual pages, one for each command, into a directory
+    #[command(after_help = "Example:\n  unstale man /usr/share/man/man1")]
+    Man(Man),
 }
 
 /// `unstale apply`.
@@ -324,6 +324,13 @@ pub struct Demo {
     /// Leave the servers running at the end, and say how to reach them
     #[arg(long)]
     pub keep: bool,
+}
+
+/// `unstale man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// An existing directory, as in /usr/share/man/man1
+    pub directory: PathBuf,
 }
 
 /// `unstale completions`.

@@ -25,7 +25,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     // What needs no configuration must work without one.
     match &cli.command {
         Command::Completions(args) => return command::completions::run(args),
-        Command::Man => return command::man::run(),
+        Command::Man(args) => return command::man::run(args),
         Command::Demo(args) => return command::demo::run(args).await,
         _ => {}
     }

@@ -140,14 +140,24 @@ fn completions_for_bash_are_valid_bash() {
 }
 
 #[test]
-fn the_manual_page_is_roff() {
-    let page = stdout(&unstale(&["man"], &[]));
-    assert!(page.contains(".TH unstale 1") && page.contains(".SH COMMANDS"), "{page}");
+fn each_command_has_a_manual_page() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = unstale(&["man", &directory.path().display().to_string()], &[]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), ""), "{}", stderr(&output));
+    let page = |name: &str| std::fs::read_to_string(directory.path().join(name)).expect("a page").replace("\\-", "-");
+    let main = page("unstale.1");
+    for words in ["unstale-apply(1)", "Exit codes:", "DATABASE_URL_FILE"] {
+        assert!(main.contains(words), "{words}: {main}");
+    }
+    let apply = page("unstale-apply.1");
+    assert!(apply.contains("--dry-run") && apply.contains("unstale apply --dry-run --sql > review.sql"), "{apply}");
+    let output = unstale(&["man", "/nowhere"], &[]);
+    assert!(stderr(&output).starts_with("unstale: the manual pages in /nowhere: "), "{}", stderr(&output));
 }
 
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
-    let mut child = command(&["man"], &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary");
+    let mut child = command(&["completions", "bash"], &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("the end");
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
