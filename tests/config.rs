@@ -183,6 +183,23 @@ fn a_duration_without_a_unit_is_shown_one() {
 }
 
 #[test]
+fn an_entry_of_a_list_is_named_with_its_variable_and_never_shown_if_it_is_secret() {
+    let fault = "\"10\" is not a duration; write a unit, as in 30s or 2m";
+    let error = given().variable("UNSTALE_REPEAT__AFTER", "1s, 10").refused();
+    assert_eq!(error, format!("UNSTALE_REPEAT__AFTER: {fault}"));
+    for written in ["'1s, 10'", "['1s', '10']", "['1s', 10]"] {
+        let error = given().file(&format!("repeat.after = {written}")).refused();
+        assert_eq!(error, format!("repeat.after in unstale.toml: {fault}"));
+    }
+    let error = given().variable("UNSTALE_REPLICAS__URLS", "postgres://a  mysql://u:hunter2@b").refused();
+    assert!(error.starts_with("UNSTALE_REPLICAS__URLS: number 2 is not") && !error.contains("hunter2"), "{error}");
+    let error = given().file("replicas.urls = [2.5]").refused();
+    assert!(error.contains("replicas.urls in unstale.toml: the value is not a text"), "{error}");
+    let error = given().file("audit.sample = 'x'").refused();
+    assert_eq!(error, "audit.sample in unstale.toml: \"x\" is not a number (written without quotes)");
+}
+
+#[test]
 fn all_unknown_keys_are_named_with_their_place_and_the_nearest_key() {
     let error =
         given().file("[http]\nlistn = ''\n[htp]\nlisten = ''\n[[watch]]\ntabel = 'x'").variable("UNSTALE_LOG__FROMAT", "json").refused();

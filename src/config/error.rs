@@ -131,6 +131,7 @@ fn in_words(expected: &str) -> String {
     match expected {
         "u16" | "u32" | "u64" | "usize" => "a whole number (written without quotes)".to_owned(),
         "a string" | "string" => "a text (written in quotes)".to_owned(),
+        "f64" => "a number (written without quotes)".to_owned(),
         "a duration" => "a duration; write a unit, as in 30s or 2m".to_owned(),
         "a sequence" => "a list, as in [\"a\", \"b\"]".to_owned(),
         other => other.to_owned(),
