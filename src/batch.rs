@@ -13,41 +13,19 @@
 //! Beside the lanes there are commands that nothing waits for: keys that are deleted once more (listener/machine/repeat.rs). They get a
 //! place only while no lane wants it, and a part of the places.
 
+mod command;
+mod in_flight;
 mod queue;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use indexmap::map::Entry;
-use indexmap::{IndexMap, IndexSet};
+use indexmap::IndexSet;
 
 use crate::rule::Target;
-use queue::{Queue, Sealed, cost};
-
-/// Places that an empty set keeps after a burst.
-const KEPT: usize = 1_024;
-
-/// Bytes that a waiting target takes beside its text: its place in a set, its header, and the allocator's.
-const OVERHEAD: usize = 80;
-
-/// Bytes that a lane may hold for each of its `max_pending` targets: ordinary keys are shorter, so that their number decides.
-const BYTES_PER_TARGET: usize = 256;
-
-/// Bytes that a lane may hold at least, however few its targets may be.
-const LANE_BYTES: usize = 1 << 20;
-
-/// Bytes of keys in one command, unless a single key is longer. Redis is not held up by it, and a retry copies no more.
-const COMMAND_BYTES: usize = 1 << 20;
-
-/// Bytes of keys on their way at the same time. The sink holds each of them up to three times: ours, fred's, and encoded.
-const IN_FLIGHT_BYTES: usize = 4 << 20;
-
-/// One place of so many is for commands beside the lanes.
-const ASIDE: usize = 4;
-
-/// The pause after a walk, at the least and at the most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
+pub use command::{Again, Command, Lane, Limits, Mark, Work};
+use in_flight::{InFlight, OnItsWay};
+use queue::{Queue, Sealed};
 
 /// In a cluster, how long a generation waits for the one before it, at the most. More keys of one slot come together meanwhile, and a
 /// primary that does not answer holds up nothing else for longer.
@@ -56,122 +34,15 @@ const GATHERED: Duration = Duration::from_millis(10);
 /// Before what was handed back is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Which of the two queues.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
-    /// Changes as they are announced.
-    Live,
-    /// What a sweep or the log brings.
-    CatchUp,
-}
-
-/// Is a key that is deleted deleted once more, later? What waits in one lane for several reasons has the greatest.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Again {
-    /// Nobody could have put it back.
-    #[default]
-    Never,
-    /// Its readers hold leases: only a replica that is behind lets them put it back.
-    Replicas,
-    /// Its readers may know nothing.
-    Always,
-}
-
-/// One request to Redis.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Command {
-    /// Given back to [`Batch::acknowledge`].
-    pub id: u64,
-    /// What it does.
-    pub work: Work,
-}
-
-/// What one request does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Work {
-    /// UNLINK of these keys.
-    Keys(Arc<Vec<String>>),
-    /// One walk by SCAN, and UNLINK of all that matches one of these globs.
-    Patterns(Arc<Vec<String>>),
-}
-
-impl Work {
-    /// How many keys or patterns.
-    #[must_use]
-    pub fn targets(&self) -> usize {
-        self.texts().len()
-    }
-
-    /// What remembering it takes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.texts().iter().map(|text| text.len() + OVERHEAD).sum()
-    }
-
-    fn texts(&self) -> &[String] {
-        let (Self::Keys(texts) | Self::Patterns(texts)) = self;
-        texts
-    }
-}
-
-/// All that was added to a lane until some moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    lane: Lane,
-    generation: u64,
-}
-
-/// Bounds, from the configuration. Those in bytes follow from them.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Keys in one UNLINK.
-    pub keys_per_command: usize,
-    /// Commands on their way at the same time.
-    pub in_flight: usize,
-    /// Targets waiting in one lane.
-    pub max_pending: usize,
-    /// Where Redis is a cluster, the slot of a key: only keys of one slot share an UNLINK there.
-    pub slot: Option<fn(&[u8]) -> u16>,
-}
-
-impl Limits {
-    /// Bytes that may wait in one lane.
-    #[must_use]
-    pub fn max_bytes(&self) -> usize {
-        (self.max_pending.saturating_mul(BYTES_PER_TARGET)).max(LANE_BYTES)
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Batch {
     limits: Limits,
     live: Queue,
     catch_up: Queue,
-    in_flight: HashMap<u64, OnItsWay>,
-    in_flight_bytes: usize,
-    walk: Option<Walk>,
-    next_walk: Option<Instant>,   // not before
+    in_flight: InFlight,
     next_retry: Option<Instant>,  // of what was handed back
     handed_back: Option<Instant>, // since when something always is
-    last_id: u64,
-}
-
-/// A command of keys.
-#[derive(Debug)]
-struct OnItsWay {
-    of: Option<(Lane, u64)>, // its generation; none: beside the lanes
-    began: Instant,
-    again: Again,
-    bytes: usize,
-}
-
-/// The walk that is under way, and the generations that its patterns are of.
-#[derive(Debug)]
-struct Walk {
-    id: u64,
-    began: Instant,
-    generations: Vec<(Lane, u64)>,
 }
 
 impl Batch {
@@ -182,13 +53,9 @@ impl Batch {
             limits,
             live: Queue::default(),
             catch_up: Queue::default(),
-            in_flight: HashMap::new(),
-            in_flight_bytes: 0,
-            walk: None,
-            next_walk: None,
+            in_flight: InFlight::default(),
             next_retry: None,
             handed_back: None,
-            last_id: 0,
         }
     }
 
@@ -205,77 +72,58 @@ impl Batch {
     /// Adds what is not waiting already; on its way does not count, because Redis may have done it before the change.
     /// Returns whether it was new.
     pub fn add_again(&mut self, lane: Lane, target: Target, again: Again) -> bool {
-        let queue = self.queue(lane);
-        match queue.open.entry(target) {
-            Entry::Occupied(mut known) => {
-                *known.get_mut() = again.max(*known.get());
-                false
-            }
-            Entry::Vacant(place) => {
-                queue.bytes += cost(place.key());
-                queue.open_patterns += usize::from(matches!(place.key(), Target::Pattern(_)));
-                place.insert(again);
-                true
-            }
-        }
+        self.queue_mut(lane).add(target, again)
     }
 
     /// Everything added to the lane so far.
-    pub fn mark(&mut self, lane: Lane) -> Mark {
-        let queue = self.queue(lane);
-        Mark { lane, generation: queue.generations + u64::from(!queue.open.is_empty()) }
+    #[must_use]
+    pub fn mark(&self, lane: Lane) -> Mark {
+        Mark { lane, generation: self.queue(lane).generation() }
     }
 
     /// Has Redis acknowledged everything up to the mark?
     #[must_use]
     pub fn is_settled(&self, mark: Mark) -> bool {
-        let queue = self.queue_of(mark.lane);
-        queue.generations >= mark.generation
-            && queue.unacknowledged.first_key_value().is_none_or(|(&generation, _)| generation > mark.generation)
+        self.queue(mark.lane).is_settled(mark.generation)
     }
 
     /// May nothing more be added to the lane for now?
     #[must_use]
     pub fn is_full(&self, lane: Lane) -> bool {
-        self.waiting(lane) >= self.limits.max_pending || self.queue_of(lane).bytes >= self.limits.max_bytes()
+        self.waiting(lane) >= self.limits.max_pending || self.queue(lane).bytes() >= self.limits.max_bytes()
     }
 
     /// Targets that wait in a lane, not counting those on their way.
     #[must_use]
     pub fn waiting(&self, lane: Lane) -> usize {
-        let queue = self.queue_of(lane);
-        queue.open.len() + queue.sealed + queue.held.len()
+        self.queue(lane).waiting()
     }
 
     /// Targets that wait in both lanes, how many of them are patterns (but for those that were handed back), and their bytes.
     #[must_use]
     pub fn all_waiting(&self) -> (usize, usize, usize) {
         let of = |count: fn(&Queue) -> usize| count(&self.live) + count(&self.catch_up);
-        let targets = self.waiting(Lane::Live) + self.waiting(Lane::CatchUp);
-        (targets, of(|queue| queue.open_patterns + queue.patterns.len()), of(|queue| queue.bytes))
+        (of(Queue::waiting), of(Queue::patterns), of(Queue::bytes))
     }
 
     /// Commands that Redis has not answered.
     #[must_use]
     pub fn on_their_way(&self) -> usize {
-        self.in_flight.len() + usize::from(self.walk.is_some())
+        self.in_flight.count()
     }
 
     /// Is nothing waiting and nothing on its way, but what nothing waits for?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.in_flight.values().all(|command| command.of.is_none())
-            && self.walk.is_none()
-            && self.waiting(Lane::Live) + self.waiting(Lane::CatchUp) == 0
+        self.in_flight.is_empty() && self.waiting(Lane::Live) + self.waiting(Lane::CatchUp) == 0
     }
 
     /// When patterns that wait for the pause after a walk may be sent, or what was handed back.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        let waits = |queue: &Queue| !queue.patterns.is_empty();
-        let walk = self.next_walk.filter(|_| self.walk.is_none() && (waits(&self.live) || waits(&self.catch_up)));
+        let walk = self.in_flight.walk_pause().filter(|_| self.live.has_sealed_patterns() || self.catch_up.has_sealed_patterns());
         let lanes = [Lane::Live, Lane::CatchUp].into_iter();
-        let generations = lanes.filter_map(|lane| self.gathers_until(lane).filter(|_| self.has_place(lane)));
+        let generations = lanes.filter_map(|lane| self.gathers_until(lane).filter(|_| self.in_flight.has_place(lane, &self.limits)));
         walk.into_iter().chain(self.next_retry).chain(generations).min()
     }
 
@@ -303,54 +151,33 @@ impl Batch {
             return Some(walk);
         }
         for lane in [Lane::Live, Lane::CatchUp] {
-            if !self.has_place(lane) || self.gathers_until(lane).is_some_and(|until| now < until) {
+            if !self.in_flight.has_place(lane, &limits) || self.gathers_until(lane).is_some_and(|until| now < until) {
                 continue;
             }
-            if let Some(Sealed { generation, again, keys }) = self.queue(lane).next_keys(&limits) {
+            if let Some(Sealed { generation, again, keys }) = self.queue_mut(lane).next_keys(&limits) {
                 return Some(self.begin(Some((lane, generation)), again, keys, now));
             }
         }
         None
     }
 
-    /// May one more command be on its way?
-    fn has_room(&self) -> bool {
-        self.in_flight.len() < self.limits.in_flight && self.in_flight_bytes < IN_FLIGHT_BYTES
-    }
-
-    /// May one more command of the lane? Catching up has half of the places.
-    fn has_place(&self, lane: Lane) -> bool {
-        self.has_room() && (lane == Lane::Live || self.of_lane(lane).count() < self.limits.in_flight.div_ceil(2))
-    }
-
-    fn of_lane(&self, lane: Lane) -> impl Iterator<Item = &OnItsWay> {
-        self.in_flight.values().filter(move |command| command.of.is_some_and(|(other, _)| other == lane))
-    }
-
     /// Until when the next generation is collected, though there is a place.
     fn gathers_until(&self, lane: Lane) -> Option<Instant> {
-        let queue = self.queue_of(lane);
-        if self.limits.slot.is_none() || !queue.keys.is_empty() || queue.open.is_empty() || self.is_full(lane) {
+        if self.limits.slot.is_none() || !self.queue(lane).collects() || self.is_full(lane) {
             return None;
         }
-        self.of_lane(lane).map(|command| command.began + GATHERED).min()
+        self.in_flight.oldest(lane).map(|began| began + GATHERED)
     }
 
-    fn begin(&mut self, of: Option<(Lane, u64)>, again: Again, keys: Vec<String>, began: Instant) -> Command {
+    fn begin(&mut self, of: Option<(Lane, u64)>, again: Again, keys: Vec<String>, now: Instant) -> Command {
         let work = Work::Keys(Arc::new(keys));
-        self.last_id += 1;
-        self.in_flight_bytes += work.bytes();
-        self.in_flight.insert(self.last_id, OnItsWay { of, began, again, bytes: work.bytes() });
-        Command { id: self.last_id, work }
+        Command { id: self.in_flight.begin(of, again, &work, now), work }
     }
 
     /// Is there a place for a command beside the lanes? Call it when [`Batch::next_command`] has nothing more.
     #[must_use]
     pub fn has_place_aside(&self) -> bool {
-        let aside = self.in_flight.values().filter(|command| command.of.is_none()).count();
-        aside < self.limits.in_flight.div_ceil(ASIDE)
-            && self.has_room()
-            && [&self.live, &self.catch_up].iter().all(|queue| queue.keys.is_empty() && queue.open.is_empty())
+        self.in_flight.has_place_aside(&self.limits) && self.live.has_no_keys() && self.catch_up.has_no_keys()
     }
 
     /// A command that no mark waits for, and that is done for nobody.
@@ -360,14 +187,12 @@ impl Batch {
 
     /// All patterns that wait, if a walk may begin.
     fn next_patterns(&mut self, now: Instant) -> Option<Command> {
-        if self.walk.is_some() || self.next_walk.is_some_and(|next| now < next) {
-            return None;
-        }
+        self.in_flight.next_walk(now).filter(|next| *next <= now)?;
         let limits = self.limits;
         let mut patterns = IndexSet::new();
         let mut generations = Vec::new();
         for lane in [Lane::Live, Lane::CatchUp] {
-            for (pattern, generation) in self.queue(lane).take_patterns(&limits) {
+            for (pattern, generation) in self.queue_mut(lane).take_patterns(&limits) {
                 generations.push((lane, generation));
                 patterns.insert(pattern);
             }
@@ -375,31 +200,27 @@ impl Batch {
         if patterns.is_empty() {
             return None;
         }
-        self.last_id += 1;
         let work = Work::Patterns(Arc::new(patterns.into_iter().collect()));
-        self.walk = Some(Walk { id: self.last_id, began: now, generations });
-        Some(Command { id: self.last_id, work })
+        Some(Command { id: self.in_flight.begin_walk(generations, now), work })
     }
 
     /// Redis has done the command. Returns what becomes of its keys later, unless it was one beside the lanes.
     pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<Again> {
-        let again = if let Some(Walk { began, generations, .. }) = self.walk.take_if(|walk| walk.id == id) {
-            generations.into_iter().for_each(|(lane, generation)| self.queue(lane).is_done(generation));
-            self.next_walk = Some(now + now.saturating_duration_since(began).clamp(PAUSE.0, PAUSE.1));
+        let again = if let Some(generations) = self.in_flight.end_walk(id, now) {
+            generations.into_iter().for_each(|(lane, generation)| self.queue_mut(lane).is_done(generation));
             Again::Never
         } else {
-            let OnItsWay { of, again, bytes, .. } = self.in_flight.remove(&id)?;
-            self.in_flight_bytes -= bytes;
+            let OnItsWay { of, again, .. } = self.in_flight.end(id)?;
             let (lane, generation) = of?;
-            self.queue(lane).is_done(generation);
+            self.queue_mut(lane).is_done(generation);
             again
         };
         if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
             self.handed_back = None;
         }
         if self.is_empty() {
-            self.live.open.shrink_to(KEPT);
-            self.catch_up.open.shrink_to(KEPT);
+            self.live.shrink();
+            self.catch_up.shrink();
         }
         Some(again)
     }
@@ -407,14 +228,14 @@ impl Batch {
     /// Redis has done the command but for this, which waits for a part of Redis; of one beside the lanes it is given up. Returns as
     /// [`Batch::acknowledge`] does.
     pub fn hand_back(&mut self, id: u64, left: &Work, now: Instant) -> Option<Again> {
-        let (generations, again) = match (&self.walk, self.in_flight.get(&id)) {
-            (Some(walk), _) if walk.id == id => (walk.generations.clone(), Again::Never),
+        let (generations, again) = match (self.in_flight.walk(id), self.in_flight.get(id)) {
+            (Some(generations), _) => (generations.to_vec(), Again::Never),
             (_, Some(OnItsWay { of: Some(generation), again, .. })) => (vec![*generation], *again),
             _ => return self.acknowledge(id, now),
         };
         // A walk serves both lanes at once, and what the one waits for the other may.
         for (lane, generation) in generations {
-            self.queue(lane).hold(generation, left, again);
+            self.queue_mut(lane).hold(generation, left, again);
         }
         self.next_retry.get_or_insert(now + RETRY);
         self.handed_back.get_or_insert(now);
@@ -423,35 +244,20 @@ impl Batch {
 
     /// Forgets what waits in a lane. Its marks mean nothing any more; the caller reopens the gap instead.
     pub fn clear(&mut self, lane: Lane) {
-        let queue = self.queue(lane);
-        queue.open = IndexMap::new(); // also gives its memory back
-        queue.open_patterns = 0;
-        for Sealed { generation, .. } in std::mem::take(&mut queue.keys) {
-            queue.is_done(generation);
-        }
-        for (_, generation) in std::mem::take(&mut queue.patterns) {
-            queue.is_done(generation);
-        }
-        queue.sealed = 0;
-        if !queue.held.is_empty() {
-            queue.held = IndexMap::new();
-            queue.is_done(queue.held_generation);
-        }
-        queue.held_generation = 0;
-        queue.bytes = 0;
+        self.queue_mut(lane).clear();
         if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
             (self.handed_back, self.next_retry) = (None, None);
         }
     }
 
-    fn queue_of(&self, lane: Lane) -> &Queue {
+    fn queue(&self, lane: Lane) -> &Queue {
         match lane {
             Lane::Live => &self.live,
             Lane::CatchUp => &self.catch_up,
         }
     }
 
-    fn queue(&mut self, lane: Lane) -> &mut Queue {
+    fn queue_mut(&mut self, lane: Lane) -> &mut Queue {
         match lane {
             Lane::Live => &mut self.live,
             Lane::CatchUp => &mut self.catch_up,
@@ -461,6 +267,8 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use super::in_flight::{IN_FLIGHT_BYTES, PAUSE};
+    use super::queue::COMMAND_BYTES;
     use super::*;
 
     const LIMITS: Limits = Limits { keys_per_command: 2, in_flight: 2, max_pending: 5, slot: None };
@@ -672,7 +480,7 @@ mod tests {
         assert!(!batch.is_settled(first) && batch.owes_handed_back(), "it is on its way");
         batch.acknowledge(again, start + RETRY * 2);
         assert!(batch.is_settled(first) && batch.is_settled(last) && !batch.owes_handed_back() && batch.is_empty());
-        assert_eq!(batch.live.bytes, 0);
+        assert_eq!(batch.live.bytes(), 0);
     }
 
     #[test]
@@ -689,7 +497,7 @@ mod tests {
         assert!(!batch.is_settled(mark));
         batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
         batch.clear(Lane::Live);
-        assert!(batch.is_empty() && batch.due().is_none() && !batch.owes_handed_back() && batch.live.bytes == 0);
+        assert!(batch.is_empty() && batch.due().is_none() && !batch.owes_handed_back() && batch.live.bytes() == 0);
     }
 
     #[test]
@@ -716,7 +524,7 @@ mod tests {
             batch.acknowledge(command.id, now());
             on_their_way.extend(batch.next_command(now()));
         }
-        assert!(batch.is_empty() && batch.live.bytes + batch.catch_up.bytes + batch.in_flight_bytes == 0);
+        assert!(batch.is_empty() && batch.live.bytes() + batch.catch_up.bytes() + batch.in_flight.bytes() == 0);
         batch.add(Lane::Live, key(&"z".repeat(COMMAND_BYTES * 2)));
         assert_eq!(keys(batch.next_command(now())).1.len(), 1, "a longer key goes alone");
     }

@@ -29,7 +29,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::observe::Readiness;
+use crate::messages::Readiness;
 use crate::visible;
 
 pub use pages::Shown;

@@ -1,8 +1,7 @@
-//! What the listener, its session with PostgreSQL and a sweep say to each other.
+//! What the listener, its session with PostgreSQL and a sweep say to each other, and of themselves.
 
 use std::time::Duration;
 
-use crate::observe::{Cause, GapSummary};
 use crate::watched::Watched;
 use crate::watermark::{Beat, LogPlace, PgTime, Progress, Server, Snapshot, Stored};
 
@@ -109,4 +108,80 @@ pub enum Swept {
     Ended,
     /// It has to be repeated.
     Failed(String),
+}
+
+/// Why keys are deleted once more. The label of `unstale_repeated_keys_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepeatedFor {
+    /// A time of `repeat.after` has passed.
+    Time,
+    /// All replicas have replayed past their change.
+    Replicas,
+    /// `replicas.max_wait` has passed, and some have not.
+    MaxWait,
+}
+
+impl RepeatedFor {
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Replicas => "replicas",
+            Self::MaxWait => "max_wait",
+        }
+    }
+}
+
+/// Why a gap opened. The label of `unstale_gaps_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The listener started.
+    Start,
+    /// PostgreSQL ended the session, or it could not be opened.
+    Session,
+    /// The connection is there, and nothing comes: half-open.
+    Heartbeat,
+    /// Redis was away for too long.
+    Overflow,
+    /// Another Redis answers.
+    Redis,
+}
+
+impl Cause {
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Session => "session",
+            Self::Heartbeat => "heartbeat",
+            Self::Overflow => "overflow",
+            Self::Redis => "redis",
+        }
+    }
+}
+
+/// What catching up took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GapSummary {
+    /// Why it opened.
+    pub cause: Cause,
+    /// From the loss to the last acknowledgement.
+    pub lasted: Duration,
+    /// Rows read from the tables.
+    pub swept: u64,
+    /// Rows read from the log.
+    pub logged: u64,
+    /// Keys and patterns deleted.
+    pub keys: u64,
+}
+
+/// Promise P7: a heartbeat went through PostgreSQL and back, and Redis answered, within two intervals, and no gap is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// It holds.
+    Ready,
+    /// It does not, for this reason.
+    NotReady(String),
 }

@@ -5,22 +5,29 @@ use std::collections::{BTreeMap, VecDeque};
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
-use super::{Again, COMMAND_BYTES, Limits, OVERHEAD, Work};
+use super::command::OVERHEAD;
+use super::{Again, Limits, Work};
 use crate::rule::Target;
+
+/// Places that an empty set keeps after a burst.
+const KEPT: usize = 1_024;
+
+/// Bytes of keys in one command, unless a single key is longer. Redis is not held up by it, and a retry copies no more.
+pub(super) const COMMAND_BYTES: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pub(super) generations: u64,                     // the generation that is being collected is the next one
-    pub(super) open: IndexMap<Target, Again>,        // what it has so far
-    pub(super) open_patterns: usize,                 // of these
-    pub(super) keys: VecDeque<Sealed>,               // sealed, not on its way
-    pub(super) patterns: IndexMap<String, u64>, // likewise, with its generation; each pattern once, so that a template has one at the most
-    pub(super) sealed: usize,                   // targets in `keys` and `patterns`
-    pub(super) held: IndexMap<Target, Again>,   // handed back
-    pub(super) held_generation: u64,            // the earliest of those that they are of: each later mark waits for it, too
-    pub(super) bytes: usize,                    // of all that waits
-    pub(super) unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by generation
+    generations: u64,                     // the generation that is being collected is the next one
+    open: IndexMap<Target, Again>,        // what it has so far
+    open_patterns: usize,                 // of these
+    keys: VecDeque<Sealed>,               // sealed, not on its way
+    patterns: IndexMap<String, u64>,      // likewise, with its generation; each pattern once, so that a template has one at the most
+    sealed: usize,                        // targets in `keys` and `patterns`
+    held: IndexMap<Target, Again>,        // handed back
+    held_generation: u64,                 // the earliest of those that they are of: each later mark waits for it, too
+    bytes: usize,                         // of all that waits
+    unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by generation
 }
 
 /// Keys of one command.
@@ -32,6 +39,63 @@ pub(super) struct Sealed {
 }
 
 impl Queue {
+    /// Collects what it does not have yet. Returns whether it was new.
+    pub(super) fn add(&mut self, target: Target, again: Again) -> bool {
+        match self.open.entry(target) {
+            Entry::Occupied(mut known) => {
+                *known.get_mut() = again.max(*known.get());
+                false
+            }
+            Entry::Vacant(place) => {
+                self.bytes += cost(place.key());
+                self.open_patterns += usize::from(matches!(place.key(), Target::Pattern(_)));
+                place.insert(again);
+                true
+            }
+        }
+    }
+
+    /// The last generation that has anything.
+    pub(super) fn generation(&self) -> u64 {
+        self.generations + u64::from(!self.open.is_empty())
+    }
+
+    /// Is everything acknowledged up to this generation?
+    pub(super) fn is_settled(&self, until: u64) -> bool {
+        self.generations >= until && self.unacknowledged.first_key_value().is_none_or(|(&generation, _)| generation > until)
+    }
+
+    /// Targets that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.open.len() + self.sealed + self.held.len()
+    }
+
+    /// How many of them are patterns, but for those that were handed back.
+    pub(super) fn patterns(&self) -> usize {
+        self.open_patterns + self.patterns.len()
+    }
+
+    /// What they take.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Is all that has keys still being collected?
+    pub(super) fn collects(&self) -> bool {
+        self.keys.is_empty() && !self.open.is_empty()
+    }
+
+    /// Does nothing wait for a place?
+    pub(super) fn has_no_keys(&self) -> bool {
+        self.keys.is_empty() && self.open.is_empty()
+    }
+
+    /// Do patterns wait for a walk?
+    pub(super) fn has_sealed_patterns(&self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    /// The next command's keys.
     pub(super) fn next_keys(&mut self, limits: &Limits) -> Option<Sealed> {
         if self.keys.is_empty() && !self.open.is_empty() {
             self.seal(limits);
@@ -81,6 +145,7 @@ impl Queue {
         self.held.is_empty() && !self.unacknowledged.contains_key(&self.held_generation)
     }
 
+    /// All patterns that wait.
     pub(super) fn take_patterns(&mut self, limits: &Limits) -> IndexMap<String, u64> {
         if self.keys.is_empty() && self.open_patterns > 0 {
             self.seal(limits);
@@ -101,7 +166,31 @@ impl Queue {
         }
     }
 
-    pub(super) fn seal(&mut self, limits: &Limits) {
+    /// Forgets what waits.
+    pub(super) fn clear(&mut self) {
+        self.open = IndexMap::new(); // also gives its memory back
+        self.open_patterns = 0;
+        for Sealed { generation, .. } in std::mem::take(&mut self.keys) {
+            self.is_done(generation);
+        }
+        for (_, generation) in std::mem::take(&mut self.patterns) {
+            self.is_done(generation);
+        }
+        self.sealed = 0;
+        if !self.held.is_empty() {
+            self.held = IndexMap::new();
+            self.is_done(self.held_generation);
+        }
+        self.held_generation = 0;
+        self.bytes = 0;
+    }
+
+    /// Nothing waits and nothing is on its way: gives memory back.
+    pub(super) fn shrink(&mut self) {
+        self.open.shrink_to(KEPT);
+    }
+
+    fn seal(&mut self, limits: &Limits) {
         self.generations += 1;
         self.open_patterns = 0;
         let mut open = std::mem::take(&mut self.open);
@@ -173,7 +262,7 @@ impl Queue {
 }
 
 /// What it takes while it waits.
-pub(super) fn cost(target: &Target) -> usize {
+fn cost(target: &Target) -> usize {
     let (Target::Key(text) | Target::Pattern(text)) = target;
     text.len() + OVERHEAD
 }

@@ -16,7 +16,7 @@ use crate::cli::Check;
 use crate::config::Config;
 use crate::exposure::{self, Exposure};
 use crate::finding::{Finding, Severity};
-use crate::pg::session::Instance;
+use crate::pg::checkpoint::Instance;
 use crate::pg::{self, Postgres};
 use crate::rule::{Rule, Target};
 use crate::sink::{self, Sink};

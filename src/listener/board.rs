@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::machine::{Standing, Tally};
 use crate::finding::Finding;
-use crate::observe::{Observation, Readiness};
+use crate::messages::Readiness;
+use crate::observe::Observation;
 use crate::pg::gaps::Gap;
 use crate::status::{self, Findings, Nines, Place, Rank, SAMPLES, SCHEMA, SPAN_SECONDS, Status, Times, WATCHES, Watch};
 use crate::watched::Watched;

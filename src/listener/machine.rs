@@ -44,8 +44,8 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Lane, Mark};
-use crate::messages::Request;
-use crate::observe::{Cause, Observation};
+use crate::messages::{Cause, Request};
+use crate::observe::Observation;
 use crate::rule::Target;
 use crate::watermark::{Progress, Proven, Server, Snapshot, Watermark};
 

@@ -7,8 +7,6 @@
 //! own, and they are SET. Refuses: a pooler in transaction mode, before anything that would stay in its pool was said.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,9 +15,10 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 
-use super::url::{Host, Mode, Url, Wants, password_in};
+use super::options::{default_host, options};
+use super::url::{Host, Mode, Url, Wants};
 use super::{Error, addresses};
-use crate::config::{Problem, Source, reading};
+use crate::config::{Problem, Source};
 use crate::exposure::{Exposure, ToPostgres};
 
 /// What holds in each of our sessions, whatever the database's and the role's settings say.
@@ -62,12 +61,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Looks at a pool in transaction mode before it is believed to be none. One look nearly always suffices, because such a pool lends
 /// the server that was given back last.
 const LOOKS: usize = 8;
-
-/// Some ten thousand servers.
-const PASSFILE_BYTES: u64 = 1 << 20;
-
-/// Where the socket of a server is, if nobody says: of Debian, and of PostgreSQL itself.
-const SOCKET_DIRECTORIES: [&str; 3] = ["/var/run/postgresql", "/private/tmp", "/tmp"];
 
 /// Where the database is. What leads there holds a password, so it has no `Debug`.
 #[derive(Clone)]
@@ -232,12 +225,6 @@ fn at(host: &Host) -> String {
         name if name.starts_with('/') => name.to_owned(),
         name => format!("{name}:{}", host.port),
     }
-}
-
-/// As libpq has it: a socket; as other drivers do: localhost, where there is no socket.
-fn default_host(port: u16) -> String {
-    let has_socket = |directory: &&&str| PathBuf::from(directory).join(format!(".s.PGSQL.{port}")).exists();
-    SOCKET_DIRECTORIES.iter().find(has_socket).map_or("localhost", |directory| directory).to_owned()
 }
 
 /// To the primary among the servers of one name. By its name first, which is what a proxy in front of many databases goes by, and if that
@@ -410,78 +397,4 @@ async fn lends_servers(options: &PgConnectOptions, connection: &mut PgConnection
 
 async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     connection.fetch_one("select pg_backend_pid()").await.map(|row| row.get(0))
-}
-
-/// Every field is ours: what the driver takes from the environment by itself is what the URL's parser has taken from there.
-fn options(url: &Url, host: &Host, address: Option<IpAddr>, mode: PgSslMode) -> Result<PgConnectOptions, Error> {
-    let from_environment = std::env::var("PGOPTIONS").ok();
-    let mut options = match url.options.as_deref().filter(|options| Some(*options) != from_environment.as_deref()) {
-        None => PgConnectOptions::new_without_pgpass(),
-        // There is no other way to hand over a text that is not of the form -c name=value. A password keeps it from ~/.pgpass.
-        Some(text) => {
-            let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
-            let carrier = format!("postgres://none:none@localhost/?options={encoded}");
-            PgConnectOptions::from_str(&carrier).map_err(|_| Error::Url("its options cannot be read".into()))?
-        }
-    };
-    let name = if host.name.is_empty() { default_host(host.port) } else { host.name.clone() };
-    if let Some(user) = &url.user {
-        options = options.username(user);
-    } else if from_environment.as_deref() != url.options.as_deref() {
-        options = options.username(PgConnectOptions::new_without_pgpass().get_username());
-    }
-    let database = url.database.clone().unwrap_or_else(|| options.get_username().to_owned());
-    options = options.database(&database).port(host.port).extra_float_digits(None); // a pooler would refuse to set it
-    options = if name.starts_with('/') {
-        options.host("localhost").socket(&name).ssl_mode(PgSslMode::Disable)
-    } else {
-        options.host(&address.map_or_else(|| name.clone(), |address| address.to_string())).ssl_mode(mode)
-    };
-    let application = url.application.as_deref().filter(|name| *name != super::APPLICATION);
-    options = match application {
-        Some(name) => options.application_name(&format!("{}/{name}", super::APPLICATION)),
-        None => options.application_name(super::APPLICATION),
-    };
-    if let Some(root) = &url.tls.root {
-        options = options.ssl_root_cert_from_pem(pem("sslrootcert", root)?);
-    }
-    if let (Some(cert), Some(key)) = (&url.tls.cert, &url.tls.key) {
-        options = options.ssl_client_cert_from_pem(pem("sslcert", cert)?).ssl_client_key_from_pem(pem("sslkey", key)?);
-    }
-    let password = match &url.password {
-        Some(password) => Some(password.clone()),
-        None => from_passfile(url, &name, host.port, &database, options.get_username())?,
-    };
-    Ok(options
-        .password(password.as_deref().unwrap_or_default())
-        .log_statements(tracing::log::LevelFilter::Off)
-        .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO))
-}
-
-/// A file of certificates or a key. A name may stand there that would never end, or never begin.
-fn pem(part: &str, file: &str) -> Result<Vec<u8>, Error> {
-    reading::bytes(Path::new(file), reading::PEM_BYTES).map_err(|fault| Error::Url(format!("{part} {file} {fault}")))
-}
-
-/// libpq ignores a file that others may read, with a warning; here it is refused, because nobody would see a warning.
-fn from_passfile(url: &Url, host: &str, port: u16, database: &str, user: &str) -> Result<Option<String>, Error> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pgpass"));
-    let Some(file) = url.passfile.clone().or_else(home) else { return Ok(None) };
-    let refused = |fault: String| Error::Url(format!("passfile {} {fault}", file.display()));
-    let permissions = match std::fs::metadata(&file) {
-        Ok(metadata) => metadata.permissions(),
-        Err(_) if url.passfile.is_none() => return Ok(None),
-        Err(error) => return Err(refused(format!("cannot be read: {error}"))),
-    };
-    let text = match reading::bytes(&file, PASSFILE_BYTES) {
-        Ok(bytes) => String::from_utf8(bytes).map_err(|_| refused("is not UTF-8".into()))?,
-        Err(_) if url.passfile.is_none() => return Ok(None), // as if it were not there
-        Err(fault) => return Err(refused(fault.to_string())),
-    };
-    if permissions.mode() & 0o077 != 0 {
-        return Err(refused("can be read by others; chmod 600".into()));
-    }
-    let host = if SOCKET_DIRECTORIES.contains(&host) { "localhost" } else { host };
-    Ok(password_in(&text, [host, &port.to_string(), database, user]))
 }

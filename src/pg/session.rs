@@ -11,27 +11,18 @@ use sqlx::{Connection, Executor, Row};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::checkpoint::Instance;
 use super::connect::Route;
 use super::watches;
-use super::{Error, Postgres, identity, log, migrate};
-use crate::messages::{Event, Opening, Request};
-use crate::observe::{Cause, GapSummary};
-use crate::watermark::{Beat, Checkpoint, PgTime, Progress, Proven, Server, Stored};
+use super::{Error, Postgres, gaps, identity, log, migrate};
+use crate::messages::{Cause, Event, GapSummary, Opening, Request};
+use crate::watermark::{Beat, PgTime, Progress, Server};
 
 /// Notifications between the connection and the driver; one has up to 8 kB. When the driver stops taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 1024;
 
 /// Heartbeats between two roundups: emptying the log, and looking for what no trigger tells.
 const ROUNDUP_EVERY: u64 = 10;
-
-/// Under what name progress is kept, and for how long.
-#[derive(Debug, Clone)]
-pub struct Instance {
-    /// `instance`.
-    pub name: String,
-    /// `checkpoint.forget_after`.
-    pub forget_after: Duration,
-}
 
 /// A session; dropping it ends it.
 pub struct Session {
@@ -166,8 +157,8 @@ impl Control {
     }
 
     async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Opening, Error> {
-        let registered = self.register().await;
-        if !self.is_known().await? {
+        let registered = self.instance.register(&mut self.connection).await;
+        if !self.instance.is_known(&mut self.connection).await? {
             registered?; // the log would not be kept for this instance
         } else {
             self.tolerate(registered)?;
@@ -177,8 +168,8 @@ impl Control {
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
-        let stored = self.stored().await?;
-        let forgotten = self.forgotten().await?;
+        let stored = self.instance.stored(&mut self.connection).await?;
+        let forgotten = self.instance.forgotten(&mut self.connection).await?;
         let seen = self.reader.seen().clone();
         Ok(Opening { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten, seen })
     }
@@ -189,10 +180,11 @@ impl Control {
         let begin = "begin; set local lock_timeout = '2s'; set local statement_timeout = '5s'"; // the listener waits for us meanwhile
         self.connection.execute(begin).await.map_err(Error::of("BEGIN"))?;
         self.subscribed(server, unknown).await?;
-        self.touch().await?;
+        self.instance.touch(&mut self.connection).await?;
         self.reader.page(&mut self.connection).await?;
-        self.open_gap(Cause::Start, Duration::ZERO).await?;
-        self.close_gap(GapSummary { cause: Cause::Start, lasted: Duration::ZERO, swept: 0, logged: 0, keys: 0 }).await?;
+        let gap = gaps::open(&mut self.connection, &self.instance.name, Cause::Start, Duration::ZERO).await?;
+        let summary = GapSummary { cause: Cause::Start, lasted: Duration::ZERO, swept: 0, logged: 0, keys: 0 };
+        gaps::close(&mut self.connection, Some(gap), summary).await?;
         self.beat(0).await?;
         Ok(())
     }
@@ -207,53 +199,9 @@ impl Control {
         Ok(())
     }
 
-    async fn is_known(&mut self) -> Result<bool, Error> {
-        let query = sqlx::query("select unstale.seen($1)").bind(&self.instance.name);
-        let row = query.fetch_optional(&mut self.connection).await.map_err(Error::of("looking for this instance"))?;
-        Ok(row.is_some())
-    }
-
-    /// From here on the log, and what it means, is kept for this instance. One that was away for too long is marked until it has
-    /// deleted everything.
-    async fn register(&mut self) -> Result<(), Error> {
-        sqlx::query("select unstale.register($1, $2 * interval '1 second')")
-            .bind(&self.instance.name)
-            .bind(self.instance.forget_after.as_secs_f64())
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::of("noting that this instance is here"))?;
-        Ok(())
-    }
-
-    /// Nothing is proven, because a gap is open or Redis has never answered; but the log is kept for who is there.
-    async fn touch(&mut self) -> Result<(), Error> {
-        let sql = "select unstale.touch($1)";
-        sqlx::query(sql)
-            .bind(&self.instance.name)
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::of("noting that this instance is here"))?;
-        Ok(())
-    }
-
-    async fn stored(&mut self) -> Result<Option<Stored>, Error> {
-        let row = sqlx::query("select log, watermark, replay_log, replay_watermark, redis, timeline, forgotten from unstale.stored($1)")
-            .bind(&self.instance.name)
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(Error::of("reading the checkpoint"))?;
-        let Some(row) = row else { return Ok(None) };
-        let checkpoint = |at: usize| match row.get(at) {
-            None => Ok(None),
-            Some(log) => Ok(Some(Checkpoint { watermark: row.get::<Option<i64>, _>(at + 1).map(PgTime), log: log::parse_snapshot(log)? })),
-        };
-        let proven = Proven { checkpoint: checkpoint(0)?, replay: checkpoint(2)? };
-        Ok(Some(Stored { proven, redis: row.get(4), timeline: row.get(5), forgotten: row.get(6) }))
-    }
-
-    async fn forgotten(&mut self) -> Result<Vec<String>, Error> {
-        let rows = sqlx::query("select unstale.forgotten($1)").bind(&self.instance.name).fetch_all(&mut self.connection).await;
-        Ok(rows.map_err(Error::of("looking for forgotten instances"))?.iter().map(|row| row.get(0)).collect())
+    async fn keep(&mut self, progress: &Progress) -> Result<(), Error> {
+        let kept = self.instance.save(&mut self.connection, progress, &self.timeline).await;
+        self.tolerate(kept)
     }
 
     async fn serve(mut self, mut asked: mpsc::Receiver<Request>, event: &mpsc::Sender<Event>) -> Result<(), Error> {
@@ -276,11 +224,13 @@ impl Control {
     async fn answer(&mut self, request: Request) -> Result<Option<Event>, Error> {
         match request {
             Request::Beat { n, progress } => {
-                let kept = match progress {
-                    Some(progress) => self.save(&progress).await,
-                    None => self.touch().await,
-                };
-                self.tolerate(kept)?;
+                match progress {
+                    Some(progress) => self.keep(&progress).await?,
+                    None => {
+                        let kept = self.instance.touch(&mut self.connection).await;
+                        self.tolerate(kept)?;
+                    }
+                }
                 let sent = self.beat(n).await?;
                 if n.is_multiple_of(ROUNDUP_EVERY) {
                     let rotated = log::rotate(&mut self.connection).await;
@@ -296,22 +246,16 @@ impl Control {
                 Ok(Some(Event::LogRead { changes, more }))
             }
             Request::OpenGap(cause, ago) => {
-                let noted = self.open_gap(cause, ago).await;
+                let noted = gaps::open(&mut self.connection, &self.instance.name, cause, ago).await;
+                let noted = noted.map(|gap| self.gap = Some(gap));
                 self.tolerate(noted).map(|()| None)
             }
             Request::CloseGap(summary) => {
-                let noted = self.close_gap(summary).await;
+                let noted = gaps::close(&mut self.connection, self.gap.take(), summary).await;
                 self.tolerate(noted).map(|()| None)
             }
-            Request::Keep(progress) => {
-                let kept = self.save(&progress).await;
-                self.tolerate(kept).map(|()| None)
-            }
-            Request::Save(progress) => {
-                let kept = self.save(&progress).await;
-                self.tolerate(kept)?;
-                Ok(Some(Event::Saved))
-            }
+            Request::Keep(progress) => self.keep(&progress).await.map(|()| None),
+            Request::Save(progress) => self.keep(&progress).await.map(|()| Some(Event::Saved)),
         }
     }
 
@@ -328,50 +272,5 @@ impl Control {
         .map_err(Error::of("sending a heartbeat"))?;
         let beat = Beat { n, at: PgTime(row.get(0)), snapshot: log::parse_snapshot(row.get(1))? };
         Ok(Event::BeatSent { beat, queue_ratio: row.get(2) })
-    }
-
-    async fn save(&mut self, progress: &Progress) -> Result<(), Error> {
-        let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else { return self.touch().await };
-        sqlx::query(
-            "select unstale.save($1, $2::bigint, $3::text::pg_snapshot, $4::bigint, $5::text::pg_snapshot, $6, $7, $8 * interval '1 second')",
-        )
-        .bind(&self.instance.name)
-        .bind(checkpoint.watermark.map(|time| time.0))
-        .bind(checkpoint.log.to_string())
-        .bind(replay.as_ref().and_then(|replay| replay.watermark).map(|time| time.0))
-        .bind(replay.as_ref().map(|replay| replay.log.to_string()))
-        .bind(&progress.redis)
-        .bind(&self.timeline)
-        .bind(self.instance.forget_after.as_secs_f64())
-        .execute(&mut self.connection)
-        .await
-        .map_err(Error::of("storing the checkpoint"))?;
-        Ok(())
-    }
-
-    async fn open_gap(&mut self, cause: Cause, ago: Duration) -> Result<(), Error> {
-        // What an earlier session, or process, did not catch up with is still the same gap.
-        let row = sqlx::query("select unstale.open_gap($1, $2, $3 * interval '1 second')")
-            .bind(&self.instance.name)
-            .bind(cause.label())
-            .bind(ago.as_secs_f64())
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(Error::of("noting a gap"))?;
-        self.gap = Some(row.get(0));
-        Ok(())
-    }
-
-    async fn close_gap(&mut self, summary: GapSummary) -> Result<(), Error> {
-        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        sqlx::query("select unstale.close_gap($1, $2, $3, $4)")
-            .bind(self.gap.take())
-            .bind(count(summary.swept))
-            .bind(count(summary.logged))
-            .bind(count(summary.keys))
-            .execute(&mut self.connection)
-            .await
-            .map_err(Error::of("noting the end of a gap"))?;
-        Ok(())
     }
 }

@@ -377,43 +377,6 @@ fn decode(text: &str) -> Result<String, String> {
     spelling::decode(text).map_err(|fault| format!("{fault}; {ENCODE}"))
 }
 
-/// The first line of a `.pgpass` that is for this connection: `host:port:database:user:password`, with `*` for any and a
-/// backslash before a colon or a backslash.
-pub(super) fn password_in(passfile: &str, place: [&str; 4]) -> Option<String> {
-    passfile.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
-        let fields = fields(line);
-        let matches = fields.len() == 5 && fields.iter().zip(place).all(|(field, is)| field == "*" || unescape(field) == is);
-        matches.then(|| unescape(&fields[4]))
-    })
-}
-
-/// Parted at the first four colons that no backslash stands before.
-fn fields(line: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
-    let mut chars = line.trim_end_matches('\r').chars();
-    while let Some(c) = chars.next() {
-        match (c, fields.len(), fields.last_mut()) {
-            (':', ..5, _) => fields.push(String::new()),
-            ('\\', _, Some(field)) => {
-                field.push(c);
-                field.extend(chars.next());
-            }
-            (c, _, Some(field)) => field.push(c),
-            (_, _, None) => {}
-        }
-    }
-    fields
-}
-
-fn unescape(field: &str) -> String {
-    let mut text = String::with_capacity(field.len());
-    let mut chars = field.chars();
-    while let Some(c) = chars.next() {
-        text.extend(if c == '\\' { chars.next() } else { Some(c) });
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -533,14 +496,6 @@ mod tests {
             let refusal = refused(url);
             assert!(!refusal.contains("hun") && !refusal.contains("ter2"), "{refusal}");
         }
-    }
-
-    #[test]
-    fn a_passfile_is_read_as_libpq_reads_it() {
-        let file = "# a comment\nother:5432:app:u:no\nh:*:a\\:b:u:p\\:w:x\n*:*:*:*:last\n";
-        assert_eq!(password_in(file, ["h", "5432", "a:b", "u"]).as_deref(), Some("p:w:x"));
-        assert_eq!(password_in(file, ["h", "5432", "app", "u"]).as_deref(), Some("last"));
-        assert_eq!(password_in("h:1:d:u:x", ["h", "2", "d", "u"]), None);
     }
 
     proptest! {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use unstale::listener::machine::{CatchUp, State};
-use unstale::messages::{Event, Request, Swept};
-use unstale::observe::{Cause, Observation, RepeatedFor};
+use unstale::messages::{Cause, Event, RepeatedFor, Request, Swept};
+use unstale::observe::Observation;
 use unstale::watermark::PgTime;
 
 use super::stage::{Stage, opening, server, settings};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use unstale::listener::machine::{CatchUp, Input, State};
-use unstale::messages::{Event, Request, Swept};
-use unstale::observe::{Cause, Observation};
+use unstale::messages::{Cause, Event, Request, Swept};
+use unstale::observe::Observation;
 use unstale::watermark::PgTime;
 
 use super::stage::{BACKEND, Stage, opening, server};

@@ -7,8 +7,8 @@ use unstale::batch::{Command, Limits, Work};
 use unstale::delivered::Delivered;
 use unstale::listener::machine::{Action, Input, Machine, Settings, State};
 use unstale::mark::{Answer, Found, RedisMark};
-use unstale::messages::{Event, Opening, Request, Swept};
-use unstale::observe::{Observation, Readiness};
+use unstale::messages::{Event, Opening, Readiness, Request, Swept};
+use unstale::observe::Observation;
 use unstale::watched::Watched;
 use unstale::watermark::{Beat, Checkpoint, LogRead, PgTime, Proven, Server, Snapshot, Stored};
 

@@ -11,7 +11,7 @@ use unstale::batch::{Command, Limits, Work};
 use unstale::listener::machine::{CatchUp, Input, Machine, Settings, State};
 use unstale::mark::{Answer, Found};
 use unstale::messages;
-use unstale::observe::Readiness;
+use unstale::messages::Readiness;
 use unstale::watermark::{LogPlace, LogRead, MARGIN, PgTime, Snapshot, Stored};
 
 /// A way to break the design on purpose.

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::finding::{Finding, Severity};
 use crate::listener::board::Board;
 use crate::listener::driver::Dependencies;
-use crate::observe::{Readiness, metrics};
+use crate::messages::Readiness;
+use crate::observe::metrics;
 use crate::pg::{self, gaps};
 use crate::status::GAPS;
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::Mark;
-use crate::observe::{Cause, GapSummary, Observation};
+use crate::messages::{Cause, GapSummary};
+use crate::observe::Observation;
 use crate::rule::Target;
 use crate::status::OpenGap;
 use crate::watermark::{Checkpoint, LogRead, PgTime, Proven, Snapshot};

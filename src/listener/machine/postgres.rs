@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use crate::batch::Lane;
 use crate::change::{self, Announcement, Change, Malformed};
-use crate::messages::{Event, Opening, Request, Swept};
-use crate::observe::{Cause, Observation};
+use crate::messages::{Cause, Event, Opening, Request, Swept};
+use crate::observe::Observation;
 use crate::rule::{Rule, Target};
 use crate::watched::Watched;
 use crate::watermark::{LogRead, Proven, Watermark};

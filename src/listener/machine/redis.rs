@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::batch::Lane;
 use crate::delivered::Delivered;
 use crate::mark::Kept;
-use crate::observe::{Cause, Observation};
+use crate::messages::Cause;
+use crate::observe::Observation;
 
 use super::gap::{Gap, Resume};
 use super::{Action, CatchUp, Machine, State};

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::observe::RepeatedFor;
+use crate::messages::RepeatedFor;
 
 use super::repeat::{Held, Packed};
 

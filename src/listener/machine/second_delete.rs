@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use crate::batch::{Again, Work};
-use crate::observe::{Observation, RepeatedFor};
+use crate::messages::RepeatedFor;
+use crate::observe::Observation;
 
 use super::Settings;
 use super::repeat::{Packed, Repeats};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::observe::Readiness;
+use crate::messages::Readiness;
 use crate::status::{OpenGap, Waiting};
 use crate::watermark::PgTime;
 

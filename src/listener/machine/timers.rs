@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use crate::batch::Lane;
-use crate::messages::Request;
-use crate::observe::Cause;
+use crate::messages::{Cause, Request};
 
 use super::{Action, CatchUp, Machine, State};
 

@@ -1,0 +1,98 @@
+//! What a batch takes and gives: lanes, commands, marks, bounds.
+
+use std::sync::Arc;
+
+/// Bytes that a waiting target takes beside its text: its place in a set, its header, and the allocator's.
+pub(super) const OVERHEAD: usize = 80;
+
+/// Bytes that a lane may hold for each of its `max_pending` targets: ordinary keys are shorter, so that their number decides.
+const BYTES_PER_TARGET: usize = 256;
+
+/// Bytes that a lane may hold at least, however few its targets may be.
+const LANE_BYTES: usize = 1 << 20;
+
+/// Which of the two queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Changes as they are announced.
+    Live,
+    /// What a sweep or the log brings.
+    CatchUp,
+}
+
+/// Is a key that is deleted deleted once more, later? What waits in one lane for several reasons has the greatest.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Again {
+    /// Nobody could have put it back.
+    #[default]
+    Never,
+    /// Its readers hold leases: only a replica that is behind lets them put it back.
+    Replicas,
+    /// Its readers may know nothing.
+    Always,
+}
+
+/// One request to Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Given back to [`Batch::acknowledge`](super::Batch::acknowledge).
+    pub id: u64,
+    /// What it does.
+    pub work: Work,
+}
+
+/// What one request does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Work {
+    /// UNLINK of these keys.
+    Keys(Arc<Vec<String>>),
+    /// One walk by SCAN, and UNLINK of all that matches one of these globs.
+    Patterns(Arc<Vec<String>>),
+}
+
+impl Work {
+    /// How many keys or patterns.
+    #[must_use]
+    pub fn targets(&self) -> usize {
+        self.texts().len()
+    }
+
+    /// What remembering it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.texts().iter().map(|text| text.len() + OVERHEAD).sum()
+    }
+
+    pub(super) fn texts(&self) -> &[String] {
+        let (Self::Keys(texts) | Self::Patterns(texts)) = self;
+        texts
+    }
+}
+
+/// All that was added to a lane until some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    pub(super) lane: Lane,
+    pub(super) generation: u64,
+}
+
+/// Bounds, from the configuration. Those in bytes follow from them.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Keys in one UNLINK.
+    pub keys_per_command: usize,
+    /// Commands on their way at the same time.
+    pub in_flight: usize,
+    /// Targets waiting in one lane.
+    pub max_pending: usize,
+    /// Where Redis is a cluster, the slot of a key: only keys of one slot share an UNLINK there.
+    pub slot: Option<fn(&[u8]) -> u16>,
+}
+
+impl Limits {
+    /// Bytes that may wait in one lane.
+    #[must_use]
+    pub fn max_bytes(&self) -> usize {
+        (self.max_pending.saturating_mul(BYTES_PER_TARGET)).max(LANE_BYTES)
+    }
+}
