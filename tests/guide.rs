@@ -23,7 +23,7 @@ fn nth_block(language: &str, n: usize) -> String {
 }
 
 /// A folder of tools, made once. Marked as whole at the end, so that one that was interrupted is not taken for it.
-fn tools(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
+pub(crate) fn tools(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if !folder.join("whole").exists() {
         std::fs::create_dir_all(&folder).expect("a folder of ours");
@@ -37,7 +37,7 @@ fn output(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; ./dev installs it"))
 }
 
-fn succeeds(command: &mut Command) {
+pub(crate) fn succeeds(command: &mut Command) {
     let output = output(command);
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{command:?}: {said}");

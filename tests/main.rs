@@ -19,6 +19,7 @@ mod hostile;
 mod log;
 mod machine;
 mod monitoring;
+mod packaging;
 mod page;
 mod policy;
 mod pooler;

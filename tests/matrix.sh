@@ -17,7 +17,7 @@ redis_versions=("redis 6.2" "redis 7.0" "redis 7.2" "redis 8.2" "valkey 8.0" "va
 # Whatever each pair has to pass: kinds of change, the crash test, both kinds of sets of servers.
 CORE=(crash::whatever delivery:: gap:: sink::cluster sink::sentinel)
 # What asks no server, or no server of another version, or for programs of the installed PostgreSQL. `upgrade` begins with 0.1.0's SQL.
-SKIP=(simulation tidy fuzz systemd monitoring:: rim:: cli:: config:: demo:: frameworks guide:: readers_model upgrade::three_h partman pooler::)
+SKIP=(simulation tidy fuzz systemd monitoring:: rim:: cli:: config:: demo:: frameworks guide:: packaging:: readers_model upgrade::three_h partman pooler::)
 # What asks for pg_dump or pg_basebackup of the same version.
 DUMPS=(ddl::a_restored_dump ddl::after_a_dump connect::of_several_hosts two_seconds_behind snapshots)
 
