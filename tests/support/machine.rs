@@ -1,10 +1,12 @@
-//! A small machine with a real systemd, on which the unit file of `config/` is installed with the binary under test.
+//! A small machine with a real systemd, on which the unit file of `config/` is installed with the binary under test; or one on
+//! which everything may be installed, because it is a copy of this host.
 //!
 //! Owns: a container of systemd-nspawn, its directory and its cgroup. It has the host's programs, an /etc of its own, and the
-//! host's network, so that the test's servers are on its loopback.
+//! host's network, so that the test's servers are on its loopback. What a copy writes is in memory.
 //! Must hold: no service of the host is started in it, because its /etc enables none and it boots no further than `basic.target`;
 //! and it is gone when this is dropped, or when the tests are killed.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
@@ -20,7 +22,13 @@ use super::wait::{PATIENCE, until};
 /// Where systemd-nspawn says which process is the machine's first.
 const NOTIFY_SOCKET: &str = "notify.sock";
 
-/// Runs systemd-nspawn in a cgroup of its own, whose name is `$1`: two systemds in one cgroup would take each other's processes
+/// Where a copy has the package to install.
+pub(crate) const PACKAGE: &str = "/run/unstale.deb";
+
+/// Where a copy shows what was written on it.
+const UPPER: &str = "/run/upper";
+
+/// Runs a command, systemd-nspawn, in a cgroup of its own, whose name is `$1`: two systemds in one cgroup would take each other's processes
 /// for theirs. The shell stays to remove it. SIGTERM ends the machine at once, by nspawn's --kill-signal.
 const BOOT: &str = r#"
 name=$1; shift
@@ -32,7 +40,7 @@ trees="/sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified"
             echo 0 > "$tree/$name/cgroup.procs"
         fi
     done
-    exec systemd-nspawn "$@"
+    exec "$@"
 ) &
 machine=$!
 trap 'kill "$machine"' TERM
@@ -40,6 +48,23 @@ wait "$machine" || wait "$machine"
 for tree in $trees; do
     if [ -d "$tree/$name" ]; then find "$tree/$name" -depth -type d -exec rmdir {} \; ; fi
 done
+"#;
+
+/// Runs a command beside `$1/root`, which is the host's file system with a layer above it: what is written goes to `$1/upper`, in
+/// memory, and away with the last process. No service of the host is enabled there, nothing is mounted, and no policy of the host
+/// keeps a package from stopping its own service.
+const COPY: &str = r#"
+set -e
+base=$1; shift
+mount -t tmpfs -o mode=755 tmpfs "$base"
+mkdir "$base/upper" "$base/work" "$base/root"
+mount -t overlay -o "lowerdir=/,upperdir=$base/upper,workdir=$base/work" overlay "$base/root"
+(
+    cd "$base/root"
+    rm -rf etc/systemd/system etc/rc?.d etc/fstab usr/sbin/policy-rc.d
+    mkdir etc/systemd/system
+)
+exec "$@"
 "#;
 
 /// A running machine.
@@ -73,16 +98,43 @@ impl Machine {
         furnish(&root, drop_in, environment).expect("a fresh directory");
         // The host's programs, and ours among them.
         write(&programs.join("unstale"), "").expect("a fresh directory");
+        let places = [
+            format!("--directory={}", root.display()),
+            "--bind-ro=/usr".to_owned(),
+            format!("--overlay-ro=/usr/bin:{}:/usr/bin", programs.display()),
+            format!("--bind-ro={BINARY}:/usr/bin/unstale"),
+        ];
+        Self::start(guard, &[], &places).await
+    }
+
+    /// Boots a copy of this host, on which `package` is [`PACKAGE`]. It is not installed.
+    pub(crate) async fn copy(package: &Path) -> Self {
+        let guard = Guard::new().expect("a directory for the machine");
+        let base = guard.directory().join("copy");
+        fs::create_dir(&base).expect("a fresh directory");
+        let base = base.display();
+        let places = [
+            format!("--directory={base}/root"),
+            format!("--bind-ro={base}/upper:{UPPER}"),
+            format!("--bind-ro={}:{PACKAGE}", package.display()),
+            "--resolv-conf=off".to_owned(),
+            "--timezone=off".to_owned(),
+            "--link-journal=no".to_owned(),
+        ];
+        Self::start(guard, &["unshare", "--mount", "sh", "-c", COPY, "unstale-copy", &base.to_string()], &places).await
+    }
+
+    /// Boots systemd-nspawn with `places`, under other words.
+    async fn start(guard: Guard, under: &[&str], places: &[String]) -> Self {
         let log = File::create(log(&guard)).expect("a fresh directory");
         let socket = UnixDatagram::bind(guard.directory().join(NOTIFY_SOCKET)).expect("a fresh directory");
         socket.set_nonblocking(true).expect("no waiting");
 
         let name = format!("unstale-{}", guard.pid());
         let mut command = guard.command("TERM", "sh").expect("a pipe to share");
-        command.args(["-c", BOOT, "unstale-machine", &name, "--quiet", "--register=no", "--keep-unit", "--kill-signal=SIGKILL"]);
-        command.arg(format!("--machine={name}")).arg(format!("--directory={}", root.display()));
-        command.arg("--bind-ro=/usr").arg(format!("--overlay-ro=/usr/bin:{}:/usr/bin", programs.display()));
-        command.arg(format!("--bind-ro={BINARY}:/usr/bin/unstale")).args(["--boot", "systemd.unit=basic.target"]);
+        command.args(["-c", BOOT, "unstale-machine", &name]).args(under);
+        command.args(["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--kill-signal=SIGKILL"]);
+        command.arg(format!("--machine={name}")).args(places).args(["--boot", "systemd.unit=basic.target"]);
         if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
             // It would look for systemd's version below the directory, where /usr is not mounted yet.
             command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
@@ -125,10 +177,35 @@ impl Machine {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
+    /// Runs a script of the shell in it, which must succeed; returns what it prints.
+    pub(crate) fn shell(&self, script: &str) -> String {
+        let output = self.enter(&["sh", "-euc", script]);
+        assert!(output.status.success(), "{script}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout).trim_end().to_owned()
+    }
+
+    /// What was written since it was [copied](Self::copy) and is still there, but for what another program notes: the package
+    /// manager, the logs, and the index of manual pages.
+    pub(crate) fn written(&self) -> BTreeSet<String> {
+        let notes = ["/var/lib/dpkg/", "/var/log/", "/var/cache/man/"];
+        let found = self.shell(&format!("find {UPPER} -mindepth 1 -printf '%y /%P\\n'"));
+        let entries = found.lines().filter_map(|line| line.split_once(' '));
+        let kept = entries.filter(|(kind, path)| {
+            let is_of_the_host = *kind == "d" && Path::new(path).is_dir();
+            !is_of_the_host && !notes.iter().any(|note| path.starts_with(note))
+        });
+        kept.map(|(_, path)| path.to_owned()).collect()
+    }
+
     fn run(&self, words: &str) -> Output {
+        self.enter(&words.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn enter(&self, words: &[&str]) -> Output {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.leader, "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd"]);
-        command.args(words.split_whitespace()).stdin(Stdio::null()).output().expect("nsenter, of util-linux")
+        command.args(words).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.stdin(Stdio::null()).output().expect("nsenter, of util-linux")
     }
 }
 
@@ -141,6 +218,10 @@ impl Drop for Machine {
         }
         let _ = self.process.stop(Signal::TERM, PATIENCE);
     }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn log(guard: &Guard) -> PathBuf {
