@@ -148,6 +148,50 @@ fn links_lead_somewhere() {
 }
 
 #[test]
+fn the_changelog_has_the_form_of_keep_a_changelog() {
+    let text = read("CHANGELOG.md");
+    assert!(text.starts_with("# Changelog\n"), "its title");
+    let releases: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert_eq!(releases.first(), Some(&"[Unreleased]"), "what comes next stands first");
+    for release in &releases {
+        let (name, date) = release.split_once(" - ").unwrap_or((release, ""));
+        assert!(text.contains(&format!("\n{name}: https://")), "{name} has no link at the end");
+        let is_date =
+            date.len() == 10 && date.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
+        assert!(is_date || name == "[Unreleased]", "{release}: [version] - year-month-day");
+    }
+    for kind in text.lines().filter_map(|line| line.strip_prefix("### ")) {
+        let kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"];
+        assert!(kinds.contains(&kind), "{kind} is none of {kinds:?}");
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    let is_released = releases.iter().any(|release| release.starts_with(&format!("[{version}] - ")));
+    assert!(is_released || text.contains(&format!("release will be {version}.")), "{version} of Cargo.toml is not there");
+}
+
+#[test]
+fn every_manifest_names_the_repository() {
+    let repository = env!("CARGO_PKG_REPOSITORY");
+    assert!(repository.starts_with("https://"), "Cargo.toml: repository = {repository:?}");
+    let manifests = ["python/pyproject.toml", "node/package.json", "rust/Cargo.toml", "rails/unstale-rails.gemspec"];
+    let manifests = manifests.map(|name| format!("clients/{name}"));
+    for file in manifests.iter().map(String::as_str).chain(["packaging/copyright", "CHANGELOG.md"]) {
+        assert!(read(file).contains(repository), "{file} does not name {repository}");
+    }
+}
+
+#[test]
+fn the_workflows_run_what_dev_has() {
+    let dev = read("dev");
+    for file in ["ci.yml", "weekly.yml"] {
+        let text = read(&format!(".github/workflows/{file}"));
+        for command in text.split("./dev ").skip(1).filter_map(|rest| rest.split_whitespace().next()) {
+            assert!(dev.contains(&format!("\n    {command}) ")), "{file}: there is no ./dev {command}");
+        }
+    }
+}
+
+#[test]
 fn every_dependency_has_its_reason() {
     let manifest = read("Cargo.toml");
     let dependencies = manifest.split("[dependencies]").nth(1).expect("dependencies").split("\n[").next().expect("a table");
