@@ -260,7 +260,8 @@ table! {
         /// {column} is the row's value, before and after the change; {{ and }} are literal braces; a key without a column is deleted at
         /// any change.
         pub keys: Vec<String> = Vec::new(), Apply, example ["user:{id}:profile", "user:by-email:{email}", "users:count"];
-        /// row: one notification a row. statement: cheaper for bulk imports. log: cheapest for many concurrent writers.
+        /// row: announced, unless another writer is announcing. statement: the same, refused where rows must be said one by one. log: never
+        /// announced.
         pub delivery: Delivery = Delivery::Row, Apply, example "row";
         /// The column that says when a row was last written; empty if there is none: then every change is logged.
         #[serde(deserialize_with = "OrNone::deserialize")]
