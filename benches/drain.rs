@@ -5,16 +5,14 @@
 //! clients that have them ready; and a cluster of three primaries on the same cores. All alternate within a round; figures are medians of five.
 //! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker, and so is `UNSTALE_PEERS=no`.
 
-mod stage;
-
 use std::time::{Duration, Instant};
 
+use crate::stage::peers::{self, Kind};
+use crate::stage::report::{Report, median};
+use crate::stage::{self, Stage};
 use anyhow::{Context as _, ensure};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
-use stage::Stage;
-use stage::peers::{self, Kind};
-use stage::report::{Report, median};
 use unstale::scratch::Redis;
 use unstale::scratch::redis::{self, Client, Cluster};
 
@@ -57,7 +55,7 @@ struct Burst {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
@@ -87,7 +85,6 @@ async fn main() -> anyhow::Result<()> {
         alone.push(redis_alone(&stage)?);
     }
     let mut rows = vec![["", "changes/s", "against unstale, row", "CPU seconds", "peak RSS"].map(str::to_owned).to_vec()];
-    let mut groups = Vec::new();
     let mut first = 0.0;
     let names = cases.iter().map(|(name, ..)| *name).chain([IN_CLUSTER]);
     bursts.push(in_cluster);
@@ -103,18 +100,11 @@ async fn main() -> anyhow::Result<()> {
             format!("{cpu:.2}"),
             format!("{memory:.0} MB"),
         ]);
-        groups.push((name.to_owned(), vec![speed]));
     }
     let alone = median(alone);
     rows.push(vec![ALONE.to_owned(), format!("{alone:.0}"), format!("{:.2}", alone / first), String::new(), String::new()]);
-    groups.push((ALONE.to_owned(), vec![alone]));
     report.say("One UPDATE of 1,000,000 rows, each with a cached key; from its commit to the last key gone. More is better.");
     report.table(&rows);
-    let groups: Vec<_> = groups
-        .into_iter()
-        .map(|(name, values)| (name.replace("unstale, ", "").split(':').next().unwrap_or_default().to_owned(), values))
-        .collect();
-    report.plot("drain.svg", "changes deleted in a second", &["changes/s"], &groups)?;
     idle(&stage, &mut report)?;
     report.save()
 }

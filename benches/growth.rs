@@ -3,17 +3,15 @@
 //! For some minutes, in the middle third of which a transaction stays open that holds vacuum back for the whole database.
 //! `./dev bench growth` takes ten; `UNSTALE_MINUTES=60` is the hour.
 
-mod stage;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::stage::report::{Report, median};
+use crate::stage::{self, Stage};
 use anyhow::Context as _;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
-use stage::Stage;
-use stage::report::{Report, median};
 
 const TABLE: u64 = 100_000;
 const RATE: u64 = 10_000;
@@ -31,7 +29,7 @@ struct Sample {
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
+pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
@@ -56,7 +54,7 @@ async fn main() -> anyhow::Result<()> {
     let mut samples = Vec::new();
     for i in 1..=SAMPLES {
         tokio::time::sleep_until((began + time * i / SAMPLES).into()).await;
-        samples.push(measure(&mut sql, began).await?);
+        samples.push(sample(&mut sql, began).await?);
         eprintln!("{:.1} of {minutes} minutes: log {:.1} MB", samples[i as usize - 1].minutes, samples[i as usize - 1].log);
     }
     stop.store(true, Ordering::Relaxed);
@@ -82,12 +80,6 @@ fn say(samples: &[Sample], rate: f64, minutes: u32, memory: f64) -> anyhow::Resu
         rows.push([name.to_owned()].into_iter().chain(cells).collect());
     }
     report.table(&rows);
-    let lines = [
-        ("log", samples.iter().map(|sample| (sample.minutes, sample.log)).collect()),
-        ("its indexes", samples.iter().map(|sample| (sample.minutes, sample.indexes)).collect()),
-        ("the written table", samples.iter().map(|sample| (sample.minutes, sample.table)).collect()),
-    ];
-    report.lines("growth.svg", "MB over minutes", &lines)?;
     report.save()
 }
 
@@ -117,7 +109,7 @@ async fn hold(stage: Arc<Stage>, from: Instant, time: Duration) -> anyhow::Resul
     Ok(())
 }
 
-async fn measure(sql: &mut PgConnection, began: Instant) -> anyhow::Result<Sample> {
+async fn sample(sql: &mut PgConnection, began: Instant) -> anyhow::Result<Sample> {
     let row = sqlx::query(
         "select (select sum(pg_table_size(i.inhrelid))::float8 from pg_inherits i where i.inhparent = 'unstale.change_log'::regclass),
                 (select sum(pg_indexes_size(i.inhrelid))::float8 from pg_inherits i where i.inhparent = 'unstale.change_log'::regclass),

@@ -3,17 +3,15 @@
 //! At several rates and in each delivery, beside the application's own "UPDATE, then DEL" in the same run. Redis itself says
 //! when a key goes (keyspace events). `./dev bench latency`, in about five minutes; `UNSTALE_ROUNDS=1` is quicker.
 
-mod stage;
-
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crate::stage::report::{Report, median, percentile};
+use crate::stage::{self, Stage};
 use anyhow::{Context as _, ensure};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
-use stage::Stage;
-use stage::report::{Report, median, percentile};
 use unstale::scratch::redis::{Client, Reply};
 
 const ROWS: u32 = 25_000;
@@ -30,7 +28,7 @@ struct Outcome {
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
+pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
@@ -53,7 +51,6 @@ async fn main() -> anyhow::Result<()> {
 
     let mut report = Report::new("latency", "From the commit's answer to the key being gone");
     let header = ["", "p50", "p99", "p99.9", "changes/s"].map(str::to_owned).to_vec();
-    let mut groups = Vec::new();
     for rate in RATES {
         let mut outcomes: Vec<Vec<Outcome>> = CASES.iter().map(|_| Vec::new()).collect();
         for round in 1..=rounds {
@@ -63,18 +60,14 @@ async fn main() -> anyhow::Result<()> {
             }
         }
         let mut rows = vec![header.clone()];
-        let mut medians = Vec::new();
         for (name, outcomes) in CASES.iter().zip(&outcomes) {
             let of = |i: usize| median(outcomes.iter().map(|outcome| outcome.percentiles[i]).collect());
             let reached = median(outcomes.iter().map(|outcome| outcome.reached).collect());
             rows.push(vec![(*name).to_owned(), ms(of(0)), ms(of(1)), ms(of(2)), format!("{reached:.0}")]);
-            medians.push(of(0));
         }
         report.say(&format!("## {rate} changes a second\n\nMedians of {rounds} alternating rounds."));
         report.table(&rows);
-        groups.push((format!("{rate}/s"), medians));
     }
-    report.plot("latency.svg", "median latency in ms", &CASES, &groups)?;
     report.save()
 }
 

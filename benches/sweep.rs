@@ -2,23 +2,21 @@
 //!
 //! The baseline is a plain `COPY` of the same rows' keys in the same run. `./dev bench sweep`, on private throw-away servers.
 
-mod stage;
-
 use std::time::{Duration, Instant};
 
+use crate::stage::{self, Stage};
+use crate::stage::report::percentile;
 use anyhow::ensure;
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgConnection, PgPoolCopyExt as _, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
-use stage::Stage;
-use stage::report::percentile;
 
 const ROWS: u64 = 1_000_000;
 /// Between two live changes.
 const PACE: Duration = Duration::from_millis(5);
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }

@@ -2,18 +2,16 @@
 //!
 //! 3,000 tables, a third of them in each delivery. `./dev bench watches`, in about two minutes; `UNSTALE_TABLES=300` is quicker.
 
-mod stage;
-
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Instant;
 
+use crate::stage::Stage;
+use crate::stage::report::{Report, median};
 use anyhow::{Context as _, ensure};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
-use stage::Stage;
-use stage::report::{Report, median};
 
 const DELIVERIES: [&str; 3] = ["row", "statement", "log"];
 
@@ -24,7 +22,7 @@ const OUTDATED: u32 = 300;
 const QUERIES: usize = 21;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }

@@ -6,18 +6,16 @@
 //! `./dev bench writers`, in about twenty minutes; `UNSTALE_ROUNDS=1` is quicker, and `UNSTALE_PART=bulk`, `concurrent` or `delays` is one
 //! of the three.
 
-#[path = "writers/delays.rs"]
 mod delays;
-mod stage;
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::stage::report::{Report, median};
+use crate::stage::{self, Stage};
 use anyhow::{Context as _, ensure};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
-use stage::Stage;
-use stage::report::{Report, median};
 use unstale::scratch::redis::Client;
 
 const KINDS: [&str; 4] = ["none", "row", "statement", "log"];
@@ -34,7 +32,7 @@ struct Bench {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
@@ -120,17 +118,15 @@ impl Bench {
             }
         }
         let mut rows = vec![header("")];
-        let mut groups = Vec::new();
         for (statement, of_kinds) in STATEMENTS.iter().zip(seconds) {
             let medians: Vec<f64> = of_kinds.into_iter().map(median).collect();
             let cells = medians.iter().map(|seconds| format!("{seconds:.2} s, {:.2}x", seconds / medians[0]));
             rows.push([(*statement).to_owned()].into_iter().chain(cells).collect());
-            groups.push(((*statement).to_owned(), medians.iter().map(|seconds| seconds / medians[0]).collect()));
         }
         self.report
             .say(&format!("## One statement over {ROWS} rows\n\nTime, and the ratio to the same table without a watch. Less is better."));
         self.report.table(&rows);
-        self.report.plot("writers-bulk.svg", &format!("{ROWS} rows: time against an unwatched table"), &KINDS, &groups)
+        Ok(())
     }
 
     async fn concurrent(&mut self) -> anyhow::Result<()> {
@@ -150,15 +146,12 @@ impl Bench {
                 self.sql.execute("vacuum").await?;
             }
             let mut rows = vec![header(words)];
-            let mut groups = Vec::new();
             for (clients, of_kinds) in CLIENTS.iter().zip(speeds) {
                 let medians: Vec<f64> = of_kinds.into_iter().map(median).collect();
                 let cells = medians.iter().map(|speed| format!("{speed:.0}/s, {:.2}", speed / medians[0]));
                 rows.push([format!("{clients} writers")].into_iter().chain(cells).collect());
-                groups.push((format!("{clients} writers"), medians));
             }
             self.report.table(&rows);
-            self.report.plot(&format!("writers-sync-{sync}.svg"), &format!("transactions a second, {words}"), &KINDS, &groups)?;
         }
         Ok(())
     }

@@ -3,23 +3,22 @@
 //! It needs no running listener and disturbs none: it reads as the listener does after a gap, and deletes on its own. Stopped
 //! in the middle, it has deleted what it says, and the same command does all of it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
-use crate::batch::{Command, Work};
-use crate::change::{self, Announcement, Row};
+use crate::batch::{Batch, Command, Lane, Limits, Work};
+use crate::change::{self, Announcement};
 use crate::cli::Sweep;
 use crate::config::Config;
+use crate::listener::machine::Intake;
 use crate::messages::Swept;
 use crate::pg::sweep::{ByHand, From, PAGE_TIMEOUT};
 use crate::pg::{self, Postgres, watches};
-use crate::rule::{Rule, Rules, Target};
+use crate::rule::Rule;
 use crate::sink::Sink;
 use crate::sink::worker::{Report, Workers};
 use crate::watermark::{Checkpoint, PgTime, Snapshot};
@@ -28,14 +27,8 @@ use crate::{shutdown, visible};
 /// Chunks of rows between PostgreSQL and Redis.
 const CHUNKS: usize = 4;
 
-/// Bytes of keys in one command.
-const FLUSH_BYTES: usize = 1 << 20;
-
 /// How long Redis, or a part of it, may do nothing: long enough for a fail-over.
 const REDIS_PATIENCE: Duration = Duration::from_secs(15);
-
-/// Before what was handed back is tried again.
-const PAUSE: Duration = Duration::from_millis(250);
 
 /// Between two lines of progress, on a terminal and elsewhere.
 const PROGRESS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
@@ -50,20 +43,20 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
     let mut connection = super::connect(&postgres).await?;
     let (rules, unstamped) = chosen(&mut connection, &args.tables).await?;
+    let limits = Limits {
+        keys_per_command: config.batch.keys_per_command,
+        in_flight: config.batch.in_flight,
+        max_pending: config.batch.max_pending,
+        slot: sink.slot(),
+    };
     let mut sweep = ManualSweep {
         workers: (!args.dry_run).then(|| Workers::new(move || sink.clone())),
-        in_flight: config.batch.in_flight,
-        on_their_way: 0,
-        begun: 0,
+        intake: Intake::new(rules),
+        batch: Batch::new(limits),
         failing: None,
-        rules,
-        keys: HashSet::new(),
-        bytes: 0,
-        patterns: BTreeSet::new(),
-        keys_per_command: config.batch.keys_per_command,
         rate: args.rate,
         began: Instant::now(),
-        told: Instant::now(),
+        reported: Instant::now(),
         count: Count::default(),
     };
     let work = async {
@@ -88,12 +81,12 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
 }
 
 /// The rules of the tables that were named, or of all, and those of them that cannot be swept by a stamp.
-async fn chosen(connection: &mut sqlx::postgres::PgConnection, tables: &[String]) -> anyhow::Result<(Rules, HashSet<i32>)> {
+async fn chosen(connection: &mut sqlx::postgres::PgConnection, tables: &[String]) -> anyhow::Result<(Vec<Rule>, HashSet<i32>)> {
     let mut wanted = HashSet::new();
     for table in tables {
         wanted.insert(super::full_name(connection, table).await?);
     }
-    let (mut rules, mut unstamped) = (Rules::new(), HashSet::new());
+    let (mut rules, mut unstamped) = (Vec::new(), HashSet::new());
     for watched in watches::load(connection).await?.into_iter().filter(|watched| !watched.ended) {
         if !tables.is_empty() && !wanted.remove(&watched.table) {
             continue;
@@ -101,7 +94,7 @@ async fn chosen(connection: &mut sqlx::postgres::PgConnection, tables: &[String]
         if !watched.sweepable {
             unstamped.insert(watched.id);
         }
-        rules.insert(watched.id, Rule::of(&watched)?);
+        rules.push(Rule::of(&watched)?);
     }
     if let Some(unknown) = wanted.into_iter().next() {
         bail!("{unknown} is not watched; `select * from unstale.watches` lists what is");
@@ -123,37 +116,33 @@ struct Count {
     deleted: u64,
 }
 
-/// A sweep by hand.
+/// A sweep by hand: what it finds is collected, bounded, and deleted as by the listener.
 struct ManualSweep {
     workers: Option<Workers>, // none: only say what would be done
-    in_flight: usize,         // commands at the same time
-    on_their_way: usize,
-    begun: u64,
+    intake: Intake,
+    batch: Batch,
     failing: Option<Instant>, // since when Redis has done nothing
-    rules: Rules,
-    keys: HashSet<String>,      // found, not deleted yet
-    bytes: usize,               // of these
-    patterns: BTreeSet<String>, // likewise; one walk for all of them, at the end
-    keys_per_command: usize,
-    rate: Option<u32>, // keys a second
+    rate: Option<u32>,        // keys a second
     began: Instant,
-    told: Instant,
+    reported: Instant,
     count: Count,
 }
 
 impl ManualSweep {
     /// All keys of these watches, or of all.
     async fn everything(&mut self, only: Option<&HashSet<i32>>) -> anyhow::Result<()> {
-        let rules: Vec<Rule> = self.rules.values().filter(|rule| only.is_none_or(|only| only.contains(&rule.watch))).cloned().collect();
-        for rule in rules {
-            if only.is_some() {
-                note(&format!("{} has no column that says when a row changed: all its keys are deleted", rule.table));
+        for watch in self.intake.watches() {
+            match only {
+                Some(only) if !only.contains(&watch) => continue,
+                Some(_) => {
+                    let table = self.intake.table(watch).unwrap_or_default();
+                    note(&format!("{table} has no column that says when a row changed: all its keys are deleted"));
+                }
+                None => {}
             }
-            for target in rule.everything() {
-                self.delete(target).await?;
-            }
+            self.intake.everything(&mut self.batch, Lane::Live, watch);
         }
-        Ok(())
+        self.send_until(|batch| !batch.is_full(Lane::Live)).await
     }
 
     /// The rows stamped since then, and everything in the log, which is no longer than it has to be.
@@ -164,17 +153,22 @@ impl ManualSweep {
             checkpoint: Some(checkpoint),
             done: HashMap::new(),
             log: None,
-            by_hand: Some(ByHand { watches: self.rules.keys().copied().collect(), until: None }),
+            by_hand: Some(ByHand { watches: self.intake.watches(), until: None }),
             page_timeout: PAGE_TIMEOUT,
         };
         tokio::spawn(pg::sweep::run(postgres, from, page_rows, out));
         while let Some(swept) = swept.recv().await {
             match swept {
-                Swept::Rows(watch, rows) => self.rows(watch, &rows).await?,
-                Swept::Log(changes) => self.changes(&changes).await?,
+                Swept::Rows(watch, rows) => {
+                    self.count.rows += rows.len() as u64;
+                    for row in &rows {
+                        self.intake.row(&mut self.batch, Lane::Live, watch, row);
+                    }
+                }
+                Swept::Log(changes) => changes.iter().for_each(|change| self.logged(change)),
                 Swept::Unreadable { watch, table, reason } => {
                     note(&format!("{table}: {reason}; all its keys are deleted"));
-                    self.everything(Some(&HashSet::from([watch]))).await?;
+                    self.intake.everything(&mut self.batch, Lane::Live, watch);
                 }
                 Swept::NoIndex { table, remedy } => {
                     note(&format!("{table} is read page by page without an index; mend that with: {remedy}"))
@@ -182,133 +176,118 @@ impl ManualSweep {
                 Swept::Failed(reason) => bail!(reason),
                 Swept::Page(..) | Swept::LogPage(_) | Swept::Ended => {}
             }
+            self.send_until(|batch| !batch.is_full(Lane::Live)).await?;
         }
         Ok(())
     }
 
-    async fn rows(&mut self, watch: i32, rows: &[String]) -> anyhow::Result<()> {
-        let Some(rule) = self.rules.get(&watch).cloned() else { return Ok(()) };
-        for row in rows {
-            self.count.rows += 1;
-            for target in rule.row(&Row::parse(row)?) {
-                self.delete(target).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn changes(&mut self, changes: &[String]) -> anyhow::Result<()> {
-        for change in changes {
-            let Ok(Announcement::Change(change)) = change::parse(change) else { continue };
-            let Some(rule) = self.rules.get(&change.watch) else { continue };
-            self.count.rows += 1;
-            let mut targets = Vec::new();
-            rule.stale(&change, |target| targets.push(target))?;
-            for target in targets {
-                self.delete(target).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn delete(&mut self, target: Target) -> anyhow::Result<()> {
-        match target {
-            Target::Key(key) => {
-                self.bytes += key.len();
-                self.keys.insert(key);
-                if self.keys.len() >= self.keys_per_command || self.bytes >= FLUSH_BYTES { self.flush().await } else { Ok(()) }
-            }
-            Target::Pattern(pattern) => {
-                if !self.patterns.contains(&pattern) && self.workers.is_none() {
-                    note(&format!("would delete {pattern}"));
-                }
-                self.patterns.insert(pattern);
-                Ok(())
-            }
-        }
-    }
-
-    async fn flush(&mut self) -> anyhow::Result<()> {
-        self.bytes = 0;
-        let keys: Vec<String> = self.keys.drain().collect();
-        if keys.is_empty() {
-            return Ok(());
-        }
-        self.perform(keys.len() as u64, Work::Keys(Arc::new(keys))).await
-    }
-
-    /// What is left, and the walk through Redis.
-    async fn finish(&mut self) -> anyhow::Result<()> {
-        self.flush().await?;
-        let patterns: Vec<String> = std::mem::take(&mut self.patterns).into_iter().collect();
-        if !patterns.is_empty() {
-            self.perform(patterns.len() as u64, Work::Patterns(Arc::new(patterns))).await?;
-        }
-        self.wait_for(0).await
-    }
-
-    async fn perform(&mut self, keys: u64, work: Work) -> anyhow::Result<()> {
-        self.wait_for(self.in_flight - 1).await?;
-        self.begin(work);
-        self.count.keys += keys;
-        if let Some(rate) = self.rate {
-            self.wait_for(0).await?;
-            tokio::time::sleep_until(self.began + Duration::from_secs_f64(self.count.keys as f64 / f64::from(rate))).await;
-        }
-        if self.told.elapsed() >= PROGRESS[usize::from(!stderr().is_terminal())] {
-            self.told = Instant::now();
-            self.tell();
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, work: Work) {
-        if let Some(workers) = &mut self.workers {
-            self.begun += 1;
-            self.on_their_way += 1;
-            workers.begin(Command { id: self.begun, work });
-        }
-    }
-
-    /// Until no more commands than this are on their way. Redis may be away for a moment.
-    async fn wait_for(&mut self, most: usize) -> anyhow::Result<()> {
-        while self.on_their_way > most
-            && let Some(workers) = &mut self.workers
+    /// A change of the log; those of tables that nobody asked for are not meant.
+    fn logged(&mut self, change: &str) {
+        if let Ok(Announcement::Change(change)) = change::parse(change)
+            && self.intake.change(&mut self.batch, Lane::Live, &change).is_ok()
         {
-            let (reason, left) = match workers.next().await {
-                Report::Done { done, .. } => {
-                    self.on_their_way -= 1;
-                    self.count.deleted += done.existed;
-                    match done.delivered.left {
-                        Some(left) => (left.reason, Some(left.work)),
-                        None => {
-                            self.failing = None;
-                            continue;
-                        }
-                    }
-                }
-                Report::Failed { reason, .. } => (reason, None),
-            };
-            if self.failing.get_or_insert_with(Instant::now).elapsed() > REDIS_PATIENCE {
-                bail!(reason);
+            self.count.rows += 1;
+        }
+    }
+
+    /// Until everything is deleted.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        self.send_until(Batch::is_empty).await
+    }
+
+    /// Sends what may be sent, until the batch is so. Redis may be away for a moment.
+    async fn send_until(&mut self, is_enough: impl Fn(&Batch) -> bool) -> anyhow::Result<()> {
+        loop {
+            while let Some(command) = self.batch.next_command(Instant::now()) {
+                self.send(command).await?;
             }
-            if let Some(left) = left {
-                tokio::time::sleep(PAUSE).await;
-                self.begin(left);
+            if is_enough(&self.batch) {
+                return Ok(());
+            }
+            self.wait().await?;
+        }
+    }
+
+    async fn send(&mut self, command: Command) -> anyhow::Result<()> {
+        self.count.keys += command.work.targets() as u64;
+        match &mut self.workers {
+            Some(workers) => workers.begin(command),
+            None => {
+                if let Work::Patterns(patterns) = &command.work {
+                    patterns.iter().for_each(|pattern| note(&format!("would delete {pattern}")));
+                }
+                self.batch.acknowledge(command.id, Instant::now());
             }
         }
+        if let Some(rate) = self.rate {
+            while self.batch.on_their_way() > 0 {
+                self.wait().await?;
+            }
+            let pause = Duration::from_secs_f64(self.count.keys as f64 / f64::from(rate));
+            tokio::time::sleep_until((self.began + pause).into()).await;
+        }
+        if self.reported.elapsed() >= PROGRESS[usize::from(!stderr().is_terminal())] {
+            self.reported = Instant::now();
+            self.report();
+        }
         Ok(())
+    }
+
+    /// For Redis' next answer, or until the batch has something to send.
+    async fn wait(&mut self) -> anyhow::Result<()> {
+        let due = self.batch.due();
+        let time = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let answer = async {
+            match &mut self.workers {
+                Some(workers) => workers.next().await,
+                None => std::future::pending().await, // everything is acknowledged at once
+            }
+        };
+        let report = tokio::select! {
+            report = answer => report,
+            () = time => return Ok(()),
+        };
+        let Some(reason) = self.answered(report) else {
+            self.failing = None;
+            return Ok(());
+        };
+        if self.failing.get_or_insert_with(Instant::now).elapsed() > REDIS_PATIENCE {
+            bail!(reason);
+        }
+        Ok(())
+    }
+
+    /// Returns why Redis, or a part of it, did nothing.
+    fn answered(&mut self, report: Report) -> Option<String> {
+        let (id, done) = match report {
+            Report::Done { id, done } => (id, done),
+            Report::Failed { reason, .. } => return Some(reason),
+        };
+        self.count.deleted += done.existed;
+        match done.delivered.left {
+            Some(left) => {
+                self.batch.hand_back(id, &left.work, Instant::now());
+                Some(left.reason)
+            }
+            None => {
+                self.batch.acknowledge(id, Instant::now());
+                None
+            }
+        }
     }
 
     /// Until nothing is on its way. What failed stays undone.
     async fn settle(&mut self) {
-        while self.on_their_way > 0
+        while self.batch.on_their_way() > 0
             && let Some(workers) = &mut self.workers
         {
-            if let Report::Done { done, .. } = workers.next().await {
-                self.on_their_way -= 1;
-                self.count.deleted += done.existed;
-            }
+            let report = workers.next().await;
+            self.answered(report);
         }
     }
 
@@ -323,7 +302,7 @@ impl ManualSweep {
         }
     }
 
-    fn tell(&self) {
+    fn report(&self) {
         if stderr().is_terminal() {
             let _ = write!(stderr(), "\r\x1b[K{}", in_words(self.count, self.workers.is_none()));
         } else {

@@ -52,7 +52,7 @@ use crate::watermark::{Progress, Proven, Server, Snapshot, Watermark};
 use change_log::ChangeLog;
 use gap::{Gap, Plan, Resume};
 use heartbeats::Heartbeats;
-use intake::Intake;
+pub(crate) use intake::Intake;
 use link::Link;
 pub use message::{Action, Input, Tally};
 use repeat_filter::RepeatFilter;

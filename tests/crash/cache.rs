@@ -113,6 +113,18 @@ impl Servers {
         }
     }
 
+    /// What each node of a cluster thinks of the others.
+    pub(super) fn described(&self) -> String {
+        let Self::Cluster(cluster) = self else { return String::new() };
+        let mut text = String::new();
+        for node in 0..cluster.nodes.len() {
+            for question in [&["cluster", "info"], &["cluster", "nodes"], &["info", "replication"]] {
+                text += &format!("{node} {question:?}: {:?}\n", cluster.ask(node, question));
+            }
+        }
+        text.replace("\\r", "").replace("\\n", "\n    ")
+    }
+
     /// The keys of each primary.
     pub(super) fn keys(&self, world: &Redis) -> Vec<Reply> {
         let primaries: Vec<&Redis> = match self {

@@ -314,7 +314,10 @@ impl Faults {
         for part in [Part::Postgres, Part::PostgresLink, Part::Redis, Part::Sentinel, Part::RedisLink, Part::Listener] {
             self.end(part).await;
         }
-        until_within("Redis is well again", HEALING, async || self.servers.are_well()).await;
+        let well = until_within("Redis is well again", HEALING, async || self.servers.are_well());
+        if tokio::time::timeout(HEALING - Duration::from_secs(1), well).await.is_err() {
+            panic!("Redis is not well again within {HEALING:?}:\n{}", self.servers.described());
+        }
     }
 
     /// The keys of each primary.

@@ -17,7 +17,7 @@ const SKIPPED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Intake {
+pub(crate) struct Intake {
     rules: Rules,
     tallies: BTreeMap<i32, Tally>,
     skipped: Skipped,
@@ -34,7 +34,7 @@ struct Skipped {
 
 /// How rules differ from those of before.
 #[derive(Debug, Default)]
-pub(super) struct Difference {
+pub(crate) struct Difference {
     /// Watches that are new, or others.
     pub(super) changed: BTreeSet<i32>,
     /// Tables whose watch is in force no more.
@@ -44,6 +44,13 @@ pub(super) struct Difference {
 }
 
 impl Intake {
+    /// With these rules.
+    pub(crate) fn new(rules: Vec<Rule>) -> Self {
+        let mut intake = Self::default();
+        intake.set_rules(rules);
+        intake
+    }
+
     /// These rules are in force.
     pub(super) fn set_rules(&mut self, rules: Vec<Rule>) -> Difference {
         let new: Rules = rules.into_iter().map(|rule| (rule.watch, rule)).collect();
@@ -62,12 +69,12 @@ impl Intake {
     }
 
     /// All watches, also ended ones.
-    pub(super) fn watches(&self) -> Vec<i32> {
+    pub(crate) fn watches(&self) -> Vec<i32> {
         self.rules.keys().copied().collect()
     }
 
     /// A watch's table.
-    pub(super) fn table(&self, watch: i32) -> Option<&str> {
+    pub(crate) fn table(&self, watch: i32) -> Option<&str> {
         self.rules.get(&watch).map(|rule| rule.table.as_str())
     }
 
@@ -82,7 +89,7 @@ impl Intake {
     }
 
     /// Collects what a change makes stale.
-    pub(super) fn change(&mut self, batch: &mut Batch, lane: Lane, change: &Change<'_>) -> Result<(), Malformed> {
+    pub(crate) fn change(&mut self, batch: &mut Batch, lane: Lane, change: &Change<'_>) -> Result<(), Malformed> {
         let rule = self.rules.get(&change.watch).ok_or(Malformed::UnknownWatch)?;
         let again = again(rule);
         let mut keys = 0;
@@ -94,14 +101,14 @@ impl Intake {
     }
 
     /// Collects what a swept row makes stale; how many keys are new.
-    pub(super) fn row(&mut self, batch: &mut Batch, watch: i32, row: &str) -> u64 {
+    pub(crate) fn row(&mut self, batch: &mut Batch, lane: Lane, watch: i32, row: &str) -> u64 {
         let Some(rule) = self.rules.get(&watch) else { return 0 };
         let Ok(row) = Row::parse(row) else {
-            self.everything(batch, Lane::CatchUp, watch);
+            self.everything(batch, lane, watch);
             return 0;
         };
         let again = again(rule);
-        let keys = rule.row(&row).map(|target| u64::from(batch.add_again(Lane::CatchUp, target, again))).sum();
+        let keys = rule.row(&row).map(|target| u64::from(batch.add_again(lane, target, again))).sum();
         let tally = self.tallies.entry(watch).or_default();
         tally.swept += 1;
         tally.keys += keys;
@@ -109,7 +116,7 @@ impl Intake {
     }
 
     /// Collects all keys of a watch.
-    pub(super) fn everything(&self, batch: &mut Batch, lane: Lane, watch: i32) {
+    pub(crate) fn everything(&self, batch: &mut Batch, lane: Lane, watch: i32) {
         for target in self.rules.get(&watch).into_iter().flat_map(Rule::everything) {
             batch.add(lane, target);
         }

@@ -306,7 +306,7 @@ impl Machine {
     pub(super) fn swept(&mut self, now: Instant, swept: Swept) {
         match swept {
             Swept::Rows(watch, rows) => rows.iter().for_each(|row| {
-                let keys = self.intake.row(&mut self.batch, watch, row);
+                let keys = self.intake.row(&mut self.batch, Lane::CatchUp, watch, row);
                 if let Some(gap) = &mut self.gap {
                     gap.row_swept(keys);
                 }

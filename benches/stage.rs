@@ -1,8 +1,6 @@
 //! What the benches share: private servers with the schema in them, and the listener.
 
-#[allow(dead_code, reason = "not every bench has others beside it")]
 pub(crate) mod peers;
-#[allow(dead_code, reason = "not every bench writes one")]
 pub(crate) mod report;
 
 use std::process::{Command, Stdio};
@@ -51,7 +49,6 @@ impl Stage {
     }
 
     /// Starts the listener.
-    #[allow(dead_code, reason = "not every bench kills it")]
     pub(crate) fn start(&self) -> anyhow::Result<Listener> {
         self.start_for(&self.redis.url())
     }
@@ -86,7 +83,6 @@ impl Stage {
     }
 }
 
-#[allow(dead_code, reason = "not every bench asks for everything")]
 impl Listener {
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
@@ -117,19 +113,16 @@ impl Drop for Listener {
 }
 
 /// How often each thing is measured: 5 times, or as `UNSTALE_ROUNDS` says.
-#[allow(dead_code, reason = "not every bench has rounds")]
 pub(crate) fn rounds() -> anyhow::Result<usize> {
     std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse().context("UNSTALE_ROUNDS is not a number"))
 }
 
 /// The most memory that a process ever used, in MB.
-#[allow(dead_code, reason = "not every bench asks for it")]
 pub(crate) fn peak_megabytes(pid: u32) -> anyhow::Result<f64> {
     megabytes(pid, "VmHWM:")
 }
 
 /// A line of what the kernel reports of a process, in MB.
-#[allow(dead_code, reason = "likewise")]
 pub(crate) fn megabytes(pid: u32, name: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel reports it")?;
