@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::stage::{self, Stage};
 use crate::stage::report::percentile;
+use crate::stage::{self, Stage};
 use anyhow::ensure;
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgConnection, PgPoolCopyExt as _, PgPoolOptions};

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::messages::Readiness;
+use crate::observe::{Observation, observe};
 use crate::visible;
 
 pub use pages::Shown;
@@ -138,7 +139,7 @@ async fn accept(listener: TcpListener, router: Router, connections: &TaskTracker
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::debug!(%error, "a probe's connection was not accepted");
+                observe(&Observation::Failed { event: "a probe's connection was not accepted", reason: error.to_string() });
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -209,6 +209,15 @@ pub enum Observation {
     },
     /// Readiness changed.
     Readiness(Readiness),
+    /// A signal asks the process to end.
+    StopAsked,
+    /// Something small failed, and is done without or again: for whoever looks closely.
+    Failed {
+        /// What did not happen.
+        event: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// The listener leaves.
     Stopped {
         /// Was everything that had been received deleted?

@@ -7,6 +7,8 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::observe::{Observation, observe};
+
 /// What a shell reports for a process that a signal ended: 128 and its number.
 const BY_SIGINT: i32 = 130;
 const BY_SIGTERM: i32 = 143;
@@ -28,7 +30,7 @@ pub fn on_signals() -> io::Result<CancellationToken> {
     let cancelled = token.clone();
     tokio::spawn(async move {
         next(&mut terminate, &mut interrupt).await;
-        tracing::info!("asked to stop; a second signal exits at once");
+        observe(&Observation::StopAsked);
         cancelled.cancel();
         let code = next(&mut terminate, &mut interrupt).await;
         std::process::exit(code);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::observe::{Observation, observe};
 use crate::visible;
 
 /// How often to call [`starting`].
@@ -47,7 +48,7 @@ pub fn watchdog_interval() -> Option<Duration> {
 
 fn notify(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        tracing::debug!(%error, "systemd was not notified");
+        observe(&Observation::Failed { event: "systemd was not notified", reason: error.to_string() });
     }
 }
 

@@ -263,7 +263,7 @@ impl Watermark {
     }
 
     /// Redis is as it was up to a window ago. Checkpoints since then do not describe it, nor any moment of it until the gap is
-    /// closed, to which it may be set back once more: the one of before that stays the one to replay from for a whole window.
+    /// closed, to which it may be set back once more: the checkpoint before that stays the one to replay from for a whole window.
     pub fn undone(&mut self) {
         self.recent.clear();
     }

@@ -78,6 +78,34 @@ fn imports_point_down() {
 }
 
 #[test]
+fn only_observe_speaks_to_the_logger() {
+    for (path, text) in sources("src") {
+        let speaks = ["debug", "info", "warn", "error", "trace"].iter().any(|level| text.contains(&format!("tracing::{level}")));
+        assert!(
+            !speaks || path.starts_with("src/observe") || path.starts_with("src/logs"),
+            "{path} speaks to tracing; make it an Observation"
+        );
+        assert!(!text.contains("use tracing::{") || path.starts_with("src/observe") || path.starts_with("src/logs"), "{path}");
+    }
+}
+
+/// Words that had several meanings; the glossary of docs/architecture.md has one for each.
+const BANNED: [&str; 8] = ["wave", "rekeys", "aloud", "whole_way", "rehearse", "lives_of_matching", "the one of before", "that of before"];
+
+#[test]
+fn words_have_one_meaning() {
+    for folder in ["src", "tests", "benches"] {
+        for (path, text) in sources(folder).into_iter().filter(|(path, _)| path != "tests/tidy.rs") {
+            let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            for banned in BANNED {
+                let is_there = if banned.contains(' ') { text.contains(banned) } else { words.contains(&banned) };
+                assert!(!is_there, "{path} says {banned}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_module_says_what_it_is_for() {
     for folder in ["src", "tests", "benches"] {
         for (path, text) in sources(folder) {

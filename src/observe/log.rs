@@ -91,6 +91,8 @@ pub fn write(observation: &Observation) {
         Observation::NotifyQueue(_) | Observation::Deleted { .. } | Observation::Delivered { .. } => {}
         Observation::Readiness(Readiness::Ready) => info!("ready"),
         Observation::Readiness(Readiness::NotReady(reason)) => info!(reason, "not ready"),
+        Observation::StopAsked => info!("asked to stop; a second signal exits at once"),
+        Observation::Failed { event, reason } => debug!(reason, "{event}"),
         Observation::Stopped { drained: true } => info!("stopped; everything received is deleted"),
         Observation::Stopped { drained: false } => warn!("stopped before everything was deleted; the next start catches up"),
     }

@@ -1,4 +1,4 @@
-//! Who the server is: whether it is the one of before, has failed over since, or was restored.
+//! Who the server is: whether it is still the same, has failed over since, or was restored.
 //!
 //! Managed servers refuse some of the functions that tell (Aurora `pg_current_wal_lsn()`, others `pg_control_system()`), and
 //! administrators revoke them. Without them less is known of fail-overs, which is said, and everything else works.

@@ -39,7 +39,7 @@ pub(super) enum Flaw {
     LogReadInOrder,
     /// A message says that the watches changed, and what is read then is as it was before.
     WatchesReadBefore,
-    /// A PostgreSQL that has failed over says that it is the one of before.
+    /// A PostgreSQL that has failed over says that it is still the same.
     TimelineUnchanged,
 }
 

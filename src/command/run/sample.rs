@@ -11,13 +11,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use crate::command::audit::look::{self, Candidate, Difference, Look, Outcome, Subject};
 use crate::listener::board::Board;
 use crate::listener::driver::Dependencies;
 use crate::listener::sampler::Sampler;
-use crate::observe::metrics;
+use crate::observe::{Observation, metrics, observe};
 use crate::pg::audit::Reader;
 use crate::sink::Sink;
 
@@ -101,7 +100,7 @@ impl Sample {
                 Ok(()) = self.parts.changed() => self.reconfigure(),
                 _ = tick.tick(), if !self.delays.is_empty() => {
                     if let Err(error) = self.look_at_what_is_due().await {
-                        debug!(reason = format!("{error:#}"), "the sample could not be looked at");
+                        observe(&Observation::Failed { event: "the sample could not be looked at", reason: format!("{error:#}") });
                         self.open = None;
                         sleep(PAUSE).await;
                     }

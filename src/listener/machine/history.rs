@@ -1,4 +1,4 @@
-//! What a PostgreSQL that is not the one of before means: it was restarted, failed over, or restored, and may have undone commits.
+//! What another PostgreSQL than the last session's means: it was restarted, failed over, or restored, and may have undone commits.
 
 use std::time::Duration;
 
