@@ -68,7 +68,7 @@ pub struct Row<'a>(pub Few<Column<'a>>);
 type Column<'a> = (Cow<'a, str>, Option<Option<Cow<'a, str>>>);
 
 impl<'a> Row<'a> {
-    /// `None`: the row does not tell, because the value is too long, or the column is a newer one; `Some(None)`: the value is NULL.
+    /// `None`: the row lacks it, because the value is too long, or the column is a newer one; `Some(None)`: the value is NULL.
     #[must_use]
     pub fn value(&self, column: &str) -> Option<Option<&str>> {
         self.0.iter().find(|(name, _)| name == column).and_then(|(_, value)| value.as_ref().map(Option::as_deref))

@@ -20,7 +20,7 @@ use self::journal::{Entry, Journal};
 use crate::config::{self, Log, LogFormat};
 use crate::visible;
 
-/// What these libraries warn of they also return to us, and it is told once, in our words; fred, moreover, at each connection of
+/// What these libraries warn of they also return to us, and it is said once, in our words; fred, moreover, at each connection of
 /// a Redis user that may do what it must and nothing else. A filter that names them brings them back.
 const LIBRARIES: [&str; 4] = ["fred", "sqlx", "sqlx_core", "sqlx_postgres"];
 

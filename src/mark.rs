@@ -57,7 +57,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// What is to be told of `self`, found when a connection of this life was made, if an earlier one that nobody has been told of had
+    /// What is to be reported of `self`, found when a connection of this life was made, if an earlier one that was not reported had
     /// found `earlier`: our own marks may have been written over it since.
     #[must_use]
     pub fn after(self, earlier: Option<Self>, life: &str) -> Self {
@@ -102,7 +102,7 @@ pub struct Answer {
     pub is_marked: bool,
 }
 
-/// What a connection tells about the deletions before it.
+/// What a connection says about the deletions before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// All of them are kept.
@@ -137,7 +137,7 @@ pub enum Last {
 }
 
 impl Last {
-    /// What a new connection tells, by its first answer.
+    /// What a new connection says, by its first answer.
     #[must_use]
     pub fn kept(&self, answer: &Answer) -> Kept {
         match (self, &answer.found) {

@@ -67,7 +67,7 @@ pub struct Opening {
     pub watches: Vec<Watched>,
     /// Who the server is.
     pub server: Server,
-    /// What it does not tell of that, as a sentence.
+    /// What of that it does not say, as a sentence.
     pub unknown: Option<String>,
     /// How far this instance had come; `None`: it was never here.
     pub stored: Option<Stored>,

@@ -119,7 +119,7 @@ pub enum Observation {
         /// It was said a moment ago.
         again: bool,
     },
-    /// The server does not tell all of who it is, so that less is known of fail-overs.
+    /// The server does not say all of who it is, so that less is known of fail-overs.
     ServerTellsLittle {
         /// What is not known, and why.
         reason: String,
@@ -163,7 +163,7 @@ pub enum Observation {
         /// From its arrival to the acknowledgement by Redis.
         took: Duration,
     },
-    /// How things stand, told with each heartbeat.
+    /// How things stand, reported with each heartbeat.
     Status {
         /// Keys and patterns that wait for Redis.
         pending: usize,

@@ -101,24 +101,24 @@ impl Template {
         })
     }
 
-    /// What a row makes of it: a key; nothing where a column is NULL; a pattern for all its keys where the row does not tell
-    /// a column. (Not one for each told value: that would be as many walks through Redis as there are rows.)
+    /// What a row makes of it: a key; nothing where a column is NULL; a pattern for all its keys where the row lacks
+    /// a column. (Not one for each known value: that would be as many walks through Redis as there are rows.)
     #[must_use]
     pub fn render(&self, row: &Row<'_>) -> Option<Target> {
         if self.columns().any(|column| row.value(column) == Some(None)) {
             return None;
         }
-        let told = self.columns().all(|column| row.value(column).is_some());
+        let is_whole = self.columns().all(|column| row.value(column).is_some());
         let mut text = String::with_capacity(48);
         for part in &self.parts {
             match part {
-                Part::Literal(literal) if told => text.push_str(literal),
+                Part::Literal(literal) if is_whole => text.push_str(literal),
                 Part::Literal(literal) => escape_glob(literal, &mut text),
-                Part::Column(column) if told => text.push_str(row.value(column).flatten().unwrap_or_default()),
+                Part::Column(column) if is_whole => text.push_str(row.value(column).flatten().unwrap_or_default()),
                 Part::Column(_) => text.push('*'),
             }
         }
-        Some(if told { Target::Key(text) } else { Target::Pattern(text) })
+        Some(if is_whole { Target::Key(text) } else { Target::Pattern(text) })
     }
 }
 
@@ -177,8 +177,8 @@ impl Rule {
 
     /// What a change of this watch makes stale, handed to `stale` one by one, possibly repeated.
     ///
-    /// A trigger of another revision may not tell every column (a transaction that began before the watch changed): its
-    /// templates widen to patterns. One of this revision tells exactly the columns of the templates.
+    /// A trigger of another revision may lack a column (a transaction that began before the watch changed): its
+    /// templates widen to patterns. One of this revision has exactly the columns of the templates.
     ///
     /// # Errors
     /// [`Malformed`] if it does not; then nothing was handed out.

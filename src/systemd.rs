@@ -1,4 +1,4 @@
-//! What systemd is told: ready, stopping, a status line, and that the program still turns.
+//! What systemd hears: ready, stopping, a status line, and that the program still turns.
 //!
 //! Without `NOTIFY_SOCKET` every call does nothing. A socket that is gone must not stop the listener, so a failed
 //! notification is a line in the log and no error. The variables stay set: removing them is unsound in a process with threads, and

@@ -363,7 +363,7 @@ async fn a_server_that_does_not_tell_who_it_is_is_listened_to() {
         .await;
     let mut daemon = Daemon::settings(&url, &world.redis_url()).with("UNSTALE_INSTANCE", "default").in_one_session().start();
     works(&mut world, &mut daemon).await;
-    let line = daemon.says("does not tell all of who it is").await;
+    let line = daemon.says("does not say all of who it is").await;
     assert!(line.contains("a fail-over") && line.contains("permission denied for function"), "{line}");
     let output = command("check", &[("DATABASE_URL", &url), ("REDIS_URL", &world.redis_url())]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -477,7 +477,7 @@ async fn a_server_that_answers_as_aurora_does_is_listened_to() {
     }
     let mut daemon = world.daemon().with("UNSTALE_INSTANCE", "default").in_one_session().start();
     works(&mut world, &mut daemon).await;
-    let line = daemon.says("does not tell all of who it is").await;
+    let line = daemon.says("does not say all of who it is").await;
     assert!(line.contains("another server and a fail-over") && line.contains("not supported for Aurora"), "{line}");
     let output = command("check", &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -163,7 +163,7 @@ async fn in_redis(sink: &Sink, connection: Option<&mut PgConnection>, findings: 
             format!("after each reconnect all of the last replay.window is deleted again, as nothing tells what was kept: {error}"),
             grant(sink, "+get +set '~unstale:*'"),
         )),
-        Err(_) => {} // the rehearsal will tell
+        Err(_) => {} // the check of permissions will show it
     }
     let rules = key_rules(&targets);
     if let Err(error) = sink.check_permissions(&targets).await {

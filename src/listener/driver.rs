@@ -56,7 +56,7 @@ pub struct Dependencies {
     pub sampling: Sampling,
 }
 
-/// Listens until `shutdown`, then drains. The probes are told through `readiness`, the status page through the board, and what is deleted is
+/// Listens until `shutdown`, then drains. The probes read `readiness`, the status page the board, and what is deleted is
 /// offered to the sampler.
 pub async fn run(
     mut parts: watch::Receiver<Dependencies>,
@@ -76,7 +76,7 @@ pub async fn run(
         }),
         replicas: None,
         replicas_told: BTreeMap::new(),
-        told: None,
+        reported: None,
         watchdog: systemd::watchdog_interval(),
         watchdog_due: Instant::now(),
         starting_due: Some(Instant::now()),
@@ -103,7 +103,7 @@ struct Driver {
     workers: Workers,
     replicas: Option<Replicas>,
     replicas_told: BTreeMap<Option<usize>, RepeatFilter>, // of each that failed, once a minute
-    told: Option<Readiness>,
+    reported: Option<Readiness>,
     watchdog: Option<Duration>, // how often systemd wants to hear that this loop turns
     watchdog_due: Instant,
     starting_due: Option<Instant>, // until it was ready once, when to say that the start goes on
@@ -183,7 +183,7 @@ impl Driver {
             self.machine.handle(now, Input::Notified { backend: notification.process_id(), payload: notification.payload() });
         }
         self.turn();
-        self.tell();
+        self.report();
         self.tell_systemd(now);
     }
 
@@ -287,8 +287,8 @@ impl Driver {
         self.board.note(Instant::now(), observation);
     }
 
-    /// Counts what happened, and tells the probes and systemd how things are.
-    fn tell(&mut self) {
+    /// Counts what happened, and reports to the probes and to systemd.
+    fn report(&mut self) {
         let now = Instant::now();
         for (watch, tally) in self.machine.take_tallies() {
             self.board.counted(now, watch, tally);
@@ -296,15 +296,15 @@ impl Driver {
             metrics::count(table, tally.changes, tally.keys, tally.swept);
         }
         let readiness = self.machine.readiness(now);
-        if now >= self.shown_due || self.told.as_ref() != Some(&readiness) {
+        if now >= self.shown_due || self.reported.as_ref() != Some(&readiness) {
             self.shown_due = now + SHOWN_EVERY;
             self.board.stands(self.machine.standing(now));
         }
-        if self.told.as_ref() == Some(&readiness) {
+        if self.reported.as_ref() == Some(&readiness) {
             return;
         }
-        let was_ready = self.told == Some(Readiness::Ready);
-        if self.told.is_none() || was_ready || readiness == Readiness::Ready {
+        let was_ready = self.reported == Some(Readiness::Ready);
+        if self.reported.is_none() || was_ready || readiness == Readiness::Ready {
             observe(&Observation::Readiness(readiness.clone())); // further reasons are for the probes alone
         }
         match &readiness {
@@ -316,12 +316,12 @@ impl Driver {
             Readiness::NotReady(reason) => systemd::status(reason),
         }
         self.readiness.send_replace(readiness.clone());
-        self.told = Some(readiness);
+        self.reported = Some(readiness);
     }
 
     /// Waits until the last checkpoint is stored, if that can be.
     async fn leave(mut self) {
-        self.tell();
+        self.report();
         let (Some(mut session), true) = (self.session, self.saving) else { return };
         let stored = async {
             while let Some(event) = session.events.recv().await {

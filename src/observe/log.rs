@@ -64,7 +64,7 @@ pub fn write(observation: &Observation) {
         Observation::NotKept { reason, again: false } => {
             error!(reason, "progress cannot be noted in the database: deletion goes on, and a restart would have more to do");
         }
-        Observation::ServerTellsLittle { reason } => warn!(reason, "PostgreSQL does not tell all of who it is"),
+        Observation::ServerTellsLittle { reason } => warn!(reason, "PostgreSQL does not say all of who it is"),
         Observation::InstanceForgotten { instance } => {
             warn!(instance, "this instance is away for longer than its checkpoint.forget_after: the log is no longer kept for it");
         }

@@ -21,7 +21,7 @@ use crate::watermark::{Beat, PgTime, Progress, Server};
 /// Notifications between the connection and the driver; one has up to 8 kB. When the driver stops taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 1024;
 
-/// Heartbeats between two roundups: emptying the log, and looking for what no trigger tells.
+/// Heartbeats between two roundups: emptying the log, and looking for what no trigger says.
 const ROUNDUP_EVERY: u64 = 10;
 
 /// A session; dropping it ends it.
@@ -113,7 +113,7 @@ pub(super) async fn listen(route: &Route, control: &mut PgConnection, patience: 
         }
     };
     listener.eager_reconnect(false);
-    listener.ignore_pool_close_event(true); // nobody closes the pool, and to be told costs a tenth of a burst
+    listener.ignore_pool_close_event(true); // nobody closes the pool, and the check costs a tenth of a burst
     // Not PgListener::listen: the channel's name is a secret, and would stand in pg_stat_activity.
     if let Err(error) = sqlx::query("select unstale.listen()").execute(&mut listener).await {
         // "could not access status of transaction" on LISTEN passes once the queue's usage was asked for
@@ -146,7 +146,7 @@ struct Control {
     timeline: String,
     gap: Option<i64>, // id in the ledger
     reader: log::Reader,
-    refusals: Vec<Error>, // of bookkeeping, still to be told
+    refusals: Vec<Error>, // of bookkeeping, still to be reported
 }
 
 impl Control {
@@ -190,7 +190,7 @@ impl Control {
     }
 
     /// Bookkeeping that the server refuses (a full disk, a read-only moment, a right that was taken away) keeps nobody from deleting:
-    /// it is told, and what was noted before stays true.
+    /// it is reported, and what was noted before stays true.
     fn tolerate(&mut self, kept: Result<(), Error>) -> Result<(), Error> {
         match kept {
             Err(error) if error.is_refusal() => self.refusals.push(error),

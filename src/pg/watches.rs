@@ -131,7 +131,7 @@ fn bind<'a>(sql: &'static str, table: &'a str, spec: &'a Spec) -> Query<'a, sqlx
         .bind(&spec.version_path)
 }
 
-/// Announces what no trigger tells: dropped tables, partitions that come and go.
+/// Announces what no trigger says: dropped tables, partitions that come and go.
 ///
 /// # Errors
 /// [`Error::Statement`].

@@ -47,7 +47,7 @@ pub(super) struct Marking {
     pub(super) tag: Arc<str>,
     /// Its name.
     key: String,
-    untold: Arc<SyncMutex<Option<Found>>>, // what a connection found, until one of its answers told it
+    untold: Arc<SyncMutex<Option<Found>>>, // what a connection found, until one of its answers said it
 }
 
 impl Marking {
@@ -102,7 +102,7 @@ impl Server {
         }
     }
 
-    /// What an answer told is told. A connection that failed is replaced.
+    /// What an answer said is said. A connection that failed is replaced.
     pub(super) async fn concluded<T>(&self, connection: &Connection, result: Result<T, Error>) -> Result<T, Error> {
         match result {
             Ok(done) => {
@@ -173,7 +173,7 @@ impl Server {
         Ok(outcome)
     }
 
-    /// What SET said to the mark: was it written? It also brings the mark before it, which tells a server that was set back behind a
+    /// What SET said to the mark: was it written? It also brings the mark before it, which shows a server that was set back behind a
     /// proxy, so that the connection did not end.
     fn marked(
         &self,

@@ -60,13 +60,13 @@ pub(super) struct Report {
     pub(super) reason: Option<String>,
     json: bool,
     began: Instant,
-    told: Instant,
+    reported: Instant,
 }
 
 impl Report {
     pub(super) fn new(tables: Vec<String>, json: bool) -> Self {
         let tables = tables.into_iter().map(|name| Table { name, ..Table::default() }).collect();
-        Self { tables, healed: 0, reason: None, json, began: Instant::now(), told: Instant::now() }
+        Self { tables, healed: 0, reason: None, json, began: Instant::now(), reported: Instant::now() }
     }
 
     pub(super) fn stale(&self) -> u64 {
@@ -76,10 +76,10 @@ impl Report {
     /// Now and then.
     pub(super) fn progress(&mut self, looked: u64) {
         let is_terminal = stderr().is_terminal();
-        if self.told.elapsed() < PROGRESS[usize::from(!is_terminal)] {
+        if self.reported.elapsed() < PROGRESS[usize::from(!is_terminal)] {
             return;
         }
-        self.told = Instant::now();
+        self.reported = Instant::now();
         let line = format!("{looked} keys looked at");
         let _ = if is_terminal { write!(stderr(), "\r\x1b[K{line}") } else { writeln!(stderr(), "{line}") };
     }

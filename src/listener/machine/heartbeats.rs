@@ -129,7 +129,7 @@ impl Heartbeats {
         self.fresh = None;
     }
 
-    /// Did Redis acknowledge one within this time? Only one that was asked for after its last failure tells that everything is done that
+    /// Did Redis acknowledge one within this time? Only one that was asked for after its last failure proves that everything is done that
     /// had been received before that.
     pub(super) fn are_fresh(&self, now: Instant, within: Duration) -> bool {
         self.fresh.is_some_and(|at| now.saturating_duration_since(at) <= within)

@@ -102,7 +102,7 @@ impl Link {
         }
     }
 
-    /// These primaries there are now. Returns what that tells of those that there are no more.
+    /// These primaries there are now. Returns what that says of those that there are no more.
     pub(super) fn are_here(&mut self, now: Instant, tags: &Arc<BTreeSet<Arc<str>>>, window: Duration) -> Vec<(Arc<str>, Kept)> {
         if Arc::ptr_eq(&self.here, tags) || self.here == *tags {
             return Vec::new();
@@ -134,7 +134,7 @@ impl Link {
         gone
     }
 
-    /// A primary has done something. Returns what a new connection tells about what it had done before.
+    /// A primary has done something. Returns what a new connection says about what it had done before.
     pub(super) fn done(&mut self, now: Instant, answer: &Answer) -> Kept {
         self.answered = now;
         self.is_silent = false;

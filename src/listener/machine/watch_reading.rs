@@ -82,7 +82,7 @@ impl WatchReading {
         }
     }
 
-    /// The watches may have changed; the returned reading will tell.
+    /// The watches may have changed; the returned reading will show it.
     pub(super) fn want(&mut self) -> u64 {
         self.wanted = self.begun + 1;
         self.wanted
