@@ -102,7 +102,7 @@ impl Server {
         }
     }
 
-    /// What an answer said is said. A connection that failed is replaced.
+    /// What an answer has reported is not reported again. A connection that failed is replaced.
     pub(super) async fn concluded<T>(&self, connection: &Connection, result: Result<T, Error>) -> Result<T, Error> {
         match result {
             Ok(done) => {
