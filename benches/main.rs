@@ -11,8 +11,10 @@ mod writers;
 
 use anyhow::bail;
 
-/// Name, and what is measured.
-const BENCHES: [(&str, fn() -> anyhow::Result<()>); 6] = [
+type Measure = fn() -> anyhow::Result<()>;
+
+/// By name.
+const BENCHES: [(&str, Measure); 6] = [
     ("writers", writers::measure),
     ("latency", latency::measure),
     ("drain", drain::measure),

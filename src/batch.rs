@@ -2,7 +2,7 @@
 //!
 //! Owns the only queue between the changes and the sink. Two lanes, one for live changes and one for catching up, so that a
 //! long sweep does not hold up what changes now. A lane collects targets in a set; when the sink has a free place, the whole
-//! set becomes a *generation* of commands. A [`Mark`] says "all that was added until now", and is settled once every command of
+//! set becomes a *generation* of commands. A [`Point`] says "all that was added until now", and is settled once every command of
 //! every generation up to it is acknowledged. Pure.
 //!
 //! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is on its way has bounds of its own.
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use indexmap::IndexSet;
 
 use crate::rule::Target;
-pub use command::{Again, Command, Lane, Limits, Mark, Work};
+pub use command::{Again, Command, Lane, Limits, Point, Work};
 use in_flight::{InFlight, OnItsWay};
 use queue::{Queue, Sealed};
 
@@ -77,14 +77,14 @@ impl Batch {
 
     /// Everything added to the lane so far.
     #[must_use]
-    pub fn mark(&self, lane: Lane) -> Mark {
-        Mark { lane, generation: self.queue(lane).generation() }
+    pub fn point(&self, lane: Lane) -> Point {
+        Point { lane, generation: self.queue(lane).generation() }
     }
 
-    /// Has Redis acknowledged everything up to the mark?
+    /// Has Redis acknowledged everything up to the point?
     #[must_use]
-    pub fn is_settled(&self, mark: Mark) -> bool {
-        self.queue(mark.lane).is_settled(mark.generation)
+    pub fn is_settled(&self, point: Point) -> bool {
+        self.queue(point.lane).is_settled(point.generation)
     }
 
     /// May nothing more be added to the lane for now?
@@ -180,7 +180,7 @@ impl Batch {
         self.in_flight.has_place_aside(&self.limits) && self.live.has_no_keys() && self.catch_up.has_no_keys()
     }
 
-    /// A command that no mark waits for, and that is done for nobody.
+    /// A command that no point waits for, and that is done for nobody.
     pub fn aside(&mut self, keys: Vec<String>, now: Instant) -> Command {
         self.begin(None, Again::Never, keys, now)
     }
@@ -242,7 +242,7 @@ impl Batch {
         self.acknowledge(id, now)
     }
 
-    /// Forgets what waits in a lane. Its marks mean nothing any more; the caller reopens the gap instead.
+    /// Forgets what waits in a lane. Its points mean nothing any more; the caller reopens the gap instead.
     pub fn clear(&mut self, lane: Lane) {
         self.queue_mut(lane).clear();
         if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
@@ -326,21 +326,21 @@ mod tests {
     #[test]
     fn a_mark_is_settled_when_everything_before_it_is_acknowledged_in_any_order() {
         let mut batch = Batch::new(LIMITS);
-        let nothing = batch.mark(Lane::Live);
+        let nothing = batch.point(Lane::Live);
         assert!(batch.is_settled(nothing));
         for name in ["a", "b", "c"] {
             batch.add(Lane::Live, key(name));
         }
-        let mark = batch.mark(Lane::Live);
-        assert!(!batch.is_settled(mark), "collected");
+        let point = batch.point(Lane::Live);
+        assert!(!batch.is_settled(point), "collected");
         let (first, _) = keys(batch.next_command(now()));
-        batch.add(Lane::Live, key("after the mark"));
+        batch.add(Lane::Live, key("after the point"));
         let (second, _) = keys(batch.next_command(now()));
         batch.acknowledge(second, now());
-        assert!(!batch.is_settled(mark), "the first is on its way");
+        assert!(!batch.is_settled(point), "the first is on its way");
         batch.acknowledge(first, now());
-        assert!(batch.is_settled(mark), "what came after the mark does not matter");
-        let later = batch.mark(Lane::Live);
+        assert!(batch.is_settled(point), "what came after the point does not matter");
+        let later = batch.point(Lane::Live);
         assert!(!batch.is_settled(later));
     }
 
@@ -418,16 +418,16 @@ mod tests {
         batch.add(Lane::Live, key("k"));
         let (id, walked) = patterns(batch.next_command(start));
         assert_eq!(walked, ["a*", "b*"]);
-        let marks = [batch.mark(Lane::Live), batch.mark(Lane::CatchUp)];
+        let points = [batch.point(Lane::Live), batch.point(Lane::CatchUp)];
         let (other, sent) = keys(batch.next_command(start));
         assert_eq!(sent, ["k"]);
         batch.acknowledge(other, start);
         batch.add(Lane::Live, pattern("c*"));
         batch.add(Lane::Live, pattern("a*"));
         assert_eq!(batch.next_command(start), None, "a walk is under way");
-        assert!(!marks.iter().any(|mark| batch.is_settled(*mark)));
+        assert!(!points.iter().any(|point| batch.is_settled(*point)));
         batch.acknowledge(id, start + Duration::from_secs(1));
-        assert!(marks.iter().all(|mark| batch.is_settled(*mark)));
+        assert!(points.iter().all(|point| batch.is_settled(*point)));
         assert_eq!(patterns(batch.next_command(start + Duration::from_secs(2))).1, ["a*", "c*"]);
     }
 
@@ -457,7 +457,7 @@ mod tests {
         for name in ["here", "away"] {
             batch.add(Lane::Live, key(name));
         }
-        let first = batch.mark(Lane::Live);
+        let first = batch.point(Lane::Live);
         let (id, _) = keys(batch.next_command(start));
         batch.hand_back(id, &left(&["away"]), start);
         for _ in 0..10 {
@@ -468,7 +468,7 @@ mod tests {
             batch.hand_back(id, &left(&["away"]), start);
             assert_eq!(batch.waiting(Lane::Live), 1);
         }
-        let last = batch.mark(Lane::Live);
+        let last = batch.point(Lane::Live);
         assert!(!batch.is_settled(first) && !batch.is_settled(last) && batch.owes_handed_back());
         assert_eq!((batch.next_command(start), batch.due()), (None, Some(start + RETRY)));
 
@@ -488,13 +488,13 @@ mod tests {
         let start = now();
         let mut batch = Batch::new(LIMITS);
         batch.add(Lane::Live, pattern("a*"));
-        let mark = batch.mark(Lane::Live);
+        let point = batch.point(Lane::Live);
         let (id, _) = patterns(batch.next_command(start));
         batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
         batch.add(Lane::Live, pattern("a*"));
         let (id, walked) = patterns(batch.next_command(start + PAUSE.1));
         assert_eq!(walked, ["a*"]);
-        assert!(!batch.is_settled(mark));
+        assert!(!batch.is_settled(point));
         batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
         batch.clear(Lane::Live);
         assert!(batch.is_empty() && batch.due().is_none() && !batch.owes_handed_back() && batch.live.bytes() == 0);
@@ -540,11 +540,11 @@ mod tests {
         batch.clear(Lane::Live);
         assert_eq!(batch.waiting(Lane::Live), 0);
         batch.add(Lane::Live, key("new"));
-        let mark = batch.mark(Lane::Live);
+        let point = batch.point(Lane::Live);
         let (new, _) = keys(batch.next_command(now()));
         batch.acknowledge(new, now());
-        assert!(!batch.is_settled(mark), "an earlier generation is on its way");
+        assert!(!batch.is_settled(point), "an earlier generation is on its way");
         batch.acknowledge(id, now());
-        assert!(batch.is_settled(mark) && batch.is_empty());
+        assert!(batch.is_settled(point) && batch.is_empty());
     }
 }

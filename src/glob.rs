@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::rule::escape_glob;
+
 /// A pattern as its literal texts: `user:*:*` is `["user:", ":", ""]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {
@@ -119,12 +121,7 @@ impl Globs {
             return None;
         }
         let mut pattern = String::with_capacity(common.len() + 1);
-        for c in common.chars() {
-            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
-                pattern.push('\\');
-            }
-            pattern.push(c);
-        }
+        escape_glob(common, &mut pattern);
         pattern.push('*');
         Some(pattern)
     }

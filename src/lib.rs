@@ -2,12 +2,11 @@
 //! between, nothing is forgotten.
 //!
 //! ```text
-//! table --trigger--> NOTIFY --> pg::session --> change --> rule --keys--> batch --> sink --UNLINK--> Redis
-//!   |                              ^                                                  |
-//!   |                              +--- delivery => 'log' ---+                   acknowledged
-//!   +--that, and what a sweep could not find--> unstale.change_log --after a gap--+   |
-//!   +--rows stamped since the watermark------------pg::sweep----------------------+   v
-//!        heartbeat: time, snapshot, NOTIFY --> comes back in order --> watermark moves on
+//! table --trigger--> NOTIFY, if nobody else announces --> pg::session --> change --> rule --> batch --> sink --UNLINK--> Redis
+//!   |                                                     ^ every 2 to 40 ms                   ^            |
+//!   +--otherwise, and if a sweep could not find it--> unstale.change_log --after a gap---------+       acknowledged
+//!   +--rows stamped since the watermark--------------> pg::sweep ---------after a gap----------+            |
+//!        heartbeat: time, snapshot, NOTIFY --> comes back in order --> watermark moves on <-----------------+
 //! ```
 //!
 //! # What it promises, and which tests hold it
@@ -17,7 +16,7 @@
 //! | P1 | After things go quiet, no value cached before its row's last commit survives, whatever failed in between | `simulation::nothing_is_forgotten_in_any_history`, `crash`, `daemon`, `session`, `sink` |
 //! | P2 | LISTEN is active before catch-up reads; never ready while a gap is open | `simulation`, which also breaks the order and must notice |
 //! | P3 | The watermark never passes a change that Redis has not acknowledged | [`watermark`], [`batch`], `sink`, `simulation` |
-//! | P4 | Every queue, set and retry is bounded; an overflow widens (keys, table, sweep) and never drops | [`batch`], `simulation`, `sink` |
+//! | P4 | Every queue, set and retry is bounded; what overflows is replaced by what covers it: a table's pattern, a sweep | [`batch`], `simulation`, `sink` |
 //! | P5 | A watched table's writer never fails because of us, and never waits for the listener or for Redis | `trigger`, `hostile` |
 //! | P6 | Applying twice equals applying once | UNLINK; `sink` |
 //! | P7 | Ready means: a heartbeat went through PostgreSQL and back, and Redis answered, within two intervals | `session`, `sink`, `daemon` |
@@ -30,7 +29,12 @@
 //! | [`listener::machine`] | decides everything: states, timers, what is collected, when a gap is closed. Pure. Begin here |
 //! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
 //! | [`listener::board`] | what the status page is made of, noted by the driver |
-//! | [`audit`], [`change`], [`rule`], [`batch`], [`delivered`], [`glob`], [`mark`], [`messages`], [`watched`], [`watermark`], [`backoff`], [`finding`], [`few`], [`visible`], [`exposure`], [`spelling`], [`status`] | which row a key is of, and which version a value; what a payload says; which keys it makes stale; what waits for Redis; who has done what of it; which keys a pattern matches; what Redis has kept; what the machine and a session say to each other; what is watched; how far we have come; how long to wait; what is not as it should be; a short list; how to show what others wrote; what others could read; what URLs have in common; how a listener is, as a document, a page and lines. Pure |
+//! | [`watched`], [`change`], [`rule`] | what is watched; what a payload says; which keys that makes stale. Pure, as all down to `spelling` |
+//! | [`batch`], [`delivered`], [`mark`] | what waits for Redis; who has done what of it; what Redis has kept |
+//! | [`messages`], [`watermark`] | what machine, session and sweep say to each other; how far we have come, and the proof |
+//! | [`audit`], [`glob`] | which row a key is of, and which version a value; which keys a pattern matches |
+//! | [`status`], [`finding`], [`exposure`] | how a listener is, as a document, a page and lines; what is not as it should be; what others on the network could read |
+//! | [`backoff`], [`few`], [`visible`], [`spelling`] | how long to wait; a short list; how to show what others wrote; what URLs have in common |
 //! | [`pg`] | every line of SQL that is not in `migrations/`: session, sweep, log, watches, migrations |
 //! | [`sink`] | Redis |
 //! | [`observe`] | everything the program says, once; as log lines and as metrics |

@@ -122,9 +122,8 @@ impl Template {
     }
 }
 
-/// Appends `literal` so that Redis' glob matching takes it for itself.
-/// Special outside of brackets are `*`, `?`, `[` and the backslash (redis, util.c, `stringmatchlen`).
-/// Appends it as a glob that matches nothing else.
+/// Appends `literal` as a glob that matches it and nothing else. Special outside of brackets are `*`, `?`, `[` and the backslash
+/// (redis, util.c, `stringmatchlen`).
 pub(crate) fn escape_glob(literal: &str, text: &mut String) {
     for c in literal.chars() {
         if matches!(c, '*' | '?' | '[' | ']' | '\\') {

@@ -150,10 +150,12 @@ pub struct Stored {
     pub proven: Proven,
     /// The mark of the last delete that Redis acknowledged (`mark.rs`).
     pub redis: Option<String>,
-    /// [`Server::history`] of the PostgreSQL that it is about.
+    /// [`Server::timeline`] of the PostgreSQL that it is about.
     pub timeline: String,
     /// It was away for longer than its `forget_after`.
     pub forgotten: bool,
+    /// When this row was last written, with or without progress, by the server's clock; `None`: not known.
+    pub saved_at: Option<PgTime>,
 }
 
 /// What is stored.
@@ -205,6 +207,12 @@ impl Watermark {
         self.sent.clear();
         self.past.clear();
         self.doublings = 0;
+    }
+
+    /// When the last heartbeat was sent, in this session or the one before.
+    #[must_use]
+    pub fn last_beat(&self) -> Option<PgTime> {
+        self.last
     }
 
     /// A heartbeat was sent.

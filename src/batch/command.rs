@@ -1,4 +1,4 @@
-//! What a batch takes and gives: lanes, commands, marks, bounds.
+//! What a batch takes and gives: lanes, commands, points, bounds.
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ impl Work {
 
 /// All that was added to a lane until some moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
+pub struct Point {
     pub(super) lane: Lane,
     pub(super) generation: u64,
 }

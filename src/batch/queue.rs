@@ -25,7 +25,7 @@ pub(super) struct Queue {
     patterns: IndexMap<String, u64>,      // likewise, with its generation; each pattern once, so that a template has one at the most
     sealed: usize,                        // targets in `keys` and `patterns`
     held: IndexMap<Target, Again>,        // handed back
-    held_generation: u64,                 // the earliest of those that they are of: each later mark waits for it, too
+    held_generation: u64,                 // the earliest of those that they are of: each later point waits for it, too
     bytes: usize,                         // of all that waits
     unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by generation
 }
@@ -233,7 +233,7 @@ impl Queue {
                     self.sealed += 1;
                 }
                 Target::Pattern(pattern) => match self.patterns.get(&pattern) {
-                    // One that waits already will be sent after this change, too, and every later mark waits for its generation.
+                    // One that waits already will be sent after this change, too, and every later point waits for its generation.
                     Some(earlier) if *earlier <= generation => self.bytes -= cost,
                     Some(_) => {
                         self.bytes -= cost;

@@ -1,9 +1,9 @@
 //! What the listener does, and when. Pure: inputs and the time go in, actions come out.
 //!
 //! ```text
-//! Connecting -> Subscribing -> CatchingUp -> Listening -> Draining -> Stopped
-//!      ^             any loss of the session |
-//!      +---- Waiting <-----------------------+
+//! Connecting -> Subscribing -> CatchingUp <-> Listening        Draining -> Stopped
+//!      ^             | any of them: the session is lost           ^
+//!      +-- Waiting <-+                                            +-- any of them, and Waiting: a shutdown
 //! ```
 //!
 //! [`Machine::handle`] takes in what happened, one thing at a time; [`Machine::poll`] lets the time pass and says what is to be done, after
@@ -14,11 +14,20 @@
 //!   [`Event::Subscribed`](crate::messages::Event::Subscribed); the sweep starts after the first heartbeat has proved that NOTIFY arrives.
 //! - While a gap is open the watermark stands still (P3) and the listener is not ready (P2).
 //! - Everything is bounded (P4): a full batch stops reading; if Redis does nothing about it for a while, what waits is
-//!   dropped in favour of a new sweep from the watermark, and PostgreSQL is drained on.
+//!   replaced by a new sweep from the watermark, and PostgreSQL is drained on.
 //!
-//! Each part owns what it is about: [`state`] the transitions, [`timers`] what happens because time passes, [`gap`] where catching up begins,
-//! [`heartbeats`], [`change_log`], [`watch_reading`], [`intake`], [`link`] and [`second_delete`] what their names say. `postgres` and `redis`
-//! hand them what came in; here they meet.
+//! Each part owns what it is about:
+//!
+//! | | |
+//! |---|---|
+//! | `state`, `timers` | the transitions that there are; what happens because time passes |
+//! | `postgres`, `redis` | what came in, handed to the parts |
+//! | `intake` | the rules, and what changes and rows mean by them |
+//! | `heartbeats`, `change_log`, `watch_reading` | of the session: the heartbeats on their way; when the log is read, and when the watches |
+//! | `gap`, `history` | where catching up begins and how far it is; what another PostgreSQL means |
+//! | `link` | Redis as it is known: who answers, what fails, what it may have undone |
+//! | `second_delete`, `repeat`, `replicas` | keys that are deleted once more: when, after a time, or when replicas have replayed |
+//! | `standing`, `repeat_filter` | what the probes and the status page see; the same failure is said once a minute |
 
 mod change_log;
 mod gap;
@@ -43,7 +52,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::batch::{Batch, Lane, Mark};
+use crate::batch::{Batch, Lane, Point};
 use crate::messages::{Cause, Request};
 use crate::observe::Observation;
 use crate::rule::Target;
@@ -82,9 +91,9 @@ pub struct Machine {
     replayed: Option<Instant>,     // when what Redis had undone was last begun to be repeated
     lost_because: String,
     said: RepeatFilter,
-    not_kept: RepeatFilter,          // bookkeeping that was refused
-    without_index: BTreeSet<String>, // tables
-    sample: Option<(Instant, Mark)>, // a change that was received, and what must settle until its keys are gone
+    not_kept: RepeatFilter,           // bookkeeping that was refused
+    without_index: BTreeSet<String>,  // tables
+    sample: Option<(Instant, Point)>, // a change that was received, and what must settle until its keys are gone
     actions: Vec<Action>,
 }
 
@@ -135,9 +144,9 @@ impl Machine {
             Input::Swept(swept) => self.swept(now, swept),
             Input::Acknowledged { id, delivered } => self.acknowledged(now, id, delivered),
             Input::RedisFailed { id, reason } => self.redis_failed(now, id, reason),
-            Input::PrimaryAt { asked, position } => self.second_deletes.primary_is_at(asked, position),
+            Input::PrimaryAt { asked, position } => self.second_deletes.note_primary_at(asked, position),
             Input::ReplicaAt { replica, position } => {
-                if let Some(lag) = self.second_deletes.replica_is_at(replica, position) {
+                if let Some(lag) = self.second_deletes.note_replica_at(replica, position) {
                     self.say(lag);
                 }
             }
@@ -290,8 +299,8 @@ impl Machine {
 
     /// All that is to be deleted is collected.
     fn settle_catching_up(&mut self) {
-        let mark = self.batch.mark(Lane::CatchUp);
-        self.enter(State::CatchingUp(CatchUp::Settling(mark)));
+        let point = self.batch.point(Lane::CatchUp);
+        self.enter(State::CatchingUp(CatchUp::Settling(point)));
     }
 
     fn beat(&mut self, now: Instant) {
@@ -312,7 +321,7 @@ impl Machine {
         self.sample = None;
         self.batch.clear(Lane::CatchUp);
         self.beats.forget();
-        self.link.is_away();
+        self.link.note_away();
         if self.state == State::Subscribing {
             return; // the gap is open, and the sweep still to come
         }
@@ -343,20 +352,20 @@ impl Machine {
 impl Machine {
     /// Draws the conclusions of what Redis has acknowledged.
     fn settle(&mut self, now: Instant) {
-        while let Some(asked) = self.beats.settle(now, |mark| self.batch.is_settled(mark)) {
+        while let Some(asked) = self.beats.settle(now, |point| self.batch.is_settled(point)) {
             self.say(Observation::Fresh { took: now - asked });
         }
-        if let Some((received, mark)) = self.sample
-            && self.batch.is_settled(mark)
+        if let Some((received, point)) = self.sample
+            && self.batch.is_settled(point)
         {
             self.sample = None;
             self.say(Observation::Delivered { took: now - received });
         }
         if let Some(gap) = &mut self.gap {
-            gap.settle(|mark| self.batch.is_settled(mark));
+            gap.settle(|point| self.batch.is_settled(point));
         }
-        if let State::CatchingUp(CatchUp::Settling(mark)) = self.state
-            && self.batch.is_settled(mark)
+        if let State::CatchingUp(CatchUp::Settling(point)) = self.state
+            && self.batch.is_settled(point)
         {
             self.close_gap(now);
         }
@@ -367,7 +376,7 @@ impl Machine {
             if self.beats.is_awaited(n)
                 && let Some(progress) = self.progress()
             {
-                self.beats.is_stored();
+                self.beats.note_stored();
                 self.ask(Request::Keep(progress));
             }
         }

@@ -18,11 +18,11 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Is it known to the database?
-    pub(super) async fn is_known(&self, connection: &mut PgConnection) -> Result<bool, Error> {
+    /// How long ago it last stored anything; `None`: it is not known to the database.
+    pub(super) async fn seen(&self, connection: &mut PgConnection) -> Result<Option<Duration>, Error> {
         let query = sqlx::query("select unstale.seen($1)").bind(&self.name);
         let row = query.fetch_optional(connection).await.map_err(Error::of("looking for this instance"))?;
-        Ok(row.is_some())
+        Ok(row.map(|row| Duration::try_from_secs_f64(row.get(0)).unwrap_or_default())) // less than nothing: the clock was set back
     }
 
     /// From here on the log, and what it means, is kept for this instance. One that was away for too long is marked until it has
@@ -57,7 +57,7 @@ impl Instance {
             Some(log) => Ok(Some(Checkpoint { watermark: row.get::<Option<i64>, _>(at + 1).map(PgTime), log: log::parse_snapshot(log)? })),
         };
         let proven = Proven { checkpoint: checkpoint(0)?, replay: checkpoint(2)? };
-        Ok(Some(Stored { proven, redis: row.get(4), timeline: row.get(5), forgotten: row.get(6) }))
+        Ok(Some(Stored { proven, redis: row.get(4), timeline: row.get(5), forgotten: row.get(6), saved_at: None }))
     }
 
     /// Other instances that are away for longer than their `forget_after`.

@@ -157,8 +157,9 @@ impl Control {
     }
 
     async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Opening, Error> {
+        let seen_ago = self.instance.seen(&mut self.connection).await?; // before it is seen now
         let registered = self.instance.register(&mut self.connection).await;
-        if !self.instance.is_known(&mut self.connection).await? {
+        if seen_ago.is_none() {
             registered?; // the log would not be kept for this instance
         } else {
             self.tolerate(registered)?;
@@ -168,7 +169,10 @@ impl Control {
         let watches = watches::load(&mut self.connection).await?;
         let row = sqlx::query("select pg_backend_pid()").fetch_one(&mut self.connection).await;
         let backend: i32 = row.map_err(Error::of("asking for the backend"))?.get(0);
-        let stored = self.instance.stored(&mut self.connection).await?;
+        let mut stored = self.instance.stored(&mut self.connection).await?;
+        if let (Some(stored), Some(ago)) = (&mut stored, seen_ago) {
+            stored.saved_at = Some(super::clock(&mut self.connection).await?.earlier(ago));
+        }
         let forgotten = self.instance.forgotten(&mut self.connection).await?;
         let seen = self.reader.seen().clone();
         Ok(Opening { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten, seen })

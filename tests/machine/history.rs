@@ -1,8 +1,8 @@
 //! What another PostgreSQL, or the same after a restart, means for what is cached.
 
-use unstale::messages::Event;
+use unstale::messages::{Event, Opening};
 use unstale::observe::Observation;
-use unstale::watermark::{Server, Snapshot, Stored};
+use unstale::watermark::{PgTime, Server, Snapshot, Stored};
 
 use super::stage::{Stage, opening, server, snapshot, stored};
 
@@ -14,7 +14,7 @@ fn again(server: Server, stored: Option<Stored>) -> Stage {
     stage.redis_does_all();
     stage.session(Event::Lost("the server went away".into()));
     stage.said.clear();
-    stage.open(unstale::messages::Opening { stored, ..opening(server) });
+    stage.open(Opening { stored, ..opening(server) });
     stage.beat();
     stage
 }
@@ -55,7 +55,7 @@ fn a_restart_of_a_server_that_does_not_say_its_timeline_may_be_a_fail_over() {
     stage.catch_up();
     stage.beats(180);
     stage.session(Event::Lost("the server went away".into()));
-    stage.open(unstale::messages::Opening { stored: Some(stored("7/?", 1_175)), ..opening(server("7/?", 5)) });
+    stage.open(Opening { stored: Some(stored("7/?", 1_175)), ..opening(server("7/?", 5)) });
     stage.beat();
     let from = stage.sweeps[0].checkpoint.clone().expect("it is stored");
     assert_eq!(from.log, Snapshot::nothing(), "all of the log");
@@ -74,6 +74,21 @@ fn a_fail_over_while_it_listens_repeats_what_was_deleted_lately_and_reads_the_wh
 fn a_restore_to_an_earlier_time_deletes_everything() {
     let stage = again(server("7/2", 5), Some(stored("7/1", 1_050)));
     assert!(flushes(&stage) && says_flushed(&stage, "restored to an earlier time"), "{:?}", stage.said);
+}
+
+#[test]
+fn a_restore_is_recognised_also_while_an_old_transaction_holds_the_watermark_back() {
+    for (saved, is_restored) in [(1_199, false), (1_100, true)] {
+        let mut stage = Stage::listening();
+        stage.beats(20);
+        stage.hold_back();
+        stage.beats(180);
+        stage.session(Event::Lost("the server went away".into()));
+        let stored = Stored { saved_at: Some(PgTime(saved * 1_000_000)), ..stored("7/1", 1_010) };
+        stage.open(Opening { stored: Some(stored), ..opening(server("7/2", 5)) });
+        stage.beat();
+        assert_eq!(says_flushed(&stage, "restored to an earlier time"), is_restored, "{saved}: {:?}", stage.said);
+    }
 }
 
 #[test]
@@ -97,7 +112,7 @@ fn a_checkpoint_that_is_gone_from_the_same_server_is_no_reason_to_delete_everyth
 /// A new process.
 fn first(server: Server, stored: Option<Stored>) -> Stage {
     let mut stage = Stage::new();
-    stage.open(unstale::messages::Opening { stored, ..opening(server) });
+    stage.open(Opening { stored, ..opening(server) });
     stage.beat();
     stage
 }

@@ -40,6 +40,7 @@ pub(crate) struct Stage {
     connection: u64,
     number: u64,
     found: Found,
+    held_back: Option<u64>, // xmin of a transaction that stays open
 }
 
 pub(crate) fn settings() -> Settings {
@@ -88,7 +89,7 @@ pub(crate) fn stored(timeline: &str, seconds: i64) -> Stored {
         Some(Checkpoint { watermark: Some(PgTime(seconds * 1_000_000)), log: snapshot })
     };
     let proven = Proven { checkpoint: at(seconds), replay: at(seconds - 60) };
-    Stored { proven, redis: None, timeline: timeline.into(), forgotten: false }
+    Stored { proven, redis: None, timeline: timeline.into(), forgotten: false, saved_at: Some(PgTime(seconds * 1_000_000)) }
 }
 
 /// Of a server on which a transaction ends each second.
@@ -115,6 +116,7 @@ impl Stage {
             connection: 1,
             number: 0,
             found: Found::Nothing,
+            held_back: None,
         };
         stage.poll();
         stage
@@ -192,6 +194,11 @@ impl Stage {
         self.session(Event::Subscribed(Box::new(opening)));
     }
 
+    /// A transaction begins, and stays open.
+    pub(crate) fn hold_back(&mut self) {
+        self.held_back = Some(snapshot(self.beats).xmax);
+    }
+
     /// The number of the heartbeat that was asked for last.
     pub(crate) fn beat_asked(&self) -> Option<u64> {
         self.requests.iter().rev().find_map(|request| if let Request::Beat { n, .. } = request { Some(*n) } else { None })
@@ -203,7 +210,11 @@ impl Stage {
         self.beats += 1;
         let second = self.beats;
         let at = PgTime(i64::try_from(second).expect("a small number") * 1_000_000);
-        self.session(Event::BeatSent { beat: Beat { n, at, snapshot: snapshot(second) }, queue_ratio: 0.0 });
+        let mut snapshot = snapshot(second);
+        if let Some(xid) = self.held_back {
+            (snapshot.xmin, snapshot.open) = (xid, [xid].into());
+        }
+        self.session(Event::BeatSent { beat: Beat { n, at, snapshot }, queue_ratio: 0.0 });
         n
     }
 

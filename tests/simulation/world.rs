@@ -82,6 +82,7 @@ struct Standby {
     log: Vec<(u64, bool, String)>,
     rev: u64,
     stored: Option<Stored>,
+    saved_at: i64,
 }
 
 /// What will happen at some time. `session` and `listener` say to whom; if they are gone by then, nothing happens.
@@ -144,6 +145,7 @@ pub(super) struct World {
     delivers_by_log: bool,
     rev: u64, // of the watch; an even one has a template more
     stored: Option<Stored>,
+    saved_at: i64, // when a listener last stored anything, progress or not
     timeline: u64,
     starts: i64,
     standbys: VecDeque<Standby>,
@@ -234,6 +236,7 @@ impl World {
             delivers_by_log: seed % 2 == 1,
             rev: 1,
             stored: None,
+            saved_at: 0,
             timeline: 1,
             starts: 0,
             standbys: VecDeque::new(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::Mark;
+use crate::batch::Point;
 use crate::messages::{Cause, GapSummary};
 use crate::observe::Observation;
 use crate::rule::Target;
@@ -62,11 +62,11 @@ pub(super) struct Gap {
     swept: u64,
     logged: u64,
     keys: u64,
-    pages: VecDeque<(i32, PgTime, Mark)>, // brought by this session's sweep, not acknowledged yet
-    swept_through: HashMap<i32, PgTime>,  // acknowledged pages of this session's sweep
-    done: HashMap<i32, PgTime>,           // what need not be swept again if the session is lost
-    log_pages: VecDeque<(LogRead, Mark)>, // of the log, brought and not acknowledged yet
-    log: Option<LogRead>,                 // what of it need not be read again
+    pages: VecDeque<(i32, PgTime, Point)>, // brought by this session's sweep, not acknowledged yet
+    swept_through: HashMap<i32, PgTime>,   // acknowledged pages of this session's sweep
+    done: HashMap<i32, PgTime>,            // what need not be swept again if the session is lost
+    log_pages: VecDeque<(LogRead, Point)>, // of the log, brought and not acknowledged yet
+    log: Option<LogRead>,                  // what of it need not be read again
     reported: Instant,
 }
 
@@ -169,22 +169,22 @@ impl Gap {
         self.keys += keys;
     }
 
-    /// A sweep has brought all rows of a watch up to this stamp, which wait for Redis up to the mark.
-    pub(super) fn page_swept(&mut self, watch: i32, through: PgTime, mark: Mark) {
-        self.pages.push_back((watch, through, mark));
+    /// A sweep has brought all rows of a watch up to this stamp, which wait for Redis up to the point.
+    pub(super) fn page_swept(&mut self, watch: i32, through: PgTime, point: Point) {
+        self.pages.push_back((watch, through, point));
     }
 
     /// A sweep has brought all of the log up to this place.
-    pub(super) fn log_page_swept(&mut self, read: LogRead, mark: Mark) {
-        self.log_pages.push_back((read, mark));
+    pub(super) fn log_page_swept(&mut self, read: LogRead, point: Point) {
+        self.log_pages.push_back((read, point));
     }
 
     /// Redis has acknowledged something.
-    pub(super) fn settle(&mut self, is_settled: impl Fn(Mark) -> bool) {
-        while let Some((read, _)) = self.log_pages.pop_front_if(|(_, mark)| is_settled(*mark)) {
+    pub(super) fn settle(&mut self, is_settled: impl Fn(Point) -> bool) {
+        while let Some((read, _)) = self.log_pages.pop_front_if(|(_, point)| is_settled(*point)) {
             self.log = Some(read);
         }
-        while let Some((watch, through, _)) = self.pages.pop_front_if(|(.., mark)| is_settled(*mark)) {
+        while let Some((watch, through, _)) = self.pages.pop_front_if(|(.., point)| is_settled(*point)) {
             self.swept_through.insert(watch, through);
         }
     }

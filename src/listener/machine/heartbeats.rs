@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::batch::Mark;
+use crate::batch::Point;
 
 /// Heartbeats on their way at the most; further ones are not waited for, because a later one proves what they would have.
 const MAX_ON_THE_WAY: usize = 1024;
@@ -18,18 +18,18 @@ const REST: Duration = Duration::from_millis(5);
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Heartbeats {
-    backend: u32,                             // that sends them
-    last: u64,                                // the number of the last one
-    asked: Instant,                           // when that was asked for
-    is_sent: bool,                            // has PostgreSQL taken it?
-    received: Instant,                        // when the session last brought anything
-    fresh: Option<Instant>,                   // when Redis had last acknowledged one that was asked for after its last failure
-    doubted: Option<Instant>,                 // when Redis last failed
-    settled: Option<u64>,                     // the last that Redis has acknowledged, to be taken
-    sent: VecDeque<(u64, Instant)>,           // not heard yet
-    barriers: VecDeque<(u64, Instant, Mark)>, // heard, not acknowledged yet
-    is_wanted: bool,                          // somebody has begun to wait since the last was asked for
-    awaited: Option<u64>,                     // to be stored once it is acknowledged
+    backend: u32,                              // that sends them
+    last: u64,                                 // the number of the last one
+    asked: Instant,                            // when that was asked for
+    is_sent: bool,                             // has PostgreSQL taken it?
+    received: Instant,                         // when the session last brought anything
+    fresh: Option<Instant>,                    // when Redis had last acknowledged one that was asked for after its last failure
+    doubted: Option<Instant>,                  // when Redis last failed
+    settled: Option<u64>,                      // the last that Redis has acknowledged, to be taken
+    sent: VecDeque<(u64, Instant)>,            // not heard yet
+    barriers: VecDeque<(u64, Instant, Point)>, // heard, not acknowledged yet
+    is_wanted: bool,                           // somebody has begun to wait since the last was asked for
+    awaited: Option<u64>,                      // to be stored once it is acknowledged
 }
 
 impl Heartbeats {
@@ -56,7 +56,7 @@ impl Heartbeats {
     }
 
     /// The session has brought something, or nothing because nobody listened.
-    pub(super) fn session_lives(&mut self, now: Instant) {
+    pub(super) fn note_received(&mut self, now: Instant) {
         self.received = now;
     }
 
@@ -80,7 +80,7 @@ impl Heartbeats {
     }
 
     /// PostgreSQL has taken the last one.
-    pub(super) fn is_sent(&mut self) {
+    pub(super) fn note_sent(&mut self) {
         self.is_sent = true;
     }
 
@@ -100,8 +100,8 @@ impl Heartbeats {
         self.received + timeout
     }
 
-    /// Number `n` was heard; it proves something once everything up to `mark` is acknowledged.
-    pub(super) fn came_back(&mut self, n: u64, mark: Mark) {
+    /// Number `n` was heard; it proves something once everything up to `point` is acknowledged.
+    pub(super) fn came_back(&mut self, n: u64, point: Point) {
         let mut asked = None;
         while let Some((_, at)) = self.sent.pop_front_if(|(sent, _)| *sent <= n) {
             asked = Some(at);
@@ -109,13 +109,13 @@ impl Heartbeats {
         if let Some(asked) = asked
             && self.barriers.len() < MAX_ON_THE_WAY
         {
-            self.barriers.push_back((n, asked, mark));
+            self.barriers.push_back((n, asked, point));
         }
     }
 
     /// If the next one is acknowledged, when it was asked for.
-    pub(super) fn settle(&mut self, now: Instant, is_settled: impl Fn(Mark) -> bool) -> Option<Instant> {
-        let (n, asked, _) = self.barriers.pop_front_if(|(.., mark)| is_settled(*mark))?;
+    pub(super) fn settle(&mut self, now: Instant, is_settled: impl Fn(Point) -> bool) -> Option<Instant> {
+        let (n, asked, _) = self.barriers.pop_front_if(|(.., point)| is_settled(*point))?;
         self.settled = Some(n);
         if self.doubted.is_none_or(|doubted| asked > doubted) {
             self.fresh = Some(now);
@@ -146,7 +146,7 @@ impl Heartbeats {
     }
 
     /// It is stored.
-    pub(super) fn is_stored(&mut self) {
+    pub(super) fn note_stored(&mut self) {
         self.awaited = None;
     }
 

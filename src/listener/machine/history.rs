@@ -24,6 +24,8 @@ pub(super) struct Before<'a> {
     pub(super) known: Option<&'a Server>,
     /// How far it had come then.
     pub(super) remembered: Option<PgTime>,
+    /// When it last sent a heartbeat, with which it stores something, by PostgreSQL's clock.
+    pub(super) beat: Option<PgTime>,
     /// What is stored in this one.
     pub(super) stored: Option<&'a Stored>,
 }
@@ -41,9 +43,7 @@ pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> O
             flush("PostgreSQL failed over or was restored while this instance was away: what was lost is not known")
         }
         (Some(known), Some(stored)) if known.timeline != server.timeline => {
-            let watermark = stored.proven.checkpoint.as_ref().and_then(|checkpoint| checkpoint.watermark);
-            let is_old = watermark.zip(before.remembered).is_some_and(|(stored, known)| stored < known.earlier(window));
-            if is_old || system(known) != system(server) {
+            if is_from_before(stored, before, window) || system(known) != system(server) {
                 flush("the database was restored to an earlier time, or is another one")
             } else {
                 let reason = "failed over; keys deleted in the last replay.window are deleted again, older lost commits are not known";
@@ -59,6 +59,15 @@ pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> O
         }
         _ => None,
     }
+}
+
+/// Does the server know less of us than a fail-over could have lost? The watermark alone would not do: a transaction that stays open holds
+/// it back, and then the restored one is hardly older.
+fn is_from_before(stored: &Stored, before: &Before<'_>, window: Duration) -> bool {
+    let watermark = stored.proven.checkpoint.as_ref().and_then(|checkpoint| checkpoint.watermark);
+    let older =
+        |stored: Option<PgTime>, known: Option<PgTime>| stored.zip(known).is_some_and(|(stored, known)| stored < known.earlier(window));
+    older(watermark, before.remembered) || older(stored.saved_at, before.beat)
 }
 
 /// The system identifier.

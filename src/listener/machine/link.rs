@@ -164,7 +164,7 @@ impl Link {
     }
 
     /// Nothing has been done for too long.
-    pub(super) fn is_away(&mut self) {
+    pub(super) fn note_away(&mut self) {
         self.is_silent = true;
         self.failure.get_or_insert_with(|| "no answer".into());
     }

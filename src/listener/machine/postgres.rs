@@ -27,7 +27,7 @@ impl Machine {
             Event::Subscribed(opening) => self.subscribed(now, *opening),
             Event::BeatSent { beat, queue_ratio } => {
                 self.say(Observation::NotifyQueue(queue_ratio));
-                self.beats.is_sent();
+                self.beats.note_sent();
                 self.change_log.beat_sent(beat.n, now);
                 self.watermark.sent(beat);
                 self.say(Observation::Status { pending: self.pending(), watermark_age: self.watermark.age() });
@@ -63,6 +63,7 @@ impl Machine {
         let before = Before {
             known: self.server.as_ref(),
             remembered: self.watermark.proven().checkpoint.and_then(|checkpoint| checkpoint.watermark),
+            beat: self.watermark.last_beat(),
             stored: stored.as_ref(),
         };
         let verdict = judge(&server, &before, self.settings.window);
@@ -121,7 +122,7 @@ impl Machine {
     }
 
     fn watches_read(&mut self, now: Instant, watches: Vec<Watched>) {
-        self.beats.session_lives(now);
+        self.beats.note_received(now);
         let difference = self.set_watches(watches);
         if difference.is_any {
             self.say(Observation::WatchesChanged { watches: self.intake.in_force() });
@@ -150,7 +151,7 @@ impl Machine {
 /// Notifications.
 impl Machine {
     pub(super) fn notified(&mut self, now: Instant, backend: u32, payload: &str) {
-        self.beats.session_lives(now);
+        self.beats.note_received(now);
         let believed = match change::parse(payload) {
             Ok(Announcement::Change(change)) => {
                 let believed = self.announced(payload, &change);
@@ -205,8 +206,8 @@ impl Machine {
             return; // what came before it was not collected
         }
         self.add_canary();
-        let mark = self.batch.mark(Lane::Live);
-        self.beats.came_back(n, mark);
+        let point = self.batch.point(Lane::Live);
+        self.beats.came_back(n, point);
     }
 
     /// A key beside this instance's canary, put there by `unstale check`: that it goes proves that this listener hears this database
@@ -240,7 +241,7 @@ impl Machine {
     /// Follows one change at a time on its way to Redis.
     fn take_sample(&mut self, now: Instant) {
         if self.sample.is_none() {
-            self.sample = Some((now, self.batch.mark(Lane::Live)));
+            self.sample = Some((now, self.batch.point(Lane::Live)));
         }
     }
 }
@@ -312,9 +313,9 @@ impl Machine {
                 }
             }),
             Swept::Page(watch, through) => {
-                let mark = self.batch.mark(Lane::CatchUp);
+                let point = self.batch.point(Lane::CatchUp);
                 if let Some(gap) = &mut self.gap {
-                    gap.page_swept(watch, through, mark);
+                    gap.page_swept(watch, through, point);
                 }
             }
             Swept::Log(changes) => changes.iter().for_each(|change| {
@@ -327,9 +328,9 @@ impl Machine {
             }),
             Swept::LogPage(through) => {
                 let read = LogRead { seen: self.change_log.opened().clone(), through };
-                let mark = self.batch.mark(Lane::CatchUp);
+                let point = self.batch.point(Lane::CatchUp);
                 if let Some(gap) = &mut self.gap {
-                    gap.log_page_swept(read, mark);
+                    gap.log_page_swept(read, point);
                 }
             }
             Swept::Unreadable { watch, table, reason } => {

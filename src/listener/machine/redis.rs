@@ -21,7 +21,7 @@ const REPLAY_PAUSE: Duration = Duration::from_secs(5);
 impl Machine {
     pub(super) fn acknowledged(&mut self, now: Instant, id: u64, delivered: Delivered) {
         if self.batch.is_full(Lane::Live) {
-            self.beats.session_lives(now); // nothing was received meanwhile because we did not listen
+            self.beats.note_received(now); // nothing was received meanwhile because we did not listen
         }
         let Delivered { parts, left, tags } = delivered;
         let again = match &left {

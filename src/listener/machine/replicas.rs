@@ -67,7 +67,7 @@ impl Replicas {
     }
 
     /// Everything that was received before `asked` was committed before this position.
-    pub(super) fn primary_is_at(&mut self, asked: Instant, position: u64) {
+    pub(super) fn note_primary_at(&mut self, asked: Instant, position: u64) {
         self.primary = Some(position);
         if self.held.first().is_some_and(|first| first <= asked) && self.positions.len() < MAX_POSITIONS {
             self.positions.push_back((asked, position));
@@ -76,7 +76,7 @@ impl Replicas {
     }
 
     /// Returns by how many bytes it is behind, if that is known.
-    pub(super) fn replica_is_at(&mut self, replica: usize, position: Option<u64>) -> Option<u64> {
+    pub(super) fn note_replica_at(&mut self, replica: usize, position: Option<u64>) -> Option<u64> {
         *self.replayed.get_mut(replica)? = position;
         self.release();
         Some(self.primary?.saturating_sub(position?))
@@ -144,16 +144,16 @@ mod tests {
     fn keys_go_when_the_slowest_replica_is_past_a_position_that_was_asked_for_after_they_were_deleted() {
         let (mut replicas, start) = (Replicas::new(2, SECOND * 60, Instant::now()), Instant::now());
         replicas.held.push(start + SECOND, packed("a"));
-        replicas.primary_is_at(start, 100); // asked before: proves nothing about it
-        replicas.replica_is_at(0, Some(100));
-        replicas.replica_is_at(1, Some(100));
+        replicas.note_primary_at(start, 100); // asked before: proves nothing about it
+        replicas.note_replica_at(0, Some(100));
+        replicas.note_replica_at(1, Some(100));
         assert_eq!(replicas.ready(start + SECOND * 2), None);
-        replicas.primary_is_at(start + SECOND, 200);
-        replicas.replica_is_at(0, Some(250));
+        replicas.note_primary_at(start + SECOND, 200);
+        replicas.note_replica_at(0, Some(250));
         assert_eq!(replicas.ready(start + SECOND * 2), None, "the other one is at 100");
-        assert_eq!(replicas.replica_is_at(1, Some(199)), Some(1));
+        assert_eq!(replicas.note_replica_at(1, Some(199)), Some(1));
         assert_eq!(replicas.ready(start + SECOND * 2), None);
-        replicas.replica_is_at(1, Some(200));
+        replicas.note_replica_at(1, Some(200));
         assert_eq!(replicas.ready(start + SECOND * 2), Some((start + SECOND, RepeatedFor::Replicas)));
         assert_eq!(replicas.held.take(start + SECOND, 500), ["a"]);
     }
@@ -163,9 +163,9 @@ mod tests {
         let (mut replicas, start) = (Replicas::new(2, SECOND * 60, Instant::now()), Instant::now());
         replicas.held.push(start, packed("a"));
         replicas.held.push(start + SECOND, packed("b"));
-        replicas.primary_is_at(start + SECOND, 100);
-        replicas.replica_is_at(0, Some(100));
-        assert_eq!(replicas.replica_is_at(1, None), None);
+        replicas.note_primary_at(start + SECOND, 100);
+        replicas.note_replica_at(0, Some(100));
+        assert_eq!(replicas.note_replica_at(1, None), None);
         assert_eq!(replicas.ready(start + SECOND * 59), None);
         let (until, cause) = replicas.ready(start + SECOND * 60).expect("max_wait is over");
         assert_eq!((replicas.held.take(until, 500), cause), (vec!["a".to_owned()], RepeatedFor::MaxWait));
@@ -177,12 +177,12 @@ mod tests {
         let (mut replicas, start) = (Replicas::new(1, SECOND * 3600, Instant::now()), Instant::now());
         replicas.held.push(start, packed("a"));
         for n in 0..10_000_u32 {
-            replicas.primary_is_at(start + BUSY * n, u64::from(n));
+            replicas.note_primary_at(start + BUSY * n, u64::from(n));
         }
         assert_eq!(replicas.positions.len(), MAX_POSITIONS);
         replicas.held.push(start + BUSY * 9_999, packed("b"));
-        replicas.replica_is_at(0, Some(9_999));
-        replicas.primary_is_at(start + BUSY * 10_000, 9_999);
+        replicas.note_replica_at(0, Some(9_999));
+        replicas.note_primary_at(start + BUSY * 10_000, 9_999);
         assert_eq!(replicas.ready(start + BUSY * 10_000), Some((start + BUSY * 10_000, RepeatedFor::Replicas)));
     }
 }

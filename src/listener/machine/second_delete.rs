@@ -75,13 +75,13 @@ impl SecondDeletes {
     }
 
     /// The primary's position, asked for at this time.
-    pub(super) fn primary_is_at(&mut self, asked: Instant, position: u64) {
-        self.by_replicas.primary_is_at(asked, position);
+    pub(super) fn note_primary_at(&mut self, asked: Instant, position: u64) {
+        self.by_replicas.note_primary_at(asked, position);
     }
 
     /// What a replica has replayed; none: it does not say.
-    pub(super) fn replica_is_at(&mut self, replica: usize, position: Option<u64>) -> Option<Observation> {
-        let lag_bytes = self.by_replicas.replica_is_at(replica, position)?;
+    pub(super) fn note_replica_at(&mut self, replica: usize, position: Option<u64>) -> Option<Observation> {
+        let lag_bytes = self.by_replicas.note_replica_at(replica, position)?;
         Some(Observation::ReplicaLag { replica, lag_bytes })
     }
 }

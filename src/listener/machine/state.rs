@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::batch::Mark;
+use crate::batch::Point;
 
 /// Where the listener is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub enum CatchUp {
     },
     /// A sweep brings rows. Left when it has ended, or failed.
     Sweeping,
-    /// All rows have come; they wait for Redis. Left when everything up to the mark is acknowledged.
-    Settling(Mark),
+    /// All rows have come; they wait for Redis. Left when everything up to the point is acknowledged.
+    Settling(Point),
 }
 
 impl State {

@@ -72,7 +72,7 @@ impl Machine {
 
     pub(super) fn tick(&mut self, now: Instant) {
         if self.state.in_session() && self.batch.is_full(Lane::Live) {
-            self.beats.session_lives(now);
+            self.beats.note_received(now);
         }
         for timer in Timer::ALL {
             if self.due(timer).is_some_and(|due| now >= due) {

@@ -74,9 +74,9 @@ impl World {
     }
 
     pub(super) fn replicate(&mut self) {
-        let Self { now: at, next_xid, rev, .. } = *self;
+        let Self { now: at, next_xid, rev, saved_at, .. } = *self;
         let (rows, log, stored) = (self.rows.clone(), self.log.clone(), self.stored.clone());
-        self.standbys.push_back(Standby { at, next_xid, rows, log, rev, stored });
+        self.standbys.push_back(Standby { at, next_xid, rows, log, rev, stored, saved_at });
         self.standbys.retain(|standby| standby.at + WINDOW > at);
     }
 
@@ -94,7 +94,8 @@ impl World {
         let behind = self.below(self.standbys.len() as u64 + 1) as usize;
         if all_is_heard && let Some(standby) = self.standbys.get(behind).filter(|standby| standby.rev == self.rev).cloned() {
             self.say(|| format!("postgres fails over, back to {:.3}", standby.at.as_secs_f64()));
-            (self.next_xid, self.rows, self.log, self.stored) = (standby.next_xid, standby.rows, standby.log, standby.stored);
+            (self.next_xid, self.rows, self.log) = (standby.next_xid, standby.rows, standby.log);
+            (self.stored, self.saved_at) = (standby.stored, standby.saved_at);
         } else {
             self.say(|| "postgres fails over".into());
         }

@@ -90,7 +90,7 @@ impl World {
         }
         let Progress { proven, redis } = progress;
         let timeline = self.server().timeline;
-        self.stored = proven.checkpoint.is_some().then_some(Stored { proven, redis, timeline, forgotten: false });
+        self.stored = proven.checkpoint.is_some().then_some(Stored { proven, redis, timeline, forgotten: false, saved_at: None });
     }
 
     pub(super) fn server(&self) -> Server {
@@ -99,6 +99,7 @@ impl World {
     }
 
     fn beat(&mut self, n: u64, progress: Option<Progress>) {
+        self.saved_at = self.clock();
         if let Some(progress) = progress {
             self.save(progress);
         }
@@ -206,7 +207,8 @@ impl World {
                 self.seen = self.snapshot();
                 self.seen_next = None;
                 self.pages.clear();
-                let (server, stored) = (self.server(), self.stored.clone());
+                let server = self.server();
+                let stored = self.stored.clone().map(|stored| Stored { saved_at: Some(PgTime(self.saved_at)), ..stored });
                 let seen = self.seen.clone();
                 let (backend, watches) = (session as u32, vec![watched(self.rev)]);
                 let opening = Opening { backend, watches, server, unknown: None, stored, forgotten: Vec::new(), seen };
