@@ -34,13 +34,15 @@ $$;
 
 -- Has this transaction locked a table, other than the given one and ours, so that a writer may wait for it?
 create or replace function unstale.has_locked(relation regclass) returns boolean
-    language sql
+    language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
-    select exists (
+begin
+    return (select exists (
         select from pg_locks l join pg_class c on c.oid = l.relation
          where l.pid = pg_backend_pid() and l.granted and l.mode not in ('AccessShareLock', 'RowShareLock')
-           and l.relation <> has_locked.relation and c.relnamespace not in ('unstale'::regnamespace, 'pg_catalog'::regnamespace))
+           and l.relation <> has_locked.relation and c.relnamespace not in ('unstale'::regnamespace, 'pg_catalog'::regnamespace)));
+end
 $$;
 
 -- Who holds a lock that keeps us from one on the table and its partitions.

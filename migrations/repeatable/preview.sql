@@ -35,19 +35,21 @@ declare
         unstale.wanted(preview.relation, preview.keys, preview.delivery, preview.updated_at, preview.only_columns, preview.max_ttl, preview.any_prefix),
         preview.guarantee, preview.reason, preview.version, preview.version_path);
     known unstale.watch;
+    generated record;
     statement text;
 begin
     select * into known from unstale.watch w where w.relation = preview.relation and w.ended is null;
     if not found then
         known.id := coalesce(pg_sequence_last_value(pg_get_serial_sequence('unstale.watch', 'id')::regclass), 0) + nth;
         known.rev := 1;
-    elsif unstale.digests(wanted, known) = known and unstale.installed(known) then
+    elsif (unstale.generated(wanted, known)).w = known and unstale.installed(known) then
         return;
     elsif (wanted.keys, wanted.columns, wanted.attnums) is distinct from (known.keys, known.columns, known.attnums) then
         known.rev := known.rev + 1;
     end if;
-    wanted := unstale.digests(wanted, known);
-    foreach statement in array unstale.function_definitions(wanted) || array(
+    generated := unstale.generated(wanted, known);
+    wanted := generated.w;
+    foreach statement in array generated.definitions || array(
             select t from unstale.trigger_statements(wanted, wanted.triggers is distinct from known.triggers) t) loop
         return next rtrim(statement, E' \n') || ';';
     end loop;

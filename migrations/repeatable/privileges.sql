@@ -123,7 +123,7 @@ create or replace function unstale.has_by_default(role oid, kind "char") returns
 as $$
 begin
     return (select exists (select from pg_default_acl d cross join lateral aclexplode(d.defaclacl) a
-                    where d.defaclrole = unstale.owner() and d.defaclobjtype = kind and d.defaclnamespace in (0, 'unstale'::regnamespace)
+                    where d.defaclrole = (select n.nspowner from pg_namespace n where n.nspname = 'unstale') and d.defaclobjtype = kind and d.defaclnamespace in (0, 'unstale'::regnamespace)
                       and a.grantee = role));
 end
 $$;
@@ -202,13 +202,11 @@ create or replace function unstale.grant_execute(role regrole, functions regproc
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    f regprocedure;
 begin
     execute format('grant usage on schema unstale to %s', role);
-    foreach f in array functions loop
-        execute format('grant execute on function %s to %s', f, role);
-    end loop;
+    if cardinality(functions) > 0 then
+        execute format('grant execute on function %s to %s', (select string_agg(f::text, ', ') from unnest(functions) f), role);
+    end if;
 end
 $$;
 
@@ -245,12 +243,9 @@ create or replace function unstale.grant_to_listeners(f regprocedure) returns vo
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    role regrole;
 begin
-    for role in select unstale.owner() union select * from unstale.listeners() loop
-        execute format('grant execute on function %s to %s', f, role);
-    end loop;
+    execute format('grant execute on function %s to %s', f,
+                   (select string_agg(r.role::text, ', ') from (select unstale.owner() as role union select * from unstale.listeners()) r));
 end
 $$;
 
@@ -264,7 +259,7 @@ as $$
 declare
     role regrole;
     t regclass;
-    f regprocedure;
+    functions text;
 begin
     for role in
         select distinct a.grantee::regrole from pg_class c cross join lateral aclexplode(c.relacl) a
@@ -276,10 +271,12 @@ begin
         for t in select c.oid from pg_class c where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'v') loop
             execute format('revoke all on %s from %s', t, role);
         end loop;
-        for f in select p.oid from pg_proc p
-                  where p.pronamespace = 'unstale'::regnamespace and p.oid::regprocedure not in (select unstale.listener_functions()) loop
-            execute format('revoke all on function %s from %s', f, role);
-        end loop;
+        select string_agg(p.oid::regprocedure::text, ', ') into functions from pg_proc p
+         where p.pronamespace = 'unstale'::regnamespace and p.oid not in (select f from unstale.listener_functions() f)
+           and exists (select from aclexplode(p.proacl) a where a.grantee = role);
+        if functions is not null then
+            execute format('revoke all on function %s from %s', functions, role);
+        end if;
     end loop;
 end
 $$;

@@ -41,26 +41,36 @@ $$;
 
 -- SQL: the images of the first 33 rows of a transition table, how many, and whether a sweep finds them all.
 create or replace function unstale.first_rows(w unstale.watch, transition text, fresh text) returns text
-    language sql immutable
+    language plpgsql immutable
     set search_path = pg_catalog, pg_temp
+as $$
+begin
     return format($f$(select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_%1$s(r.*), ',') as images, pg_catalog.bool_and(%2$s) as fresh
               from (select * from %3$s limit 33) r)$f$, w.id, fresh, transition);
+end
+$$;
 
 -- SQL: the rows of a transition table, half a million at the most, as one text, if each is short: else 0 rows. OFFSET keeps the planner
 -- from making each image twice.
 create or replace function unstale.joined(w unstale.watch, transition text, fresh text) returns text
-    language sql immutable
+    language plpgsql immutable
     set search_path = pg_catalog, pg_temp
+as $$
+begin
     return format($f$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
                pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
           from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
                   from (select unstale.row_%1$s(r.*) as image, %2$s as fresh from %3$s r offset 0 limit 500000) s) i$f$, w.id, fresh, transition);
+end
+$$;
 
 -- SQL: the rows of a transition table beyond the first (an expression), packed by a running length into chunks that NOTIFY could take:
 -- slower than to cut a text, but no text holds them all.
 create or replace function unstale.packed(w unstale.watch, transition text, fresh text, beyond text) returns text
-    language sql immutable
+    language plpgsql immutable
     set search_path = pg_catalog, pg_temp
+as $$
+begin
     return format($f$(select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
               from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
                                over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
@@ -68,6 +78,8 @@ create or replace function unstale.packed(w unstale.watch, transition text, fres
                               from (select * from %3$s offset %4$s) r
                             offset 0) i) s
              group by s.part)$f$, w.id, fresh, transition, beyond);
+end
+$$;
 
 -- plpgsql: the `change` of a statement of few rows, how many rows were looked at, and whether a sweep finds them; `change` is null if they
 -- are none, or too many or too long for one payload.
@@ -140,8 +152,8 @@ $f$, unstale.joined(w, 'new_rows', fresh), unstale.joined(w, 'old_rows', 'false'
 end
 $$;
 
--- A statement's trigger function. `fresh` is an expression over a row r (null: never): does a sweep find it?
-create or replace function unstale.statement_function(w unstale.watch, operation text, fresh text) returns text
+-- A statement's trigger function. `presence_check` is what it begins with. `fresh` is an expression over a row r (null: never): does a sweep find it?
+create or replace function unstale.statement_function(w unstale.watch, operation text, presence_check text, fresh text) returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -168,7 +180,7 @@ begin
 %7$s    return null;
 end
 $body$
-$f$, w.id, operation, case operation when 'updates' then E'    was pg_catalog.record;\n' else '' end, unstale.presence_check(w),
+$f$, w.id, operation, case operation when 'updates' then E'    was pg_catalog.record;\n' else '' end, presence_check,
      unstale.few_rows(w, operation, coalesce(fresh, 'false')), unstale.many_rows(w, operation, coalesce(fresh, 'false')),
      unstale.delivered(w, case when fresh is not null then 'sweepable' end));
 end

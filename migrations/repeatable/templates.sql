@@ -51,11 +51,14 @@ $$;
 -- Does a template begin with a column, or has it fewer than two literal characters? Then the pattern of all its keys, which TRUNCATE
 -- deletes, may match the keys of others.
 create or replace function unstale.has_short_prefix(template text) returns boolean
-    language sql immutable
+    language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(template ~ '^[{][^{]' or length(replace(replace(l.literal, '{{', '{'), '}}', '}')) < 2 and l.literal <> template, false)
-      from (select regexp_replace(template, '([{][{]|[}][}])|[{][^{}]+[}]', E'\\1', 'g')) l(literal)
+declare
+    literal constant text := regexp_replace(template, '([{][{]|[}][}])|[{][^{}]+[}]', E'\\1', 'g');
+begin
+    return coalesce(template ~ '^[{][^{]' or length(replace(replace(literal, '{{', '{'), '}}', '}')) < 2 and literal <> template, false);
+end
 $$;
 
 -- The SQL expression that renders column `attnum` of the composite `variable` as a JSON string or null, whatever
@@ -67,29 +70,26 @@ create or replace function unstale.json_expression(relation regclass, attnum sma
 as $$
 declare
     attribute record;
-    base record;
+    base pg_type;
     value text;
+    is_immutable boolean; -- is its output function?
 begin
-    select a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) as shown
-      into strict attribute
+    -- Look-ups by key, not a query that unwraps domains: this is asked for each column of each watch, and hardly any has a domain.
+    select a.attname, a.atttypid, a.atttypmod into strict attribute
       from pg_attribute a where a.attrelid = json_expression.relation and a.attnum = json_expression.attnum;
-
-    with recursive unwrapped(oid) as (
-        select attribute.atttypid
-        union all
-        select t.typbasetype from unwrapped u join pg_type t on t.oid = u.oid where t.typtype = 'd'
-    )
-    select t.oid, t.typname, t.typtype, t.typelem, t.typcategory, t.typoutput, n.nspname, o.provolatile into strict base
-      from unwrapped u
-      join pg_type t on t.oid = u.oid
-      join pg_namespace n on n.oid = t.typnamespace
-      join pg_proc o on o.oid = t.typoutput
-     where t.typtype <> 'd';
+    select t.* into strict base from pg_type t where t.oid = attribute.atttypid;
+    while base.typtype = 'd' loop
+        select t.* into strict base from pg_type t where t.oid = base.typbasetype;
+    end loop;
 
     -- A domain's value is read as its base type, named by its catalogue name (`character` would mean character(1)).
     value := format('(%s).%I', variable, attribute.attname);
     if base.oid <> attribute.atttypid then
-        value := format('%s::%I.%I', value, base.nspname, base.typname);
+        value := format('%s::%I.%I', value, (select n.nspname from pg_namespace n where n.oid = base.typnamespace), base.typname);
+    end if;
+
+    if base.oid >= 16384 then
+        is_immutable := (select o.provolatile = 'i' from pg_proc o where o.oid = base.typoutput);
     end if;
 
     -- A value of more than 8 kB is said to be there, and no more (`true`): no reader has such a key, and neither a payload, the
@@ -121,11 +121,11 @@ begin
         -- An enum, or a type of an extension or of the user, such as citext, that is by its own word independent of
         -- settings: through its output function, because a cast to text or json may be anybody's.
         when base.typtype = 'e' then format('coalesce(to_json(textin(%s(%s)))::text, ''null'')', base.typoutput, value)
-        when base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and base.provolatile = 'i'
+        when base.oid >= 16384 and base.typtype = 'b' and base.typcategory <> 'A' and is_immutable
             then format('case when pg_column_size(%2$s) > 8192 or octet_length(textin(%1$s(%2$s))) > 8192 then ''true'' else coalesce(to_json(textin(%1$s(%2$s)))::text, ''null'') end',
                         base.typoutput, value)
         else unstale.refuse(
-            format('column %I of %s has type %s, whose text is not the same under all settings', attribute.attname, relation, attribute.shown),
+            format('column %I of %s has type %s, whose text is not the same under all settings', attribute.attname, relation, format_type(attribute.atttypid, attribute.atttypmod)),
             format('Use another column in the key, or add a generated column: alter table %s add column %I text generated always as (...) stored.',
                    relation, attribute.attname || '_key'))
     end;

@@ -80,6 +80,7 @@ as $$
 declare
     watched constant text := w.relation::text;
     head constant text := format('{"watch":%s,"rev":%s,', w.id, w.rev);
+    presence_check constant text := unstale.presence_check(w);
     members text := '''{''';
     fresh text; -- SQL: will a sweep find the row `new`?
     definitions text[];
@@ -114,12 +115,12 @@ begin
     end if;
 
     definitions := definitions || array[
-        unstale.trigger_function(w, 'insert', fresh,
+        unstale.trigger_function(w, 'insert', presence_check, fresh,
             format('unstale.one_row(%L, unstale.row_%s(new))', head || '"new":', w.id)),
-        unstale.trigger_function(w, 'update', 'same and ' || fresh, null),
-        unstale.trigger_function(w, 'delete', null,
+        unstale.trigger_function(w, 'update', presence_check, 'same and ' || fresh, null),
+        unstale.trigger_function(w, 'delete', presence_check, null,
             format('unstale.one_row(%L, unstale.row_%s(old))', head || '"old":', w.id)),
-        unstale.trigger_function(w, 'truncate', null, quote_literal(head || '"all":true}'))];
+        unstale.trigger_function(w, 'truncate', presence_check, null, quote_literal(head || '"all":true}'))];
 
     -- Never called. It is dropped when DROP COLUMN ... CASCADE drops what the triggers call.
     definitions := definitions || format(
@@ -127,8 +128,27 @@ begin
         w.id, case when w.sweep_attnum is not null then format(' or unstale.fresh_%s(null)', w.id) else '' end);
     fresh := case when w.sweep_attnum is not null then format('unstale.fresh_%s(r.*)', w.id) end;
     return definitions || array(
-        select unstale.statement_function(w, n.operation, case n.operation when 'deletes' then null else fresh end)
+        select unstale.statement_function(w, n.operation, presence_check, case n.operation when 'deletes' then null else fresh end)
           from unstale.trigger_names(w) n where n.operation in ('inserts', 'updates', 'deletes'));
+end
+$$;
+
+-- `wanted` under the identity of `known`, with the digests of what would be generated, and the functions themselves: to write those
+-- is a third of what a watch costs, so that whoever compares and then creates them does it once.
+create or replace function unstale.generated(wanted unstale.watch, known unstale.watch, out w unstale.watch, out definitions text[])
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    w := wanted;
+    w.id := known.id;
+    w.rev := known.rev;
+    w.since := known.since;
+    w.layout := known.layout;
+    w.code := unstale.release();
+    definitions := unstale.function_definitions(w);
+    w.functions := md5(array_to_string(definitions, E'\n'));
+    w.triggers := md5((select string_agg(t::text, E'\n' order by t.name) from unstale.trigger_definitions(w) t));
 end
 $$;
 
@@ -145,7 +165,7 @@ begin
 end
 $$;
 
--- plpgsql: ends the function where it has nothing to do.
+-- plpgsql: ends a trigger function where it has nothing to do.
 create or replace function unstale.presence_check(w unstale.watch) returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -208,9 +228,9 @@ $f$, sweepable) end end);
 end
 $$;
 
--- A row's trigger function. `change` and `sweepable` (null: never) are expressions. Assignments, not PERFORM or SELECT: plpgsql
+-- A row's trigger function. `presence_check` is what it begins with. `change` and `sweepable` (null: never) are expressions. Assignments, not PERFORM or SELECT: plpgsql
 -- evaluates them by itself, but looks each up once a transaction, so that few of them are quick.
-create or replace function unstale.trigger_function(w unstale.watch, operation text, sweepable text, change text) returns text
+create or replace function unstale.trigger_function(w unstale.watch, operation text, presence_check text, sweepable text, change text) returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
@@ -228,7 +248,7 @@ end
 $body$
 $f$, w.id, operation,
      case operation when 'update' then E'    same pg_catalog.bool;\n' else '' end,
-     unstale.presence_check(w),
+     presence_check,
      case operation when 'update' then unstale.updated(w) else format(E'    change := %s;\n', change) end,
      unstale.delivered(w, sweepable));
 end
@@ -265,7 +285,6 @@ as $$
 declare
     counts text; -- only_columns as a condition on an UPDATE
     image smallint[];
-    by_statement constant boolean := exists (select from unstale.trigger_names(w) n where n.operation = 'inserts');
 begin
     if w.only_columns is not null then
         select array_agg(n order by n) into image
@@ -278,18 +297,18 @@ begin
     end if;
 
     return query
-    select t.name, d.event, d.condition, format('unstale.%s_%s()', d.function, w.id), t.enabled
-      from unstale.trigger_names(w) t
-      join (values
-        -- Its transition table is there so that ATTACH PARTITION is refused, with the trigger's name: it would silence the others.
-        ('insert', 'after insert', case when by_statement then 'referencing new table as new_rows ' else '' end || 'for each row', 'insert'),
-        ('update', 'after update', 'for each row' || coalesce(' when (' || counts || ')', ''), 'update'),
-        ('delete', 'after delete', 'for each row', 'delete'),
-        ('truncate', 'after truncate', 'for each statement', 'truncate'),
-        ('inserts', 'after insert', 'referencing new table as new_rows for each statement', 'inserts'),
-        ('updates', 'after update', 'referencing old table as old_rows new table as new_rows for each statement', 'updates'),
-        ('deletes', 'after delete', 'referencing old table as old_rows for each statement', 'deletes')
-      ) as d(operation, event, condition, function) on d.operation = t.operation;
+    select t.name, 'after ' || rtrim(t.operation, 's'),
+           case t.operation
+               -- Its transition table is there so that ATTACH PARTITION is refused, with the trigger's name: it would silence the others.
+               when 'insert' then case when bool_or(t.operation = 'inserts') over () then 'referencing new table as new_rows ' else '' end || 'for each row'
+               when 'update' then 'for each row' || coalesce(' when (' || counts || ')', '')
+               when 'delete' then 'for each row'
+               when 'truncate' then 'for each statement'
+               when 'inserts' then 'referencing new table as new_rows for each statement'
+               when 'updates' then 'referencing old table as old_rows new table as new_rows for each statement'
+               when 'deletes' then 'referencing old table as old_rows for each statement'
+           end, format('unstale.%s_%s()', t.operation, w.id), t.enabled
+      from unstale.trigger_names(w) t;
 end
 $$;
 
@@ -363,15 +382,24 @@ begin atomic
        and t.tgname not in (select d.name::name from unstale.trigger_names(w) d);
 end;
 
--- The statements that create what is missing, and everything if `replace_all`, and drop what another delivery had.
+-- The statements that create what is missing, and all that differs if `replace_all`, and drop what another delivery had. Each that is spared
+-- is a lock held for less. By columns: pg_get_triggerdef() costs more than to make a trigger. One with a WHEN always differs: PostgreSQL words it
+-- in its own way.
 create or replace function unstale.trigger_statements(w unstale.watch, replace_all boolean) returns setof text
     language sql stable
 begin atomic
     with wanted as (
         select d.*, r.relation, (select t.tgenabled from pg_trigger t where t.tgrelid = r.relation and t.tgname = d.name::name) as tgenabled,
                r.relation <> (w).relation and d.condition like '%for each row%' as is_clone, -- of the parent's
-               replace_all or (select own.oid from pg_trigger own
-                                where own.tgrelid = case when d.condition like '%for each row%' then (w).relation else r.relation end and own.tgname = d.name::name) is null as is_made
+               coalesce((select replace_all
+                                and not (own.tgfoid = to_regprocedure(d.function) and own.tgqual is null and d.condition not like '% when %'
+                                         and own.tgtype = case d.event when 'after insert' then 4 when 'after delete' then 8 when 'after update' then 16 when 'after truncate' then 32 end
+                                                          + case when d.condition like '%for each row%' then 1 else 0 end
+                                         and (own.tgoldtable is not distinct from case when d.condition like '%old table as old_rows%' then 'old_rows' end)
+                                         and (own.tgnewtable is not distinct from case when d.condition like '%new table as new_rows%' then 'new_rows' end)
+                                         and own.tgnargs = 0 and own.tgattr::text = '' and own.tgconstraint = 0)
+                           from pg_trigger own
+                          where own.tgrelid = case when d.condition like '%for each row%' then (w).relation else r.relation end and own.tgname = d.name::name), true) as is_made
           from unstale.trigger_definitions(w) d
          cross join unstale.tree((w).relation) r(relation)
     )

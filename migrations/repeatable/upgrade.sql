@@ -33,7 +33,8 @@ begin
         'wanted(regclass,text[],text,text,text[],interval)', 'lacking(oid)', 'execute_all(text[])', 'revoke_all(regprocedure)',
         'into_log(unstale.watch,text,text)', 'aloud(unstale.watch,text,text,text)', 'has_statement_triggers(unstale.watch)', 'tell_patiently(integer,text)',
         'joined(unstale.watch,text,text,text)', 'chunks(unstale.watch,text,text,text)', 'chunks(unstale.watch,text,text)',
-        'statement_function(unstale.watch,text,text,text,text)'] loop
+        'statement_function(unstale.watch,text,text,text,text)', 'statement_function(unstale.watch,text,text)', 'trigger_function(unstale.watch,text,text,text)',
+        'digests(unstale.watch,unstale.watch)', 'create_functions(unstale.watch)'] loop
         if to_regprocedure('unstale.' || signature) is not null then
             execute 'drop function unstale.' || signature;
         end if;
@@ -59,8 +60,10 @@ begin
     if only_watch is null then
         perform unstale.secure();
     end if;
+    -- By their numbers, and so by the index: `unstale migrate` calls this for each of many watches.
     for known in select * from unstale.watch w
-                  where w.ended is null and w.code <> unstale.release() and w.id = coalesce(only_watch, w.id)
+                  where w.id = any (case when only_watch is null then array(select a.id from unstale.watch a) else array[only_watch] end)
+                    and w.ended is null and w.code <> unstale.release()
                     and exists (select from pg_class c where c.oid = w.relation) order by w.id loop
         begin
             perform unstale.regenerate_one(known);
@@ -84,7 +87,8 @@ create or replace function unstale.regenerate_one(known unstale.watch) returns v
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    made unstale.watch := unstale.digests(known, known);
+    generated constant record := unstale.generated(known, known);
+    made constant unstale.watch := generated.w;
     has_surplus constant boolean := exists (select from unstale.surplus(known));
     triggers_differ constant boolean := made.triggers <> known.triggers or has_surplus;
 begin
@@ -92,7 +96,7 @@ begin
         perform unstale.lock(known.relation, case when has_surplus then 'access exclusive' else 'share row exclusive' end,
                              '100ms', '100ms');
     end if;
-    perform unstale.create_functions(made);
+    perform unstale.create_functions(made, generated.definitions);
     if triggers_differ then
         perform unstale.install(made, made.triggers <> known.triggers);
     end if;
@@ -104,11 +108,12 @@ $$;
 create or replace function unstale.secure() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
+    set jit = off -- to compile what looks at all functions of many watches takes longer than all the rest
 as $$
 declare
-    f regprocedure;
     role regrole;
     strangers text;
+    public_functions text;
 begin
     -- A schema that somebody else has made before us: its owner could replace what runs in everybody's transactions.
     if (select m.rolsuper and not o.rolsuper from pg_roles m, pg_roles o where m.rolname = current_user and o.oid = unstale.owner()) then
@@ -124,9 +129,11 @@ begin
             using errcode = 'insufficient_privilege', hint = format('Drop it if nobody knows it, or give it to %s.', unstale.owner());
     end if;
     perform unstale.drop_retired();
-    for f in select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute') loop
-        execute format('revoke all on function %s from public', f);
-    end loop;
+    select string_agg(p.oid::regprocedure::text, ', ') into public_functions from pg_proc p
+     where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute');
+    if public_functions is not null then -- one statement: of 300 watches they are thousands
+        execute format('revoke all on function %s from public', public_functions);
+    end if;
     perform unstale.convert_listeners();
     perform unstale.revoke_defaults();
     for role in select * from unstale.listeners() loop

@@ -28,11 +28,13 @@ create or replace function unstale.watch(
     set quote_all_identifiers = off -- the digests must not depend on the caller's settings
     set standard_conforming_strings = on
     set jit = off -- to compile the catalogue's queries takes seconds, to run them milliseconds
+    set plan_cache_mode = force_generic_plan -- look-ups by key, which a plan for each table's own makes no quicker
 as $$
 #variable_conflict use_column
 declare
     wanted unstale.watch;
     known unstale.watch;
+    generated record;
     complete boolean := true; -- has every change been announced since `known.since`?
     has_surplus boolean; -- triggers that another delivery had
     caller_timeout constant text := current_setting('lock_timeout');
@@ -42,7 +44,7 @@ begin
     wanted := unstale.with_policy(wanted, watch.guarantee, watch.reason, watch.version, watch.version_path);
 
     select * into known from unstale.watch w where w.relation = watch.relation and w.ended is null;
-    if found and unstale.digests(wanted, known) = known and unstale.installed(known) and unstale.partitions_can_be_made(known) then
+    if found and (unstale.generated(wanted, known)).w = known and unstale.installed(known) and unstale.partitions_can_be_made(known) then
         return 'unchanged';
     end if;
 
@@ -57,7 +59,7 @@ begin
             overriding system value
             values (unstale.free_number(), watch.relation, watch.relation::text, '{}', '{}', '{}', watch.delivery, '', '')
             returning * into known;
-    elsif unstale.digests(wanted, known) = known and unstale.installed(known) and unstale.partitions_can_be_made(known) then
+    elsif (unstale.generated(wanted, known)).w = known and unstale.installed(known) and unstale.partitions_can_be_made(known) then
         perform set_config('lock_timeout', caller_timeout, true);
         return 'unchanged';
     else
@@ -72,7 +74,8 @@ begin
     if (wanted.keys, wanted.columns, wanted.attnums) is distinct from (known.keys, known.columns, known.attnums) and known.functions <> '' then
         known.rev := known.rev + 1;
     end if;
-    wanted := unstale.digests(wanted, known);
+    generated := unstale.generated(wanted, known);
+    wanted := generated.w;
     has_surplus := exists (select from unstale.surplus(wanted));
     if wanted.triggers <> known.triggers or has_surplus or exists (select from unstale.wrong_triggers(wanted)) then
         -- While this waits, everybody else who wants the table waits behind it. To drop a trigger takes the stronger lock; to take it
@@ -83,7 +86,7 @@ begin
             wanted.since := clock_timestamp(); -- every writer that the triggers have missed has ended
         end if;
     end if;
-    perform unstale.create_functions(wanted); -- all: a DROP ... CASCADE may have taken some
+    perform unstale.create_functions(wanted, generated.definitions); -- all: a DROP ... CASCADE may have taken some
     perform unstale.install(wanted, wanted.triggers <> known.triggers);
     perform set_config('lock_timeout', caller_timeout, true);
 
@@ -144,7 +147,7 @@ $$;
 -- The functions of a watch, as they should be. They run as the schema's owner, and what reads the table as its owner (sweep.sql, audit.sql).
 -- Whatever of these names belongs to somebody else was not made here, and is not adopted. A function that is there keeps its
 -- owner and its grants.
-create or replace function unstale.create_functions(w unstale.watch) returns void
+create or replace function unstale.create_functions(w unstale.watch, definitions text[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
     set check_function_bodies = off -- to try to compile each costs as much as all the rest; they are always made of the same text
@@ -152,47 +155,53 @@ as $$
 declare
     schema_owner constant regrole := unstale.owner();
     names constant name[] := array(select format('%s_%s', kind, w.id)::name from unnest(unstale.function_kinds()) kind);
-    known oid[]; -- those that are there
     readers constant name[] := array[format('page_%s', w.id), format('audit_%s', w.id)];
-    table_owner constant regrole := (select c.relowner from pg_class c where c.oid = w.relation);
+    row_name constant name := format('row_%s', w.id);
+    known oid[] := '{}'; -- those that are there, and stay
+    watched record;
+    rightful regrole;
     f record;
     statement text;
 begin
-    for f in select p.oid::regprocedure as signature, p.proowner::regrole as owner from pg_proc p
-              where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and p.proname <> all (readers) and p.proowner <> schema_owner loop
-        perform unstale.refuse(format('function %s belongs to %s, and would run in the writers'' transactions of %s', f.signature, f.owner, w.relation),
-                               format('drop function %s; if nobody knows it.', f.signature));
+    select c.relowner::regrole as owner, c.relkind into watched from pg_class c where c.oid = w.relation;
+    for f in select p.oid::regprocedure as signature, p.proname, p.proowner::regrole as owner,
+                    case when p.proname = any (readers) -- its columns or its owner may be others now; and what has its query
+                         then p.proowner <> watched.owner or case when p.proname = readers[1] then w.sweep_attnum else w.version_attnum end is null
+                         else p.proname = row_name and case p.pronargs when 3 then w.sweep_attnum is null when 4 then w.version_attnum is null else false end
+                     end as is_obsolete
+               from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names)
+              order by p.proname = any (readers) desc loop -- those call row_N()
+        if f.owner <> schema_owner and f.proname <> all (readers) then
+            perform unstale.refuse(format('function %s belongs to %s, and would run in the writers'' transactions of %s', f.signature, f.owner, w.relation),
+                                   format('drop function %s; if nobody knows it.', f.signature));
+        elsif f.is_obsolete then
+            execute format('drop function %s', f.signature);
+        else
+            known := known || f.signature::oid;
+        end if;
     end loop;
-    for f in select p.oid::regprocedure as signature from pg_proc p -- its columns or its owner may be others now; and what has its query
-              where p.pronamespace = 'unstale'::regnamespace
-                and (p.proname = any (readers)
-                     and (p.proowner <> table_owner or case when p.proname = readers[1] then w.sweep_attnum else w.version_attnum end is null)
-                     or p.proname = format('row_%s', w.id)::name
-                        and case p.pronargs when 3 then w.sweep_attnum is null when 4 then w.version_attnum is null else false end)
-              order by p.proname = any (readers) desc loop -- it calls the other
-        execute format('drop function %s', f.signature);
-    end loop;
-    known := array(select p.oid from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names));
-    foreach statement in array unstale.function_definitions(w) loop
+    foreach statement in array definitions loop
         execute statement;
     end loop;
     perform unstale.revoke_all(array(select p.oid from pg_proc p -- new ones, of PUBLIC, and of whoever has them by default
                                       where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and (p.oid <> all (known) or p.proacl is null)));
-    for f in select p.oid::regprocedure as signature, p.proname = any (readers) as is_reader, p.proowner <> case when p.proname = any (readers) then table_owner else schema_owner end as is_foreign,
-                    p.proname = format('row_%s', w.id) as is_row
-               from pg_proc p where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) loop
-        if f.is_foreign then
-            perform unstale.hand_over(f.signature, case when f.is_reader then table_owner else schema_owner end);
+    for f in select p.oid::regprocedure as signature, p.proname, p.proowner from pg_proc p
+              where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) loop
+        rightful := case when f.proname = any (readers) then watched.owner else schema_owner end;
+        if f.proowner <> rightful then
+            perform unstale.hand_over(f.signature, rightful);
         end if;
-        if f.is_row and table_owner <> schema_owner then
-            execute format('grant execute on function %s to %s', f.signature, table_owner); -- those call it
-        elsif f.is_reader then
+        if f.proname = row_name and watched.owner <> schema_owner then
+            execute format('grant execute on function %s to %s', f.signature, watched.owner); -- those call it
+        elsif f.proname = any (readers) then
             perform unstale.grant_to_listeners(f.signature);
         end if;
     end loop;
-    for statement in select format('grant execute on function %s to %s', c.function, c.maker) from unstale.cloned(w) c loop
-        execute statement;
-    end loop;
+    if watched.relkind = 'p' then
+        for statement in select format('grant execute on function %s to %s', c.function, c.maker) from unstale.cloned(w) c loop
+            execute statement;
+        end loop;
+    end if;
 end
 $$;
 
@@ -308,23 +317,6 @@ begin
         result.sweep_attnum := sweep.attnum;
     end if;
     return result;
-end
-$$;
-
--- `wanted` under the identity of `known`, with the digests of what would be generated.
-create or replace function unstale.digests(wanted unstale.watch, known unstale.watch) returns unstale.watch
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    wanted.id := known.id;
-    wanted.rev := known.rev;
-    wanted.since := known.since;
-    wanted.layout := known.layout;
-    wanted.code := unstale.release();
-    wanted.functions := md5(array_to_string(unstale.function_definitions(wanted), E'\n'));
-    wanted.triggers := md5((select string_agg(t::text, E'\n' order by t.name) from unstale.trigger_definitions(wanted) t));
-    return wanted;
 end
 $$;
 

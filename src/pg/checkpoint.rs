@@ -21,8 +21,9 @@ impl Instance {
     /// How long ago it last stored anything; `None`: it is not known to the database.
     pub(super) async fn seen(&self, connection: &mut PgConnection) -> Result<Option<Duration>, Error> {
         let query = sqlx::query("select unstale.seen($1)").bind(&self.name);
-        let row = query.fetch_optional(connection).await.map_err(Error::of("looking for this instance"))?;
-        Ok(row.map(|row| Duration::try_from_secs_f64(row.get(0)).unwrap_or_default())) // less than nothing: the clock was set back
+        let row = query.fetch_one(connection).await.map_err(Error::of("looking for this instance"))?;
+        let seconds: Option<f64> = row.get(0);
+        Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default())) // less than 0: the clock was set back
     }
 
     /// From here on the log, and what it means, is kept for this instance. One that was away for too long is marked until it has
