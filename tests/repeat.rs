@@ -4,7 +4,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
 use unstale::scratch::Postgres;
 
-use crate::connect::standby_of;
+use crate::connect::hosts::standby_of;
 use crate::support::daemon::Daemon;
 use crate::support::servers::own_postgres;
 use crate::support::wait::until;

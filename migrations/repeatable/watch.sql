@@ -183,6 +183,10 @@ begin
     foreach statement in array definitions loop
         execute statement;
     end loop;
+    -- No longer needed, and it would keep its column from being dropped; not dropped, because code that runs now may still call it.
+    if w.sweep_attnum is null and format('fresh_%s', w.id)::name in (select p.proname from pg_proc p where p.oid = any (known)) then
+        execute format('create or replace function unstale.fresh_%s(t %s) returns boolean language sql begin atomic select false; end', w.id, w.relation);
+    end if;
     perform unstale.revoke_all(array(select p.oid from pg_proc p -- new ones, of PUBLIC, and of whoever has them by default
                                       where p.pronamespace = 'unstale'::regnamespace and p.proname = any (names) and (p.oid <> all (known) or p.proacl is null)));
     for f in select p.oid::regprocedure as signature, p.proname, p.proowner from pg_proc p

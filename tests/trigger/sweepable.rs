@@ -97,6 +97,9 @@ async fn another_column_to_sweep_by_takes_all_keys_for_stale() {
     assert_eq!(ear.hears("select unstale.watch('t', array['t:{id}:{k}'], updated_at => 'other')").await, all);
     assert_eq!(ear.logged().await, all);
     assert_eq!(ear.hears("select unstale.watch('t', array['t:{id}:{k}'], updated_at => null)").await, all);
+    // Nothing of ours needs either column any more.
+    ear.world.execute("alter table t drop column stamp, drop column other").await;
+    assert_eq!(ear.hears("insert into t (id) values (77)").await.len(), 1);
 }
 
 #[tokio::test]
