@@ -1,9 +1,12 @@
-//! A burst of a million changes in one transaction: how long after its commit is the last key gone? And what does that cost?
+//! A burst of a million changes in one transaction: how long after its commit is the last key gone?
+//! And what does that cost?
 //!
-//! Beside it, the same burst with what people write instead: Node with pg-listen and ioredis, Python with asyncpg and
-//! redis-py (`benches/peers`, from npm and PyPI); and as the limit, Redis alone, which is handed the keys of the burst by
-//! clients that have them ready; and a cluster of three primaries on the same cores. All alternate within a round; figures are medians of five.
-//! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker, and so is `UNSTALE_PEERS=no`.
+//! Beside it, the same burst with what people write instead: Node with pg-listen and ioredis,
+//! Python with asyncpg and redis-py (`benches/peers`, from npm and PyPI); and as the limit, Redis
+//! alone, which is handed the keys of the burst by clients that have them ready; and a cluster of
+//! three primaries on the same cores. All alternate within a round; figures are medians of five.
+//! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker, and so is
+//! `UNSTALE_PEERS=no`.
 
 use std::time::{Duration, Instant};
 
@@ -60,14 +63,18 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         return Ok(()); // `cargo test --benches` measures nothing
     }
     let rounds = stage::rounds()?;
-    let cases: Vec<_> = CASES.into_iter().filter(|(_, kind, _)| kind.is_none() || !without_peers()).collect();
+    let cases: Vec<_> =
+        CASES.into_iter().filter(|(_, kind, _)| kind.is_none() || !without_peers()).collect();
     if !without_peers() {
         peers::install()?;
     }
     let stage = Stage::build()?;
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
     sql.execute("create table users (id bigint primary key, name text, updated_at timestamptz not null default clock_timestamp()) with (fillfactor = 45)").await?;
-    sql.execute(AssertSqlSafe(format!("insert into users select g, 'name' from generate_series(1, {ROWS}) g"))).await?;
+    sql.execute(AssertSqlSafe(format!(
+        "insert into users select g, 'name' from generate_series(1, {ROWS}) g"
+    )))
+    .await?;
     sql.execute("vacuum analyze users").await?;
 
     let mut report = Report::new("drain", "A burst of a million changes");
@@ -84,7 +91,11 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         eprintln!("round {round} of {rounds}: {ALONE}");
         alone.push(redis_alone(&stage)?);
     }
-    let mut rows = vec![["", "changes/s", "against unstale, row", "CPU seconds", "peak RSS"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["", "changes/s", "against unstale, row", "CPU seconds", "peak RSS"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     let mut first = 0.0;
     let names = cases.iter().map(|(name, ..)| *name).chain([IN_CLUSTER]);
     bursts.push(in_cluster);
@@ -102,7 +113,13 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         ]);
     }
     let alone = median(alone);
-    rows.push(vec![ALONE.to_owned(), format!("{alone:.0}"), format!("{:.2}", alone / first), String::new(), String::new()]);
+    rows.push(vec![
+        ALONE.to_owned(),
+        format!("{alone:.0}"),
+        format!("{:.2}", alone / first),
+        String::new(),
+        String::new(),
+    ]);
     report.say("One UPDATE of 1,000,000 rows, each with a cached key; from its commit to the last key gone. More is better.");
     report.table(&rows);
     idle(&stage, &mut report)?;
@@ -114,8 +131,15 @@ fn without_peers() -> bool {
     std::env::var("UNSTALE_PEERS").is_ok_and(|text| text == "no")
 }
 
-async fn burst(stage: &Stage, sql: &mut PgConnection, (_, kind, delivery): &(&str, Option<Kind>, &str)) -> anyhow::Result<Burst> {
-    sql.execute(AssertSqlSafe(format!("select unstale.watch('users', array['user:{{id}}'], '{delivery}')"))).await?;
+async fn burst(
+    stage: &Stage,
+    sql: &mut PgConnection,
+    (_, kind, delivery): &(&str, Option<Kind>, &str),
+) -> anyhow::Result<Burst> {
+    sql.execute(AssertSqlSafe(format!(
+        "select unstale.watch('users', array['user:{{id}}'], '{delivery}')"
+    )))
+    .await?;
     sql.execute("vacuum users").await?;
     let mut cache = stage.redis.client()?;
     cache.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
@@ -129,24 +153,38 @@ async fn burst(stage: &Stage, sql: &mut PgConnection, (_, kind, delivery): &(&st
     // A new watch, or a start, deletes all keys; the peers know nothing of that.
     cache.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
     ensure!(cache.size()? >= ROWS, "the keys are not there");
-    let pid = ours.as_ref().map(stage::Listener::pid).or(theirs.as_ref().map(peers::Peer::pid)).context("one of them runs")?;
+    let pid = ours
+        .as_ref()
+        .map(stage::Listener::pid)
+        .or(theirs.as_ref().map(peers::Peer::pid))
+        .context("one of them runs")?;
     let before = cpu_seconds(pid)?;
     sql.execute("update users set name = 'new', updated_at = clock_timestamp()").await?;
     let committed = Instant::now();
     while cache.size()? > u64::from(ours.is_some()) {
         // The mark.
-        ensure!(committed.elapsed() < Duration::from_secs(120), "{} keys are still cached", cache.size()?);
+        ensure!(
+            committed.elapsed() < Duration::from_secs(120),
+            "{} keys are still cached",
+            cache.size()?
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     let speed = ROWS as f64 / committed.elapsed().as_secs_f64();
     Ok(Burst { speed, cpu: cpu_seconds(pid)? - before, memory: stage::peak_megabytes(pid)? })
 }
 
-async fn burst_into_cluster(stage: &Stage, sql: &mut PgConnection, cluster: &Cluster) -> anyhow::Result<Burst> {
+async fn burst_into_cluster(
+    stage: &Stage,
+    sql: &mut PgConnection,
+    cluster: &Cluster,
+) -> anyhow::Result<Burst> {
     sql.execute("select unstale.watch('users', array['user:{id}'], 'row')").await?;
     sql.execute("vacuum users").await?;
     let mut caches = cluster.nodes.iter().map(Redis::client).collect::<Result<Vec<_>, _>>()?;
-    let mut size = move || caches.iter_mut().try_fold(0, |sum, cache| Ok::<_, std::io::Error>(sum + cache.size()?));
+    let mut size = move || {
+        caches.iter_mut().try_fold(0, |sum, cache| Ok::<_, std::io::Error>(sum + cache.size()?))
+    };
     cluster.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
     let listener = stage.listen_to(&cluster.url())?;
     cluster.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
@@ -156,11 +194,19 @@ async fn burst_into_cluster(stage: &Stage, sql: &mut PgConnection, cluster: &Clu
     let committed = Instant::now();
     while size()? > cluster.nodes.len() as u64 {
         // The marks stay.
-        ensure!(committed.elapsed() < Duration::from_secs(120), "{} keys are still cached", size()?);
+        ensure!(
+            committed.elapsed() < Duration::from_secs(120),
+            "{} keys are still cached",
+            size()?
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     let speed = ROWS as f64 / committed.elapsed().as_secs_f64();
-    Ok(Burst { speed, cpu: cpu_seconds(listener.pid())? - before, memory: stage::peak_megabytes(listener.pid())? })
+    Ok(Burst {
+        speed,
+        cpu: cpu_seconds(listener.pid())? - before,
+        memory: stage::peak_megabytes(listener.pid())?,
+    })
 }
 
 /// Keys a second, by clients that have nothing else to do.
@@ -168,15 +214,24 @@ fn redis_alone(stage: &Stage) -> anyhow::Result<f64> {
     let mut cache = stage.redis.client()?;
     cache.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
     let keys: Vec<String> = (1..=ROWS).map(|id| format!("user:{id}")).collect();
-    let commands: Vec<Vec<&str>> =
-        keys.chunks(KEYS_PER_COMMAND).map(|keys| ["unlink"].into_iter().chain(keys.iter().map(String::as_str)).collect()).collect();
-    let clients: Vec<_> = (0..ALONE_CLIENTS).map(|_| stage.redis.client()).collect::<Result<_, _>>()?;
+    let commands: Vec<Vec<&str>> = keys
+        .chunks(KEYS_PER_COMMAND)
+        .map(|keys| ["unlink"].into_iter().chain(keys.iter().map(String::as_str)).collect())
+        .collect();
+    let clients: Vec<_> =
+        (0..ALONE_CLIENTS).map(|_| stage.redis.client()).collect::<Result<_, _>>()?;
     cache.count(&["del", MARK])?;
     let began = Instant::now();
     std::thread::scope(|scope| {
         let share = commands.len().div_ceil(ALONE_CLIENTS);
-        let work = |(mut client, commands): (Client, &[Vec<&str>])| commands.iter().try_for_each(|command| client.count(command).map(drop));
-        let workers: Vec<_> = clients.into_iter().zip(commands.chunks(share)).map(|part| scope.spawn(move || work(part))).collect();
+        let work = |(mut client, commands): (Client, &[Vec<&str>])| {
+            commands.iter().try_for_each(|command| client.count(command).map(drop))
+        };
+        let workers: Vec<_> = clients
+            .into_iter()
+            .zip(commands.chunks(share))
+            .map(|part| scope.spawn(move || work(part)))
+            .collect();
         workers.into_iter().try_for_each(|worker| worker.join().expect("it does not panic"))
     })?;
     let seconds = began.elapsed().as_secs_f64();
@@ -201,7 +256,8 @@ fn idle(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
 /// User and system time that a process has used, in seconds.
 fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().context("a name in brackets")?.split_whitespace().collect();
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().context("a name in brackets")?.split_whitespace().collect();
     let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
     Ok(ticks / 100.0)
 }

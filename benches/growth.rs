@@ -1,7 +1,8 @@
-//! How large does the log become when 10,000 rows a second are written into a table that is delivered by it?
+//! How large does the log become when 10,000 rows a second are written into a table that is
+//! delivered by it?
 //!
-//! For some minutes, in the middle third of which a transaction stays open that holds vacuum back for the whole database.
-//! `./dev bench growth` takes ten; `UNSTALE_MINUTES=60` is the hour.
+//! For some minutes, in the middle third of which a transaction stays open that holds vacuum back
+//! for the whole database. `./dev bench growth` takes ten; `UNSTALE_MINUTES=60` is the hour.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,8 +34,8 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
-    let minutes: u32 =
-        std::env::var("UNSTALE_MINUTES").map_or(Ok(10), |minutes| minutes.parse().context("UNSTALE_MINUTES is not a number"))?;
+    let minutes: u32 = std::env::var("UNSTALE_MINUTES")
+        .map_or(Ok(10), |minutes| minutes.parse().context("UNSTALE_MINUTES is not a number"))?;
     let time = Duration::from_secs(60) * minutes;
     let stage = Arc::new(Stage::build()?);
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
@@ -55,7 +56,11 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     for i in 1..=SAMPLES {
         tokio::time::sleep_until((began + time * i / SAMPLES).into()).await;
         samples.push(sample(&mut sql, began).await?);
-        eprintln!("{:.1} of {minutes} minutes: log {:.1} MB", samples[i as usize - 1].minutes, samples[i as usize - 1].log);
+        eprintln!(
+            "{:.1} of {minutes} minutes: log {:.1} MB",
+            samples[i as usize - 1].minutes,
+            samples[i as usize - 1].log
+        );
     }
     stop.store(true, Ordering::Relaxed);
     writer.await??;
@@ -70,30 +75,48 @@ fn say(samples: &[Sample], rate: f64, minutes: u32, memory: f64) -> anyhow::Resu
         "{rate:.0} rows a second for {minutes} minutes, {ROWS_A_STATEMENT} to a statement; in the middle third with a transaction open that \
          holds vacuum back. Peak RSS of the listener: {memory:.0} MB."
     ));
-    let mut rows =
-        vec![["third", "log, median", "log, most", "its indexes, most", "the written table, at the end"].map(str::to_owned).to_vec()];
-    for (third, name) in samples.chunks(samples.len() / 3).zip(["free", "vacuum held back", "free again"]) {
+    let mut rows = vec![
+        ["third", "log, median", "log, most", "its indexes, most", "the written table, at the end"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for (third, name) in
+        samples.chunks(samples.len() / 3).zip(["free", "vacuum held back", "free again"])
+    {
         let most = |of: fn(&Sample) -> f64| third.iter().map(of).fold(0.0, f64::max);
         let middle = median(third.iter().map(|sample| sample.log).collect());
         let table = third.last().map_or(0.0, |sample| sample.table);
-        let cells = [middle, most(|sample| sample.log), most(|sample| sample.indexes), table].map(|mb| format!("{mb:.0} MB"));
+        let cells = [middle, most(|sample| sample.log), most(|sample| sample.indexes), table]
+            .map(|mb| format!("{mb:.0} MB"));
         rows.push([name.to_owned()].into_iter().chain(cells).collect());
     }
     report.table(&rows);
     report.save()
 }
 
-async fn write(stage: Arc<Stage>, began: Instant, stop: Arc<AtomicBool>, written: Arc<AtomicU64>) -> anyhow::Result<()> {
+async fn write(
+    stage: Arc<Stage>,
+    began: Instant,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+) -> anyhow::Result<()> {
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
-    let statement =
-        format!("update users set name = 'new', updated_at = clock_timestamp() where id > $1 and id <= $1 + {ROWS_A_STATEMENT}");
+    let statement = format!(
+        "update users set name = 'new', updated_at = clock_timestamp() where id > $1 and id <= $1 + {ROWS_A_STATEMENT}"
+    );
     for n in 0.. {
-        tokio::time::sleep_until((began + Duration::from_secs(1) * n * ROWS_A_STATEMENT as u32 / RATE as u32).into()).await;
+        tokio::time::sleep_until(
+            (began + Duration::from_secs(1) * n * ROWS_A_STATEMENT as u32 / RATE as u32).into(),
+        )
+        .await;
         if stop.load(Ordering::Relaxed) {
             break;
         }
         let from = u64::from(n) * ROWS_A_STATEMENT % TABLE;
-        let done = sqlx::query(AssertSqlSafe(statement.as_str())).bind(i64::try_from(from)?).execute(&mut sql).await?;
+        let done = sqlx::query(AssertSqlSafe(statement.as_str()))
+            .bind(i64::try_from(from)?)
+            .execute(&mut sql)
+            .await?;
         written.fetch_add(done.rows_affected(), Ordering::Relaxed);
     }
     Ok(())
@@ -118,5 +141,10 @@ async fn sample(sql: &mut PgConnection, began: Instant) -> anyhow::Result<Sample
     .fetch_one(sql)
     .await?;
     let mb = |i: usize| row.get::<f64, _>(i) / 1e6;
-    Ok(Sample { minutes: began.elapsed().as_secs_f64() / 60.0, log: mb(0), indexes: mb(1), table: mb(2) })
+    Ok(Sample {
+        minutes: began.elapsed().as_secs_f64() / 60.0,
+        log: mb(0),
+        indexes: mb(1),
+        table: mb(2),
+    })
 }

@@ -1,7 +1,8 @@
 //! How long after its commit is a row's key gone?
 //!
-//! At several rates and in each delivery, beside the application's own "UPDATE, then DEL" in the same run. Redis itself says
-//! when a key goes (keyspace events). `./dev bench latency`, in about five minutes; `UNSTALE_ROUNDS=1` is quicker.
+//! At several rates and in each delivery, beside the application's own "UPDATE, then DEL" in the
+//! same run. Redis itself says when a key goes (keyspace events). `./dev bench latency`, in about
+//! five minutes; `UNSTALE_ROUNDS=1` is quicker.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -42,7 +43,10 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         );
         sql.execute(AssertSqlSafe(create)).await?;
         if case > 0 {
-            sql.execute(AssertSqlSafe(format!("select unstale.watch('t{case}', array['k{case}:{{id}}'], '{name}')"))).await?;
+            sql.execute(AssertSqlSafe(format!(
+                "select unstale.watch('t{case}', array['k{case}:{{id}}'], '{name}')"
+            )))
+            .await?;
         }
     }
     sql.execute("vacuum analyze").await?;
@@ -61,11 +65,19 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         }
         let mut rows = vec![header.clone()];
         for (name, outcomes) in CASES.iter().zip(&outcomes) {
-            let of = |i: usize| median(outcomes.iter().map(|outcome| outcome.percentiles[i]).collect());
+            let of =
+                |i: usize| median(outcomes.iter().map(|outcome| outcome.percentiles[i]).collect());
             let reached = median(outcomes.iter().map(|outcome| outcome.reached).collect());
-            rows.push(vec![(*name).to_owned(), ms(of(0)), ms(of(1)), ms(of(2)), format!("{reached:.0}")]);
+            rows.push(vec![
+                (*name).to_owned(),
+                ms(of(0)),
+                ms(of(1)),
+                ms(of(2)),
+                format!("{reached:.0}"),
+            ]);
         }
-        report.say(&format!("## {rate} changes a second\n\nMedians of {rounds} alternating rounds."));
+        report
+            .say(&format!("## {rate} changes a second\n\nMedians of {rounds} alternating rounds."));
         report.table(&rows);
     }
     report.save()
@@ -81,7 +93,9 @@ async fn run(stage: &Arc<Stage>, case: usize, rate: u32) -> anyhow::Result<Outco
     let mut writers = Vec::new();
     for writer in 0..WRITERS {
         let stage = stage.clone();
-        writers.push(tokio::spawn(async move { write(&stage, case, rate, (writer + 1..=changes).step_by(WRITERS as usize), began).await }));
+        writers.push(tokio::spawn(async move {
+            write(&stage, case, rate, (writer + 1..=changes).step_by(WRITERS as usize), began).await
+        }));
     }
     let mut committed = vec![began; changes as usize + 1];
     for writer in writers {
@@ -95,7 +109,11 @@ async fn run(stage: &Arc<Stage>, case: usize, rate: u32) -> anyhow::Result<Outco
         let (id, at) = gone.recv().context("a key is still cached")?;
         waits.push(at.saturating_duration_since(committed[id as usize]));
     }
-    Ok(Outcome { percentiles: [0.5, 0.99, 0.999].map(|share| percentile(&mut waits, share).as_secs_f64() * 1000.0), reached })
+    Ok(Outcome {
+        percentiles: [0.5, 0.99, 0.999]
+            .map(|share| percentile(&mut waits, share).as_secs_f64() * 1000.0),
+        reached,
+    })
 }
 
 /// What it has written, with the time of each commit's answer.
@@ -108,11 +126,15 @@ async fn write(
 ) -> anyhow::Result<Vec<(u32, Instant)>> {
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
     let mut cache = stage.redis.client()?;
-    let statement = format!("update t{case} set name = 'new', updated_at = clock_timestamp() where id = $1");
+    let statement =
+        format!("update t{case} set name = 'new', updated_at = clock_timestamp() where id = $1");
     let mut done = Vec::new();
     for id in ids {
         tokio::time::sleep_until((began + Duration::from_secs(1) * (id - 1) / rate).into()).await;
-        sqlx::query(AssertSqlSafe(statement.as_str())).bind(i64::from(id)).execute(&mut sql).await?;
+        sqlx::query(AssertSqlSafe(statement.as_str()))
+            .bind(i64::from(id))
+            .execute(&mut sql)
+            .await?;
         done.push((id, Instant::now()));
         if case == 0 {
             cache.ask(&["del", &format!("k0:{id}")])?;
@@ -125,7 +147,10 @@ async fn write(
 fn watch_keys(stage: &Stage, case: usize, keys: u32) -> anyhow::Result<Receiver<(u32, Instant)>> {
     let (send, gone) = channel();
     let mut events: Client = stage.redis.client()?;
-    ensure!(matches!(events.ask(&["subscribe", "__keyevent@0__:del"])?, Reply::List(_)), "no events");
+    ensure!(
+        matches!(events.ask(&["subscribe", "__keyevent@0__:del"])?, Reply::List(_)),
+        "no events"
+    );
     let prefix = format!("k{case}:");
     std::thread::spawn(move || {
         let mut left = keys;
@@ -133,7 +158,9 @@ fn watch_keys(stage: &Stage, case: usize, keys: u32) -> anyhow::Result<Receiver<
             let Ok(Reply::List(push)) = events.next_push() else { return };
             let now = Instant::now();
             if let Some(Reply::Value(Some(key))) = push.last()
-                && let Some(id) = String::from_utf8_lossy(key).strip_prefix(&prefix).and_then(|id| id.parse().ok())
+                && let Some(id) = String::from_utf8_lossy(key)
+                    .strip_prefix(&prefix)
+                    .and_then(|id| id.parse().ok())
             {
                 left -= 1;
                 let _ = send.send((id, now)); // unless the bench has failed

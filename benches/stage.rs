@@ -28,12 +28,26 @@ pub(crate) struct Listener {
 impl Stage {
     /// Starts the servers, PostgreSQL on a disk as in production, and migrates.
     pub(crate) fn build() -> anyhow::Result<Self> {
-        let settings = [("shared_buffers", "512MB"), ("max_wal_size", "4GB"), ("full_page_writes", "on"), ("max_connections", "200")];
+        let settings = [
+            ("shared_buffers", "512MB"),
+            ("max_wal_size", "4GB"),
+            ("full_page_writes", "on"),
+            ("max_connections", "200"),
+        ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let postgres = Postgres::start(&postgres::Options { tcp: true, fsync: true, on_disk: true, settings, ..Default::default() })?;
+        let postgres = Postgres::start(&postgres::Options {
+            tcp: true,
+            fsync: true,
+            on_disk: true,
+            settings,
+            ..Default::default()
+        })?;
         let redis = Redis::start(&redis::Options { tcp: true, ..Default::default() })?;
         let stage = Self { postgres, redis, guard: Guard::new()? };
-        ensure!(stage.command("migrate").stdout(Stdio::null()).status()?.success(), "unstale migrate failed");
+        ensure!(
+            stage.command("migrate").stdout(Stdio::null()).status()?.success(),
+            "unstale migrate failed"
+        );
         Ok(stage)
     }
 
@@ -45,7 +59,11 @@ impl Stage {
     }
 
     fn environment(&self) -> [(&'static str, String); 3] {
-        [("DATABASE_URL", self.postgres.url("postgres")), ("REDIS_URL", self.redis.url()), ("UNSTALE_LOG__FILTER", "warn".to_owned())]
+        [
+            ("DATABASE_URL", self.postgres.url("postgres")),
+            ("REDIS_URL", self.redis.url()),
+            ("UNSTALE_LOG__FILTER", "warn".to_owned()),
+        ]
     }
 
     /// Starts the listener.
@@ -102,7 +120,9 @@ impl Listener {
     fn repeats(&self) -> anyhow::Result<u64> {
         let (_, document) = http::get(self.port, "/status.json")?;
         let document: serde_json::Value = serde_json::from_str(&document)?;
-        document["waiting"]["repeats"].as_u64().context("the document says how many keys wait to be repeated")
+        document["waiting"]["repeats"]
+            .as_u64()
+            .context("the document says how many keys wait to be repeated")
     }
 }
 
@@ -114,7 +134,8 @@ impl Drop for Listener {
 
 /// How often each thing is measured: 5 times, or as `UNSTALE_ROUNDS` says.
 pub(crate) fn rounds() -> anyhow::Result<usize> {
-    std::env::var("UNSTALE_ROUNDS").map_or(Ok(5), |rounds| rounds.parse().context("UNSTALE_ROUNDS is not a number"))
+    std::env::var("UNSTALE_ROUNDS")
+        .map_or(Ok(5), |rounds| rounds.parse().context("UNSTALE_ROUNDS is not a number"))
 }
 
 /// The most memory that a process ever used, in MB.
@@ -125,6 +146,7 @@ pub(crate) fn peak_megabytes(pid: u32) -> anyhow::Result<f64> {
 /// A line of what the kernel reports of a process, in MB.
 pub(crate) fn megabytes(pid: u32, name: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel reports it")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel reports it")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }

@@ -1,6 +1,8 @@
-//! A gap of a million changed rows: how fast is it swept, how much memory does that take, and do live changes wait for it?
+//! A gap of a million changed rows: how fast is it swept, how much memory does that take, and do
+//! live changes wait for it?
 //!
-//! The baseline is a plain `COPY` of the same rows' keys in the same run. `./dev bench sweep`, on private throw-away servers.
+//! The baseline is a plain `COPY` of the same rows' keys in the same run. `./dev bench sweep`, on
+//! private throw-away servers.
 
 use std::time::{Duration, Instant};
 
@@ -35,11 +37,16 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     sql.execute(AssertSqlSafe(sqls)).await?;
     sql.execute("vacuum analyze").await?;
     drop(stage.listen()?); // so that there is a checkpoint to go on from
-    for (name, stamp) in [("each with a stamp of its own", "clock_timestamp()"), ("all with one stamp, as of a bulk import", "now()")] {
+    for (name, stamp) in [
+        ("each with a stamp of its own", "clock_timestamp()"),
+        ("all with one stamp, as of a bulk import", "now()"),
+    ] {
         println!("{ROWS} rows changed while nobody listened, {name}:");
-        // Without the triggers, which would log what is stamped more than the margin ago: the sweep is measured, not the log.
+        // Without the triggers, which would log what is stamped more than the margin ago: the sweep
+        // is measured, not the log.
         sql.execute("alter table users disable trigger user").await?;
-        sql.execute(AssertSqlSafe(format!("update users set name = 'new', updated_at = {stamp}"))).await?;
+        sql.execute(AssertSqlSafe(format!("update users set name = 'new', updated_at = {stamp}")))
+            .await?;
         sql.execute("alter table users enable trigger user").await?;
         sql.execute("vacuum analyze users").await?;
         one_gap(&stage, &mut sql).await?;
@@ -50,7 +57,11 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
 async fn one_gap(stage: &Stage, sql: &mut PgConnection) -> anyhow::Result<()> {
     let pool = PgPoolOptions::new().connect(&stage.postgres.url("postgres")).await?;
     let began = Instant::now();
-    let mut copy = pool.copy_out_raw("copy (select 'user:' || id from users where updated_at >= '2021-01-01') to stdout").await?;
+    let mut copy = pool
+        .copy_out_raw(
+            "copy (select 'user:' || id from users where updated_at >= '2021-01-01') to stdout",
+        )
+        .await?;
     let mut bytes = 0;
     while let Some(chunk) = copy.try_next().await? {
         bytes += chunk.len();
@@ -70,7 +81,10 @@ async fn one_gap(stage: &Stage, sql: &mut PgConnection) -> anyhow::Result<()> {
         id = id % 1000 + 1;
         let key = format!("live:{id}");
         cache.put(&key, "old")?;
-        sqlx::query("update live set name = 'new', updated_at = clock_timestamp() where id = $1").bind(id).execute(&mut *sql).await?;
+        sqlx::query("update live set name = 'new', updated_at = clock_timestamp() where id = $1")
+            .bind(id)
+            .execute(&mut *sql)
+            .await?;
         let committed = Instant::now();
         while cache.has(&key)? {
             ensure!(committed.elapsed() < Duration::from_secs(60), "{key} is still cached");

@@ -1,6 +1,8 @@
-//! What do many watches cost: to make them, to look at them, to keep an eye on them, and to make their code anew?
+//! What do many watches cost: to make them, to look at them, to keep an eye on them, and to make
+//! their code anew?
 //!
-//! 3,000 tables, a third of them in each delivery. `./dev bench watches`, in about two minutes; `UNSTALE_TABLES=300` is quicker.
+//! 3,000 tables, a third of them in each delivery. `./dev bench watches`, in about two minutes;
+//! `UNSTALE_TABLES=300` is quicker.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -26,8 +28,9 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     if std::env::args().any(|argument| argument == "--test") {
         return Ok(()); // `cargo test --benches` measures nothing
     }
-    let tables: u32 =
-        std::env::var("UNSTALE_TABLES").map_or(Ok(3_000), |tables| tables.parse()).context("UNSTALE_TABLES is not a number")?;
+    let tables: u32 = std::env::var("UNSTALE_TABLES")
+        .map_or(Ok(3_000), |tables| tables.parse())
+        .context("UNSTALE_TABLES is not a number")?;
     let stage = Stage::build()?;
     let mut sql = PgConnection::connect(&stage.postgres.url("postgres")).await?;
     let config = prepare(&stage, &mut sql, tables).await?;
@@ -58,10 +61,17 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         say(what, median(seconds));
     }
     drop(listener);
-    let outdated = format!("update unstale.watch set code = 0 where id in (select id from unstale.watch order by id limit {OUTDATED})");
+    let outdated = format!(
+        "update unstale.watch set code = 0 where id in (select id from unstale.watch order by id limit {OUTDATED})"
+    );
     sql.execute(AssertSqlSafe(outdated)).await?;
-    say(&format!("`unstale migrate`, the code of {OUTDATED} made anew"), timed(&stage, "migrate", &[])?);
-    let left: i64 = sqlx::query_scalar("select count(*) from unstale.watch where code = 0").fetch_one(&mut sql).await?;
+    say(
+        &format!("`unstale migrate`, the code of {OUTDATED} made anew"),
+        timed(&stage, "migrate", &[])?,
+    );
+    let left: i64 = sqlx::query_scalar("select count(*) from unstale.watch where code = 0")
+        .fetch_one(&mut sql)
+        .await?;
     ensure!(left == 0, "{left} were left as they were");
     report.table(&rows);
     report.save()
@@ -76,17 +86,25 @@ async fn prepare(stage: &Stage, sql: &mut PgConnection, tables: u32) -> anyhow::
         );
         sql.execute(AssertSqlSafe(create)).await?;
         let delivery = DELIVERIES[n as usize % DELIVERIES.len()];
-        writeln!(config, "[[watch]]\ntable = \"public.t{n}\"\nkeys = [\"t{n}:{{id}}\", \"e{n}:{{email}}\"]\ndelivery = \"{delivery}\"")?;
+        writeln!(
+            config,
+            "[[watch]]\ntable = \"public.t{n}\"\nkeys = [\"t{n}:{{id}}\", \"e{n}:{{email}}\"]\ndelivery = \"{delivery}\""
+        )?;
     }
     let path = stage.postgres.directory().join("unstale.toml");
     std::fs::write(&path, config)?;
     Ok(path)
 }
 
-/// Seconds that the program takes. `check` fails where something is not as it should be, which is not what is measured.
+/// Seconds that the program takes. `check` fails where something is not as it should be, which is
+/// not what is measured.
 fn timed(stage: &Stage, command: &str, arguments: &[&str]) -> anyhow::Result<f64> {
     let began = Instant::now();
     let output = stage.command(command).args(arguments).stdin(Stdio::null()).output()?;
-    ensure!(output.status.success() || command == "check", "unstale {command}: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success() || command == "check",
+        "unstale {command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(began.elapsed().as_secs_f64())
 }

@@ -1,10 +1,10 @@
 //! What does being watched cost the writer, in each delivery, with the listener running?
 //!
-//! A statement over 200,000 rows, and 1 to 64 concurrent writers of one row (pgbench), with and without waiting for the disk.
-//! The kinds alternate within each round; figures are medians of five rounds, beside a table that is not watched. Then, how long a key
-//! outlives its row's commit while others write (delays.rs).
-//! `./dev bench writers`, in about twenty minutes; `UNSTALE_ROUNDS=1` is quicker, and `UNSTALE_PART=bulk`, `concurrent` or `delays` is one
-//! of the three.
+//! A statement over 200,000 rows, and 1 to 64 concurrent writers of one row (pgbench), with and
+//! without waiting for the disk. The kinds alternate within each round; figures are medians of five
+//! rounds, beside a table that is not watched. Then, how long a key outlives its row's commit while
+//! others write (delays.rs). `./dev bench writers`, in about twenty minutes; `UNSTALE_ROUNDS=1` is
+//! quicker, and `UNSTALE_PART=bulk`, `concurrent` or `delays` is one of the three.
 
 mod delays;
 
@@ -38,8 +38,15 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     }
     let rounds = stage::rounds()?;
     let stage = Stage::build()?;
-    let (sql, cache) = (PgConnection::connect(&stage.postgres.url("postgres")).await?, stage.redis.client()?);
-    let mut bench = Bench { stage, sql, cache, report: Report::new("writers", "What being watched costs the writer"), rounds };
+    let (sql, cache) =
+        (PgConnection::connect(&stage.postgres.url("postgres")).await?, stage.redis.client()?);
+    let mut bench = Bench {
+        stage,
+        sql,
+        cache,
+        report: Report::new("writers", "What being watched costs the writer"),
+        rounds,
+    };
     bench.prepare().await?;
     let listener = bench.stage.listen()?;
     bench.settle().await?;
@@ -53,7 +60,10 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     if part.is_empty() || part == "delays" {
         delays::measure(&mut bench).await?;
     }
-    bench.report.say(&format!("The listener's peak RSS throughout: {:.0} MB.", stage::peak_megabytes(listener.pid())?));
+    bench.report.say(&format!(
+        "The listener's peak RSS throughout: {:.0} MB.",
+        stage::peak_megabytes(listener.pid())?
+    ));
     if part.is_empty() { bench.report.save() } else { Ok(()) }
 }
 
@@ -68,7 +78,9 @@ impl Bench {
             self.sql.execute(AssertSqlSafe(create)).await?;
             if kind != "none" {
                 for table in ["bulk", "small"] {
-                    let watch = format!("select unstale.watch('{kind}_{table}', array['{kind}:{{id}}'], '{kind}')");
+                    let watch = format!(
+                        "select unstale.watch('{kind}_{table}', array['{kind}:{{id}}'], '{kind}')"
+                    );
                     self.sql.execute(AssertSqlSafe(watch)).await?;
                 }
             }
@@ -84,11 +96,18 @@ impl Bench {
     async fn settle(&mut self) -> anyhow::Result<()> {
         for marker in ["marker", "log_marker"] {
             self.cache.put(marker, "x")?;
-            self.sql.execute(AssertSqlSafe(format!("insert into {marker} values (1); delete from {marker}"))).await?;
+            self.sql
+                .execute(AssertSqlSafe(format!(
+                    "insert into {marker} values (1); delete from {marker}"
+                )))
+                .await?;
         }
         let began = Instant::now();
         while self.cache.count(&["exists", "marker", "log_marker"])? > 0 {
-            ensure!(began.elapsed() < Duration::from_secs(60), "the listener does not come to an end");
+            ensure!(
+                began.elapsed() < Duration::from_secs(60),
+                "the listener does not come to an end"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
@@ -105,7 +124,9 @@ impl Bench {
                         "INSERT" => format!(
                             "insert into {kind}_bulk select g, 'user' || g || '@example.com', 'name' from generate_series(1, {ROWS}) g"
                         ),
-                        "UPDATE" => format!("update {kind}_bulk set name = 'new', updated_at = clock_timestamp()"),
+                        "UPDATE" => format!(
+                            "update {kind}_bulk set name = 'new', updated_at = clock_timestamp()"
+                        ),
                         _ => format!("delete from {kind}_bulk"),
                     };
                     self.sql.execute("checkpoint").await?;
@@ -120,7 +141,9 @@ impl Bench {
         let mut rows = vec![header("")];
         for (statement, of_kinds) in STATEMENTS.iter().zip(seconds) {
             let medians: Vec<f64> = of_kinds.into_iter().map(median).collect();
-            let cells = medians.iter().map(|seconds| format!("{seconds:.2} s, {:.2}x", seconds / medians[0]));
+            let cells = medians
+                .iter()
+                .map(|seconds| format!("{seconds:.2} s, {:.2}x", seconds / medians[0]));
             rows.push([(*statement).to_owned()].into_iter().chain(cells).collect());
         }
         self.report
@@ -148,7 +171,8 @@ impl Bench {
             let mut rows = vec![header(words)];
             for (clients, of_kinds) in CLIENTS.iter().zip(speeds) {
                 let medians: Vec<f64> = of_kinds.into_iter().map(median).collect();
-                let cells = medians.iter().map(|speed| format!("{speed:.0}/s, {:.2}", speed / medians[0]));
+                let cells =
+                    medians.iter().map(|speed| format!("{speed:.0}/s, {:.2}", speed / medians[0]));
                 rows.push([format!("{clients} writers")].into_iter().chain(cells).collect());
             }
             self.report.table(&rows);
@@ -160,20 +184,49 @@ impl Bench {
     fn pgbench(&self, kind: &str, clients: u32, sync: &str) -> anyhow::Result<f64> {
         let output = self.start_pgbench(kind, clients, sync, SECONDS)?.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let speed = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-        speed.with_context(|| format!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr)))
+        let speed = text
+            .lines()
+            .find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+        speed.with_context(|| {
+            format!("pgbench failed: {text}{}", String::from_utf8_lossy(&output.stderr))
+        })
     }
 
-    fn start_pgbench(&self, kind: &str, clients: u32, sync: &str, seconds: u32) -> anyhow::Result<Child> {
+    fn start_pgbench(
+        &self,
+        kind: &str,
+        clients: u32,
+        sync: &str,
+        seconds: u32,
+    ) -> anyhow::Result<Child> {
         let script = self.stage.postgres.directory().join("script.sql");
-        let sql =
-            format!("\\set id random(1, {ROWS})\nupdate {kind}_small set name = 'new', updated_at = clock_timestamp() where id = :id;\n");
+        let sql = format!(
+            "\\set id random(1, {ROWS})\nupdate {kind}_small set name = 'new', updated_at = clock_timestamp() where id = :id;\n"
+        );
         std::fs::write(&script, sql)?;
         Command::new(self.stage.postgres.programs().join("pgbench"))
-            .args(["-n", "-M", "prepared", "-j", "2", "-c", &clients.to_string(), "-T", &seconds.to_string(), "-U", "postgres"])
+            .args([
+                "-n",
+                "-M",
+                "prepared",
+                "-j",
+                "2",
+                "-c",
+                &clients.to_string(),
+                "-T",
+                &seconds.to_string(),
+                "-U",
+                "postgres",
+            ])
             .arg("-f")
             .arg(&script)
-            .args(["-h", &self.stage.postgres.directory().display().to_string(), "-p", &self.stage.postgres.port().to_string(), "postgres"])
+            .args([
+                "-h",
+                &self.stage.postgres.directory().display().to_string(),
+                "-p",
+                &self.stage.postgres.port().to_string(),
+                "postgres",
+            ])
             .env("PGOPTIONS", format!("-c synchronous_commit={sync}"))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -182,7 +235,8 @@ impl Bench {
     }
 }
 
-/// The kinds, each round beginning with another, so that none always comes after the one that leaves most to clean up.
+/// The kinds, each round beginning with another, so that none always comes after the one that
+/// leaves most to clean up.
 fn in_turn(round: usize) -> impl Iterator<Item = (usize, &'static str)> {
     (0..KINDS.len()).map(move |n| (n + round) % KINDS.len()).map(|k| (k, KINDS[k]))
 }

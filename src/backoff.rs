@@ -15,8 +15,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Delays that begin at about `shortest` and double up to about `longest`. The jitter adds up to once the delay,
-    /// so that a hundred listeners do not come back together; `seed` makes it repeatable.
+    /// Delays that begin at about `shortest` and double up to about `longest`. The jitter adds up
+    /// to once the delay, so that a hundred listeners do not come back together; `seed` makes it
+    /// repeatable.
     #[must_use]
     pub fn new(shortest: Duration, longest: Duration, seed: u64) -> Self {
         let builder = ExponentialBuilder::default()
@@ -49,7 +50,10 @@ mod tests {
         let mut backoff = Backoff::new(shortest, longest, 7);
         let delays: Vec<_> = (0..1000).map(|_| backoff.next_delay()).collect();
         assert!(delays.iter().all(|delay| (shortest..=longest).contains(delay)), "{delays:?}");
-        assert!(delays[0] < Duration::from_millis(201) && delays[999] > Duration::from_secs(9), "{delays:?}");
+        assert!(
+            delays[0] < Duration::from_millis(201) && delays[999] > Duration::from_secs(9),
+            "{delays:?}"
+        );
         backoff.reset();
         assert!(backoff.next_delay() < Duration::from_millis(201));
     }

@@ -1,17 +1,21 @@
 //! What is to be deleted from Redis, each thing once, and what of it has been acknowledged.
 //!
-//! Owns the only queue between the changes and the sink. Two lanes, one for live changes and one for catching up, so that a
-//! long sweep does not hold up what changes now. A lane collects targets in a set; when the sink has a free place, the whole
-//! set becomes a *generation* of commands. A [`Point`] says "all that was added until now", and is settled once every command of
-//! every generation up to it is acknowledged. Pure.
+//! Owns the only queue between the changes and the sink. Two lanes, one for live changes and one
+//! for catching up, so that a long sweep does not hold up what changes now. A lane collects targets
+//! in a set; when the sink has a free place, the whole set becomes a *generation* of commands. A
+//! [`Point`] says "all that was added until now", and is settled once every command of every
+//! generation up to it is acknowledged. Pure.
 //!
-//! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is on its way has bounds of its own.
-//! Patterns are a walk through all of Redis: one walk at a time serves all that wait when it begins, whatever lane they are in,
-//! and after it there is a pause as long as it took, so that repeated messages get no more than half of the time.
-//! What a part of Redis could not do is handed back: it takes no place, is held once however often it changes, and is tried again.
+//! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is
+//! on its way has bounds of its own. Patterns are a walk through all of Redis: one walk at a time
+//! serves all that wait when it begins, whatever lane they are in, and after it there is a pause as
+//! long as it took, so that repeated messages get no more than half of the time. What a part of
+//! Redis could not do is handed back: it takes no place, is held once however often it changes, and
+//! is tried again.
 //!
-//! Beside the lanes there are commands that nothing waits for: keys that are deleted once more (listener/machine/repeat.rs). They get a
-//! place only while no lane wants it, and a part of the places.
+//! Beside the lanes there are commands that nothing waits for: keys that are deleted once more
+//! (listener/machine/repeat.rs). They get a place only while no lane wants it, and a part of the
+//! places.
 
 mod command;
 mod in_flight;
@@ -27,8 +31,9 @@ pub use command::{Again, Command, Lane, Limits, Point, Work};
 use in_flight::{InFlight, OnItsWay};
 use queue::{Queue, Sealed};
 
-/// In a cluster, how long a generation waits for the one before it, at the most. More keys of one slot come together meanwhile, and a
-/// primary that does not answer holds up nothing else for longer.
+/// In a cluster, how long a generation waits for the one before it, at the most. More keys of one
+/// slot come together meanwhile, and a primary that does not answer holds up nothing else for
+/// longer.
 const GATHERED: Duration = Duration::from_millis(10);
 
 /// Before what was handed back is tried again.
@@ -69,8 +74,8 @@ impl Batch {
         self.add_again(lane, target, Again::Never)
     }
 
-    /// Adds what is not waiting already; on its way does not count, because Redis may have done it before the change.
-    /// Returns whether it was new.
+    /// Adds what is not waiting already; on its way does not count, because Redis may have done it
+    /// before the change. Returns whether it was new.
     pub fn add_again(&mut self, lane: Lane, target: Target, again: Again) -> bool {
         self.queue_mut(lane).add(target, again)
     }
@@ -90,7 +95,8 @@ impl Batch {
     /// May nothing more be added to the lane for now?
     #[must_use]
     pub fn is_full(&self, lane: Lane) -> bool {
-        self.waiting(lane) >= self.limits.max_pending || self.queue(lane).bytes() >= self.limits.max_bytes()
+        self.waiting(lane) >= self.limits.max_pending
+            || self.queue(lane).bytes() >= self.limits.max_bytes()
     }
 
     /// Targets that wait in a lane, not counting those on their way.
@@ -99,7 +105,8 @@ impl Batch {
         self.queue(lane).waiting()
     }
 
-    /// Targets that wait in both lanes, how many of them are patterns (but for those that were handed back), and their bytes.
+    /// Targets that wait in both lanes, how many of them are patterns (but for those that were
+    /// handed back), and their bytes.
     #[must_use]
     pub fn all_waiting(&self) -> (usize, usize, usize) {
         let of = |count: fn(&Queue) -> usize| count(&self.live) + count(&self.catch_up);
@@ -121,9 +128,14 @@ impl Batch {
     /// When patterns that wait for the pause after a walk may be sent, or what was handed back.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        let walk = self.in_flight.walk_pause().filter(|_| self.live.has_sealed_patterns() || self.catch_up.has_sealed_patterns());
+        let walk = self
+            .in_flight
+            .walk_pause()
+            .filter(|_| self.live.has_sealed_patterns() || self.catch_up.has_sealed_patterns());
         let lanes = [Lane::Live, Lane::CatchUp].into_iter();
-        let generations = lanes.filter_map(|lane| self.gathers_until(lane).filter(|_| self.in_flight.has_place(lane, &self.limits)));
+        let generations = lanes.filter_map(|lane| {
+            self.gathers_until(lane).filter(|_| self.in_flight.has_place(lane, &self.limits))
+        });
         walk.into_iter().chain(self.next_retry).chain(generations).min()
     }
 
@@ -139,8 +151,8 @@ impl Batch {
         self.handed_back.is_some()
     }
 
-    /// The next request, if one more may be on its way: a walk, which takes no place from keys; live changes; catching up, which has
-    /// half of the places.
+    /// The next request, if one more may be on its way: a walk, which takes no place from keys;
+    /// live changes; catching up, which has half of the places.
     pub fn next_command(&mut self, now: Instant) -> Option<Command> {
         let limits = self.limits;
         if self.next_retry.take_if(|retry| *retry <= now).is_some() {
@@ -151,10 +163,14 @@ impl Batch {
             return Some(walk);
         }
         for lane in [Lane::Live, Lane::CatchUp] {
-            if !self.in_flight.has_place(lane, &limits) || self.gathers_until(lane).is_some_and(|until| now < until) {
+            if !self.in_flight.has_place(lane, &limits)
+                || self.gathers_until(lane).is_some_and(|until| now < until)
+            {
                 continue;
             }
-            if let Some(Sealed { generation, again, keys }) = self.queue_mut(lane).next_keys(&limits) {
+            if let Some(Sealed { generation, again, keys }) =
+                self.queue_mut(lane).next_keys(&limits)
+            {
                 return Some(self.begin(Some((lane, generation)), again, keys, now));
             }
         }
@@ -169,15 +185,24 @@ impl Batch {
         self.in_flight.oldest(lane).map(|began| began + GATHERED)
     }
 
-    fn begin(&mut self, of: Option<(Lane, u64)>, again: Again, keys: Vec<String>, now: Instant) -> Command {
+    fn begin(
+        &mut self,
+        of: Option<(Lane, u64)>,
+        again: Again,
+        keys: Vec<String>,
+        now: Instant,
+    ) -> Command {
         let work = Work::Keys(Arc::new(keys));
         Command { id: self.in_flight.begin(of, again, &work, now), work }
     }
 
-    /// Is there a place for a command beside the lanes? Call it when [`Batch::next_command`] has nothing more.
+    /// Is there a place for a command beside the lanes? Call it when [`Batch::next_command`] has
+    /// nothing more.
     #[must_use]
     pub fn has_place_aside(&self) -> bool {
-        self.in_flight.has_place_aside(&self.limits) && self.live.has_no_keys() && self.catch_up.has_no_keys()
+        self.in_flight.has_place_aside(&self.limits)
+            && self.live.has_no_keys()
+            && self.catch_up.has_no_keys()
     }
 
     /// A command that no point waits for, and that is done for nobody.
@@ -204,10 +229,13 @@ impl Batch {
         Some(Command { id: self.in_flight.begin_walk(generations, now), work })
     }
 
-    /// Redis has done the command. Returns what becomes of its keys later, unless it was one beside the lanes.
+    /// Redis has done the command. Returns what becomes of its keys later, unless it was one beside
+    /// the lanes.
     pub fn acknowledge(&mut self, id: u64, now: Instant) -> Option<Again> {
         let again = if let Some(generations) = self.in_flight.end_walk(id, now) {
-            generations.into_iter().for_each(|(lane, generation)| self.queue_mut(lane).is_done(generation));
+            generations
+                .into_iter()
+                .for_each(|(lane, generation)| self.queue_mut(lane).is_done(generation));
             Again::Never
         } else {
             let OnItsWay { of, again, .. } = self.in_flight.end(id)?;
@@ -225,8 +253,8 @@ impl Batch {
         Some(again)
     }
 
-    /// Redis has done the command but for this, which waits for a part of Redis; of one beside the lanes it is given up. Returns as
-    /// [`Batch::acknowledge`] does.
+    /// Redis has done the command but for this, which waits for a part of Redis; of one beside the
+    /// lanes it is given up. Returns as [`Batch::acknowledge`] does.
     pub fn hand_back(&mut self, id: u64, left: &Work, now: Instant) -> Option<Again> {
         let (generations, again) = match (self.in_flight.walk(id), self.in_flight.get(id)) {
             (Some(generations), _) => (generations.to_vec(), Again::Never),
@@ -242,7 +270,8 @@ impl Batch {
         self.acknowledge(id, now)
     }
 
-    /// Forgets what waits in a lane. Its points mean nothing any more; the caller reopens the gap instead.
+    /// Forgets what waits in a lane. Its points mean nothing any more; the caller reopens the gap
+    /// instead.
     pub fn clear(&mut self, lane: Lane) {
         self.queue_mut(lane).clear();
         if self.live.owes_nothing_held() && self.catch_up.owes_nothing_held() {
@@ -446,14 +475,19 @@ mod tests {
         let (id, _) = patterns(batch.next_command(after(6)));
         batch.acknowledge(id, after(600));
         batch.add(Lane::Live, pattern("a*"));
-        assert!(batch.next_command(after(609)).is_none() && batch.next_command(after(610)).is_some(), "no longer than ten seconds");
+        assert!(
+            batch.next_command(after(609)).is_none() && batch.next_command(after(610)).is_some(),
+            "no longer than ten seconds"
+        );
     }
 
     #[test]
     fn what_is_handed_back_takes_no_place_is_held_once_and_holds_up_every_later_mark() {
         let start = now();
         let mut batch = Batch::new(LIMITS);
-        let left = |keys: &[&str]| Work::Keys(Arc::new(keys.iter().map(|key| (*key).to_owned()).collect()));
+        let left = |keys: &[&str]| {
+            Work::Keys(Arc::new(keys.iter().map(|key| (*key).to_owned()).collect()))
+        };
         for name in ["here", "away"] {
             batch.add(Lane::Live, key(name));
         }
@@ -479,7 +513,12 @@ mod tests {
         let (again, _) = keys(batch.next_command(start + RETRY * 2));
         assert!(!batch.is_settled(first) && batch.owes_handed_back(), "it is on its way");
         batch.acknowledge(again, start + RETRY * 2);
-        assert!(batch.is_settled(first) && batch.is_settled(last) && !batch.owes_handed_back() && batch.is_empty());
+        assert!(
+            batch.is_settled(first)
+                && batch.is_settled(last)
+                && !batch.owes_handed_back()
+                && batch.is_empty()
+        );
         assert_eq!(batch.live.bytes(), 0);
     }
 
@@ -497,12 +536,22 @@ mod tests {
         assert!(!batch.is_settled(point));
         batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
         batch.clear(Lane::Live);
-        assert!(batch.is_empty() && batch.due().is_none() && !batch.owes_handed_back() && batch.live.bytes() == 0);
+        assert!(
+            batch.is_empty()
+                && batch.due().is_none()
+                && !batch.owes_handed_back()
+                && batch.live.bytes() == 0
+        );
     }
 
     #[test]
     fn a_lane_is_full_by_its_bytes_and_a_command_is_short() {
-        let mut batch = Batch::new(Limits { keys_per_command: 1_000, in_flight: 64, max_pending: 1_000, slot: None });
+        let mut batch = Batch::new(Limits {
+            keys_per_command: 1_000,
+            in_flight: 64,
+            max_pending: 1_000,
+            slot: None,
+        });
         let mut added = 0;
         while !batch.is_full(Lane::Live) {
             batch.add(Lane::Live, key(&format!("{added}{}", "x".repeat(100 << 10))));
@@ -524,7 +573,10 @@ mod tests {
             batch.acknowledge(command.id, now());
             on_their_way.extend(batch.next_command(now()));
         }
-        assert!(batch.is_empty() && batch.live.bytes() + batch.catch_up.bytes() + batch.in_flight.bytes() == 0);
+        assert!(
+            batch.is_empty()
+                && batch.live.bytes() + batch.catch_up.bytes() + batch.in_flight.bytes() == 0
+        );
         batch.add(Lane::Live, key(&"z".repeat(COMMAND_BYTES * 2)));
         assert_eq!(keys(batch.next_command(now())).1.len(), 1, "a longer key goes alone");
     }

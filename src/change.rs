@@ -1,8 +1,9 @@
 //! What a NOTIFY payload says.
 //!
-//! Owns the wire format between the triggers (migrations/repeatable/triggers.sql) and the listener. Any role that can connect
-//! can NOTIFY, so a payload is untrusted: an unknown field, a wrong type or a missing part makes it [`Malformed`], and
-//! nothing else is derived from it. Refuses to know tables, keys or Redis.
+//! Owns the wire format between the triggers (migrations/repeatable/triggers.sql) and the listener.
+//! Any role that can connect can NOTIFY, so a payload is untrusted: an unknown field, a wrong type
+//! or a missing part makes it [`Malformed`], and nothing else is derived from it. Refuses to know
+//! tables, keys or Redis.
 //!
 //! ```json
 //! {"watch":7,"rev":2,"new":{"id":"42","email":"b@c.d"},"old":{"id":"42","email":"a@c.d"}}
@@ -36,7 +37,8 @@ pub enum Announcement<'a> {
     Watches,
     /// Somebody waits until everything that was committed before this is deleted (`unstale wait`).
     Wait,
-    /// `unstale check` asks the listener of an instance to delete the key that ends like this: instance, colon, 32 hexadecimal digits.
+    /// `unstale check` asks the listener of an instance to delete the key that ends like this:
+    /// instance, colon, 32 hexadecimal digits.
     Probe(Cow<'a, str>),
 }
 
@@ -54,7 +56,8 @@ pub struct Change<'a> {
 /// The rows whose keys a change deletes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum What<'a> {
-    /// A row as it was, as it is, or both where a key column changed; or those of a whole statement.
+    /// A row as it was, as it is, or both where a key column changed; or those of a whole
+    /// statement.
     Rows(Few<Row<'a>>),
     /// TRUNCATE: every row.
     All,
@@ -68,10 +71,14 @@ pub struct Row<'a>(pub Few<Column<'a>>);
 type Column<'a> = (Cow<'a, str>, Option<Option<Cow<'a, str>>>);
 
 impl<'a> Row<'a> {
-    /// `None`: the row lacks it, because the value is too long, or the column is a newer one; `Some(None)`: the value is NULL.
+    /// `None`: the row lacks it, because the value is too long, or the column is a newer one;
+    /// `Some(None)`: the value is NULL.
     #[must_use]
     pub fn value(&self, column: &str) -> Option<Option<&str>> {
-        self.0.iter().find(|(name, _)| name == column).and_then(|(_, value)| value.as_ref().map(Option::as_deref))
+        self.0
+            .iter()
+            .find(|(name, _)| name == column)
+            .and_then(|(_, value)| value.as_ref().map(Option::as_deref))
     }
 
     /// Is the column among those of the row, whatever it says of its value?
@@ -152,23 +159,37 @@ pub fn parse(payload: &str) -> Result<Announcement<'_>, Malformed> {
             wait: None,
             probe: None,
         } => match (new, old, rows, all) {
-            (None, None, Some(rows), None) => Ok(change(watch, rev, What::Rows(rows.into_iter().collect()))),
+            (None, None, Some(rows), None) => {
+                Ok(change(watch, rev, What::Rows(rows.into_iter().collect())))
+            }
             (None, None, None, Some(true)) => Ok(change(watch, rev, What::All)),
             (new, old, None, None) if new.is_some() || old.is_some() => {
                 Ok(change(watch, rev, What::Rows(new.into_iter().chain(old).collect())))
             }
             _ => Err(Malformed::Meaningless),
         },
-        Fields { watch: None, rev: None, new: None, old: None, rows: None, all: None, bell, heartbeat, watches, wait, probe } => {
-            match (bell, heartbeat, watches, wait, probe) {
-                (Some(true), None, None, None, None) => Ok(Announcement::Bell),
-                (None, Some(n), None, None, None) => Ok(Announcement::Heartbeat(n)),
-                (None, None, Some(true), None, None) => Ok(Announcement::Watches),
-                (None, None, None, Some(true), None) => Ok(Announcement::Wait),
-                (None, None, None, None, Some(Text(probe))) if is_probe(&probe) => Ok(Announcement::Probe(probe)),
-                _ => Err(Malformed::Meaningless),
+        Fields {
+            watch: None,
+            rev: None,
+            new: None,
+            old: None,
+            rows: None,
+            all: None,
+            bell,
+            heartbeat,
+            watches,
+            wait,
+            probe,
+        } => match (bell, heartbeat, watches, wait, probe) {
+            (Some(true), None, None, None, None) => Ok(Announcement::Bell),
+            (None, Some(n), None, None, None) => Ok(Announcement::Heartbeat(n)),
+            (None, None, Some(true), None, None) => Ok(Announcement::Watches),
+            (None, None, None, Some(true), None) => Ok(Announcement::Wait),
+            (None, None, None, None, Some(Text(probe))) if is_probe(&probe) => {
+                Ok(Announcement::Probe(probe))
             }
-        }
+            _ => Err(Malformed::Meaningless),
+        },
         _ => Err(Malformed::Meaningless),
     }
 }
@@ -239,7 +260,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Row<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
                 let mut columns: Few<Column<'de>> = Few::new();
                 while let Some((Text(name), value)) = map.next_entry::<Text<'de>, Value<'de>>()? {
-                    // With two values for a column, one of them would be believed and the other forgotten.
+                    // With two values for a column, one of them would be believed and the other
+                    // forgotten.
                     if columns.iter().any(|(known, _)| *known == name) {
                         return Err(serde::de::Error::custom("a column twice"));
                     }
@@ -266,14 +288,24 @@ mod tests {
     use super::*;
 
     fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
-        Row(columns.iter().map(|(name, value)| ((*name).into(), Some(value.map(Into::into)))).collect())
+        Row(columns
+            .iter()
+            .map(|(name, value)| ((*name).into(), Some(value.map(Into::into))))
+            .collect())
     }
 
     #[test]
     fn an_update_of_a_key_column_brings_both_rows() {
         let payload = r#"{"watch":7,"rev":2,"new":{"id":"42","email":null},"old":{"id":"42","email":"a\"b\u00e9"}}"#;
-        let rows = vec![row(&[("id", Some("42")), ("email", None)]), row(&[("id", Some("42")), ("email", Some("a\"b\u{e9}"))])];
-        let expected = Announcement::Change(Change { watch: 7, rev: 2, what: What::Rows(rows.into_iter().collect()) });
+        let rows = vec![
+            row(&[("id", Some("42")), ("email", None)]),
+            row(&[("id", Some("42")), ("email", Some("a\"b\u{e9}"))]),
+        ];
+        let expected = Announcement::Change(Change {
+            watch: 7,
+            rev: 2,
+            what: What::Rows(rows.into_iter().collect()),
+        });
         assert_eq!(parse(payload).expect("well-formed"), expected);
     }
 
@@ -284,9 +316,14 @@ mod tests {
         let rows = Announcement::Change(Change {
             watch: 7,
             rev: 1,
-            what: What::Rows([row(&[("id", Some("1"))]), row(&[("id", None)])].into_iter().collect()),
+            what: What::Rows(
+                [row(&[("id", Some("1"))]), row(&[("id", None)])].into_iter().collect(),
+            ),
         });
-        assert_eq!(parse(r#"{"watch":7,"rev":1,"rows":[{"id":"1"},{"id":null}]}"#).expect("a statement"), rows);
+        assert_eq!(
+            parse(r#"{"watch":7,"rev":1,"rows":[{"id":"1"},{"id":null}]}"#).expect("a statement"),
+            rows
+        );
         assert_eq!(parse(r#"{"bell":true}"#).expect("bell"), Announcement::Bell);
         assert_eq!(parse(r#"{"heartbeat":12}"#).expect("heartbeat"), Announcement::Heartbeat(12));
         assert_eq!(parse(r#"{"watches":true}"#).expect("watches"), Announcement::Watches);
@@ -297,7 +334,8 @@ mod tests {
 
     #[test]
     fn a_value_that_is_too_long_is_not_said() {
-        let Ok(Announcement::Change(Change { what: What::Rows(rows), .. })) = parse(r#"{"watch":1,"rev":1,"new":{"id":"1","email":true}}"#)
+        let Ok(Announcement::Change(Change { what: What::Rows(rows), .. })) =
+            parse(r#"{"watch":1,"rev":1,"new":{"id":"1","email":true}}"#)
         else {
             panic!("not a change");
         };

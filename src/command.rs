@@ -1,4 +1,5 @@
-//! The subcommands, one module each. Each gets what it needs as arguments and says what went wrong as an error.
+//! The subcommands, one module each. Each gets what it needs as arguments and says what went wrong
+//! as an error.
 
 pub mod apply;
 pub mod audit;
@@ -37,18 +38,23 @@ async fn connect(postgres: &Postgres) -> anyhow::Result<PgConnection> {
 /// The full name of a table as a person wrote it.
 async fn full_name(connection: &mut PgConnection, table: &str) -> anyhow::Result<String> {
     let name = watches::full_name(connection, table).await?;
-    name.with_context(|| format!("there is no table {table}; name it with its schema, as in public.users"))
+    name.with_context(|| {
+        format!("there is no table {table}; name it with its schema, as in public.users")
+    })
 }
 
 /// What a person's `--since` means at this time of the database's clock.
 fn beginning(since: Since, now: PgTime) -> anyhow::Result<PgTime> {
     Ok(match since {
         Since::Ago(time) => now.earlier(time),
-        Since::At(time) => PgTime(i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH)?.as_micros())?),
+        Since::At(time) => {
+            PgTime(i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH)?.as_micros())?)
+        }
     })
 }
 
-/// Writes a whole document to stdout. A reader that has seen enough (`unstale man | head`) is no failure.
+/// Writes a whole document to stdout. A reader that has seen enough (`unstale man | head`) is no
+/// failure.
 fn print(document: &[u8]) -> anyhow::Result<()> {
     let mut stdout = stdout().lock();
     match stdout.write_all(document).and_then(|()| stdout.flush()) {

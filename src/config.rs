@@ -1,11 +1,12 @@
 //! The configuration as meant: read from its sources, put together, checked.
 //!
-//! Defaults, then the file, then systemd's credentials, then the environment; the later one wins. What comes out of
-//! [`Config::load`] is within its limits, so nobody downstream checks again. It must never show a secret, neither in
-//! `Debug` nor in an error, and it refuses whatever it does not know rather than run with half of what was meant.
+//! Defaults, then the file, then systemd's credentials, then the environment; the later one wins.
+//! What comes out of [`Config::load`] is within its limits, so nobody downstream checks again. It
+//! must never show a secret, neither in `Debug` nor in an error, and it refuses whatever it does
+//! not know rather than run with half of what was meant.
 //!
-//! Every problem that can be found at once is reported at once. A missing URL is no problem until somebody asks for it:
-//! `migrate` needs no Redis.
+//! Every problem that can be found at once is reported at once. A missing URL is no problem until
+//! somebody asks for it: `migrate` needs no Redis.
 
 mod environment;
 mod error;
@@ -32,8 +33,8 @@ pub use error::{Error, Problem};
 pub(crate) use filter::targets;
 pub use key::{Key, Taken};
 pub use section::{
-    Audit, Backoff, Batch, Checkpoint, Config, Database, Delivery, Heartbeat, Http, Log, LogFormat, Redis, Repeat, Replay, Replicas,
-    Shutdown, Sweep, Tls, Watch,
+    Audit, Backoff, Batch, Checkpoint, Config, Database, Delivery, Heartbeat, Http, Log, LogFormat,
+    Redis, Repeat, Replay, Replicas, Shutdown, Sweep, Tls, Watch,
 };
 pub use source::{SecretFile, Source};
 
@@ -49,8 +50,8 @@ pub fn keys() -> Vec<Key> {
 }
 
 impl Config {
-    /// The configuration of this process: `path` (`--config`), else `UNSTALE_CONFIG`, else [`DEFAULT_FILE`] if it is
-    /// there, and the process's environment.
+    /// The configuration of this process: `path` (`--config`), else `UNSTALE_CONFIG`, else
+    /// [`DEFAULT_FILE`] if it is there, and the process's environment.
     ///
     /// # Errors
     ///
@@ -77,13 +78,17 @@ impl Config {
         Self::read(path, Some(Path::new(DEFAULT_FILE)), variables)
     }
 
-    /// The configuration of a file and of an environment, neither of which need be the process's own. Without `path`,
-    /// `UNSTALE_CONFIG` of this environment names the file, and else there is none.
+    /// The configuration of a file and of an environment, neither of which need be the process's
+    /// own. Without `path`, `UNSTALE_CONFIG` of this environment names the file, and else there is
+    /// none.
     ///
     /// # Errors
     ///
     /// See [`Error`].
-    pub fn load(path: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Error> {
         Self::read(path, None, environment.into_iter().collect())
     }
 
@@ -128,7 +133,10 @@ impl Config {
     pub fn replica_sources(&self) -> Vec<Source> {
         let file = self.secret_files.get(REPLICAS);
         let urls = self.replicas.urls.iter().enumerate();
-        urls.map(|(number, url)| Source::new(REPLICAS, url.clone(), file.cloned()).of_a_list(number)).collect()
+        urls.map(|(number, url)| {
+            Source::new(REPLICAS, url.clone(), file.cloned()).of_a_list(number)
+        })
+        .collect()
     }
 
     fn source(&self, key: &'static str, known: &SecretString) -> Source {
@@ -141,9 +149,14 @@ impl Config {
         format!("unstale:canary:{}", self.instance)
     }
 
-    fn read(path: Option<&Path>, fallback: Option<&Path>, variables: BTreeMap<String, String>) -> Result<Self, Error> {
+    fn read(
+        path: Option<&Path>,
+        fallback: Option<&Path>,
+        variables: BTreeMap<String, String>,
+    ) -> Result<Self, Error> {
         let set = |name| variables.get(name).filter(|value| !value.is_empty());
-        let named = path.map(Path::to_owned).or_else(|| set(environment::CONFIG_FILE).map(PathBuf::from));
+        let named =
+            path.map(Path::to_owned).or_else(|| set(environment::CONFIG_FILE).map(PathBuf::from));
 
         let mut problems = Vec::new();
         let mut figment = Figment::new();
@@ -152,7 +165,8 @@ impl Config {
             figment = figment.merge(file::Source::parse(&path, &text, &mut problems)?);
         }
         if let Some(file) = set(environment::AUTHORITIES)
-            && let Err(fault @ (Unreadable::Kind(_) | Unreadable::Size(_))) = reading::bytes(Path::new(file), reading::PEM_BYTES)
+            && let Err(fault @ (Unreadable::Kind(_) | Unreadable::Size(_))) =
+                reading::bytes(Path::new(file), reading::PEM_BYTES)
         {
             problems.push(Problem::new(environment::AUTHORITIES, format!("{file} {fault}")));
         }
@@ -169,7 +183,9 @@ impl Config {
             return Err(Error::Invalid(problems));
         }
 
-        let config: Self = figment.extract().map_err(|error| Error::Invalid(error.into_iter().map(Problem::from).collect()))?;
+        let config: Self = figment
+            .extract()
+            .map_err(|error| Error::Invalid(error.into_iter().map(Problem::from).collect()))?;
         let config = Self { secret_files, ..config };
         let problems = limits::problems(&config, &figment);
         if problems.is_empty() { Ok(config) } else { Err(Error::Invalid(problems)) }
@@ -177,13 +193,18 @@ impl Config {
 }
 
 /// A file that was named must be there; the fallback need not.
-fn read_file(named: Option<&Path>, fallback: Option<&Path>) -> Result<Option<(PathBuf, String)>, Error> {
+fn read_file(
+    named: Option<&Path>,
+    fallback: Option<&Path>,
+) -> Result<Option<(PathBuf, String)>, Error> {
     let Some(path) = named.or(fallback) else {
         return Ok(None);
     };
     match reading::text(path, reading::CONFIGURATION_BYTES) {
         Ok(text) => Ok(Some((path.to_owned(), text))),
-        Err(Unreadable::Io(error)) if named.is_none() && error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(Unreadable::Io(error)) if named.is_none() && error.kind() == ErrorKind::NotFound => {
+            Ok(None)
+        }
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
 }

@@ -1,7 +1,8 @@
 //! What became of a command to Redis: who did which part of it, and what is left.
 //!
-//! One server does a command as a whole. In a cluster each primary does the part that lives there, and what lives on one that does
-//! not answer is handed back, so that it holds up nothing else. Pure.
+//! One server does a command as a whole. In a cluster each primary does the part that lives there,
+//! and what lives on one that does not answer is handed back, so that it holds up nothing else.
+//! Pure.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

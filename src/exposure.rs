@@ -1,4 +1,5 @@
-//! What others on the network could read or answer: passwords on their way to a server, and the port of the probes.
+//! What others on the network could read or answer: passwords on their way to a server, and the
+//! port of the probes.
 //!
 //! Pure. It judges what an URL asks for, before anything is sent. Refuses to know how to connect.
 
@@ -27,10 +28,13 @@ pub struct ToPostgres<'a> {
 }
 
 impl ToPostgres<'_> {
-    /// `verify-full` alone keeps it from who stands in between: with less, that one refuses TLS, or shows a certificate of its own.
+    /// `verify-full` alone keeps it from who stands in between: with less, that one refuses TLS, or
+    /// shows a certificate of its own.
     #[must_use]
     pub fn exposure(self) -> Option<Exposure> {
-        let host = self.host.filter(|host| self.has_password && self.sslmode != "verify-full" && !is_loopback(host))?;
+        let host = self.host.filter(|host| {
+            self.has_password && self.sslmode != "verify-full" && !is_loopback(host)
+        })?;
         let proves = match self.sslmode {
             "require" | "verify-ca" => "does not prove which server gets it",
             _ => "lets whoever stands in between refuse TLS and read it",
@@ -68,7 +72,8 @@ pub fn of_port(address: SocketAddr) -> Option<Exposure> {
 
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_name = host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost");
+    let is_name =
+        host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost");
     is_name || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
@@ -82,15 +87,28 @@ mod tests {
 
     #[test]
     fn a_password_may_go_to_this_host_and_to_a_server_that_is_proven() {
-        for host in [None, Some("localhost"), Some("LOCALHOST"), Some("127.8.0.1"), Some("[::1]"), Some("::ffff:127.0.0.1")] {
+        for host in [
+            None,
+            Some("localhost"),
+            Some("LOCALHOST"),
+            Some("127.8.0.1"),
+            Some("[::1]"),
+            Some("::ffff:127.0.0.1"),
+        ] {
             assert_eq!(says(host, "prefer", true), None, "{host:?}");
         }
         assert_eq!(says(Some("db.example"), "verify-full", true), None);
         assert_eq!(says(Some("db.example"), "disable", false), None);
-        for (mode, words) in
-            [("prefer", "refuse TLS"), ("disable", "refuse TLS"), ("require", "which server"), ("verify-ca", "which server")]
-        {
-            assert!(says(Some("10.0.0.1"), mode, true).is_some_and(|says| says.contains(words)), "{mode}");
+        for (mode, words) in [
+            ("prefer", "refuse TLS"),
+            ("disable", "refuse TLS"),
+            ("require", "which server"),
+            ("verify-ca", "which server"),
+        ] {
+            assert!(
+                says(Some("10.0.0.1"), mode, true).is_some_and(|says| says.contains(words)),
+                "{mode}"
+            );
         }
         assert!(says(Some("localhost.example"), "prefer", true).is_some());
     }
@@ -98,7 +116,9 @@ mod tests {
     #[test]
     fn redis_and_the_port_of_the_probes_alike() {
         assert!(of_redis(Some("cache"), false, true).is_some());
-        for (host, has_tls, has_password) in [(Some("cache"), true, true), (Some("cache"), false, false), (None, false, true)] {
+        for (host, has_tls, has_password) in
+            [(Some("cache"), true, true), (Some("cache"), false, false), (None, false, true)]
+        {
             assert_eq!(of_redis(host, has_tls, has_password), None);
         }
         let exposed = |address: &str| of_port(address.parse().expect("an address")).is_some();

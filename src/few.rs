@@ -1,6 +1,8 @@
-//! A list that mostly has one item, and then allocates nothing: most changes are of one row, and most keys of one column.
+//! A list that mostly has one item, and then allocates nothing: most changes are of one row, and
+//! most keys of one column.
 //!
-//! Not smallvec, whose lists are invariant: a row that borrows from its payload could not be handed on.
+//! Not smallvec, whose lists are invariant: a row that borrows from its payload could not be handed
+//! on.
 
 /// See the module.
 #[derive(Debug, PartialEq, Eq)]

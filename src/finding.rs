@@ -34,12 +34,30 @@ impl Finding {
     }
 
     /// Somebody should know.
-    pub fn warning(about: impl Into<String>, finding: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, about: about.into(), finding: finding.into(), remedy: Some(remedy.into()) }
+    pub fn warning(
+        about: impl Into<String>,
+        finding: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity: Severity::Warning,
+            about: about.into(),
+            finding: finding.into(),
+            remedy: Some(remedy.into()),
+        }
     }
 
     /// Somebody must act.
-    pub fn error(about: impl Into<String>, finding: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, about: about.into(), finding: finding.into(), remedy: Some(remedy.into()) }
+    pub fn error(
+        about: impl Into<String>,
+        finding: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity: Severity::Error,
+            about: about.into(),
+            finding: finding.into(),
+            remedy: Some(remedy.into()),
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Which keys a set of patterns matches.
 //!
-//! A walk through Redis serves all patterns that wait when it begins, so the keys that SCAN brings are matched here. The globs are our
-//! own (`rule.rs`): literal text in which a backslash escapes the next character, and `*` for a column's value. Redis' other signs
-//! (`?`, `[`) never stand unescaped in them, and are refused. Must hold: whatever Redis' own matching finds is found. Pure.
+//! A walk through Redis serves all patterns that wait when it begins, so the keys that SCAN brings
+//! are matched here. The globs are our own (`rule.rs`): literal text in which a backslash escapes
+//! the next character, and `*` for a column's value. Redis' other signs (`?`, `[`) never stand
+//! unescaped in them, and are refused. Must hold: whatever Redis' own matching finds is found.
+//! Pure.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -51,8 +53,8 @@ impl Glob {
         self.parts.first().map_or(&[], Vec::as_slice)
     }
 
-    /// Does it match this key? Each literal is taken at its first place, and the last at the end: a star takes anything, so a later
-    /// place would never do better.
+    /// Does it match this key? Each literal is taken at its first place, and the last at the end: a
+    /// star takes anything, so a later place would never do better.
     #[must_use]
     pub fn matches(&self, key: &[u8]) -> bool {
         let Some((first, rest)) = self.parts.split_first() else { return false };
@@ -70,7 +72,11 @@ impl Glob {
 
 /// Where `part` first stands in `text`.
 fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    if part.is_empty() { Some(0) } else { text.windows(part.len()).position(|window| window == part) }
+    if part.is_empty() {
+        Some(0)
+    } else {
+        text.windows(part.len()).position(|window| window == part)
+    }
 }
 
 /// Many patterns, asked at once: a key is compared only with those whose prefix it has.
@@ -98,12 +104,16 @@ impl Globs {
     /// Does any of them match this key?
     #[must_use]
     pub fn matches(&self, key: &[u8]) -> bool {
-        let candidates = self.lengths.iter().map_while(|&length| key.get(..length)).filter_map(|prefix| self.by_prefix.get(prefix));
+        let candidates = self
+            .lengths
+            .iter()
+            .map_while(|&length| key.get(..length))
+            .filter_map(|prefix| self.by_prefix.get(prefix));
         candidates.flatten().any(|glob| glob.matches(key))
     }
 
-    /// What Redis is to look for, so that it sends no more than it must: the pattern that finds all keys that begin as all of these do.
-    /// `None`: they have nothing in common.
+    /// What Redis is to look for, so that it sends no more than it must: the pattern that finds all
+    /// keys that begin as all of these do. `None`: they have nothing in common.
     #[must_use]
     pub fn common(&self) -> Option<String> {
         let mut prefixes = self.by_prefix.keys();
@@ -171,7 +181,8 @@ mod tests {
     #[test]
     fn redis_is_asked_for_what_all_patterns_begin_with() {
         let common = |patterns: &[&str]| {
-            let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+            let patterns: Vec<String> =
+                patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
             Globs::parse(&patterns).expect("patterns").common()
         };
         assert_eq!(common(&["app:user:*", "app:order:*:x", "app:u*"]).as_deref(), Some("app:*"));
@@ -185,7 +196,9 @@ mod tests {
         match pattern {
             [] => key.is_empty(),
             [b'*', rest @ ..] => (0..=key.len()).any(|at| redis(rest, &key[at..])),
-            [b'\\', literal, rest @ ..] | [literal, rest @ ..] => key.first() == Some(literal) && redis(rest, &key[1..]),
+            [b'\\', literal, rest @ ..] | [literal, rest @ ..] => {
+                key.first() == Some(literal) && redis(rest, &key[1..])
+            }
         }
     }
 

@@ -1,8 +1,10 @@
-//! `/live`, `/ready` and `/metrics`, for probes and for Prometheus; `/` and `/status.json`, for people (pages.rs).
+//! `/live`, `/ready` and `/metrics`, for probes and for Prometheus; `/` and `/status.json`, for
+//! people (pages.rs).
 //!
-//! Must never be in the listener's way: it reads a watch channel and renders what is counted already. A client must not
-//! be able to exhaust anything, nor to keep others out: a connection is good for one request and a few seconds, and their number is
-//! bounded. A new one always gets a place, which is that of the oldest connection of whoever has the most of them: a probe needs its
+//! Must never be in the listener's way: it reads a watch channel and renders what is counted
+//! already. A client must not be able to exhaust anything, nor to keep others out: a connection is
+//! good for one request and a few seconds, and their number is bounded. A new one always gets a
+//! place, which is that of the oldest connection of whoever has the most of them: a probe needs its
 //! own for a millisecond. It takes no input but the path, and refuses everything else with 404.
 
 mod pages;
@@ -39,7 +41,8 @@ pub use pages::Shown;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
 /// A probe and a scrape take milliseconds; whoever needs longer is stuck, or means harm.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
-/// At most so many connections at once, each with its lifetime: far more than probes and scrapers need.
+/// At most so many connections at once, each with its lifetime: far more than probes and scrapers
+/// need.
 const CONNECTIONS: usize = 256;
 /// How long open connections may hold up the shutdown.
 const GRACE: Duration = Duration::from_secs(1);
@@ -93,7 +96,11 @@ pub async fn serve(
     Ok(())
 }
 
-fn router(readiness: watch::Receiver<Readiness>, metrics: PrometheusHandle, shown: Shown) -> Router {
+fn router(
+    readiness: watch::Receiver<Readiness>,
+    metrics: PrometheusHandle,
+    shown: Shown,
+) -> Router {
     Router::new()
         .route("/live", get(async || "live\n"))
         .route("/ready", get(ready).with_state(readiness))
@@ -104,7 +111,9 @@ fn router(readiness: watch::Receiver<Readiness>, metrics: PrometheusHandle, show
 async fn ready(State(readiness): State<watch::Receiver<Readiness>>) -> (StatusCode, String) {
     match said(&readiness) {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
-        Readiness::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", visible::line(&reason))),
+        Readiness::NotReady(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", visible::line(&reason)))
+        }
     }
 }
 
@@ -133,13 +142,21 @@ async fn keep_up(metrics: PrometheusHandle) -> Infallible {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, connections: &TaskTracker, shutdown: &CancellationToken) -> Infallible {
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    connections: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Infallible {
     let mut places = Places::default();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                observe(&Observation::Failed { event: "a probe's connection was not accepted", reason: error.to_string() });
+                observe(&Observation::Failed {
+                    event: "a probe's connection was not accepted",
+                    reason: error.to_string(),
+                });
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -168,7 +185,8 @@ impl Places {
             *counts.entry(*origin).or_default() += 1;
         }
         let most = counts.values().max().copied();
-        if let Some(at) = self.0.iter().position(|(origin, _)| counts.get(origin).copied() == most) {
+        if let Some(at) = self.0.iter().position(|(origin, _)| counts.get(origin).copied() == most)
+        {
             self.0.remove(at).1.abort();
         }
     }
@@ -177,7 +195,9 @@ impl Places {
 /// Who has one address of IPv6 has a network of them.
 fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
         address => address,
     }
 }
@@ -223,7 +243,9 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let (readiness, receiver) = watch::channel(Readiness::NotReady("catching up".to_owned()));
         let recorder = PrometheusBuilder::new().build_recorder();
-        metrics::with_local_recorder(&recorder, || metrics::counter!("unstale_tests_total").increment(3));
+        metrics::with_local_recorder(&recorder, || {
+            metrics::counter!("unstale_tests_total").increment(3)
+        });
         let shutdown = CancellationToken::new();
         let shown: Shown = std::sync::Arc::new(|| panic!("nobody asks for it"));
         let served = serve(listener, receiver, recorder.handle(), shown, shutdown.clone());
@@ -244,10 +266,16 @@ mod tests {
     async fn ready_follows_the_listener_and_says_why_not() {
         let server = server().await;
         let answer = get(server.address, "/ready").await;
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\ncatching up\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\ncatching up\n"),
+            "{answer}"
+        );
         server.readiness.send_replace(Readiness::Ready);
         let answer = get(server.address, "/ready").await;
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nready\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nready\n"),
+            "{answer}"
+        );
         drop(server.readiness);
         let answer = get(server.address, "/ready").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
@@ -294,7 +322,8 @@ mod tests {
         }
         // On the clock of before they would have held their places for ten seconds.
         for _ in 0..16 {
-            let answer = timeout(REQUEST_PATIENCE / 4, get(address, "/live")).await.expect("at once");
+            let answer =
+                timeout(REQUEST_PATIENCE / 4, get(address, "/live")).await.expect("at once");
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         }
     }
@@ -303,11 +332,20 @@ mod tests {
     async fn a_place_is_taken_from_who_has_the_most_and_there_from_the_oldest() {
         let (mine, theirs) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let place = |origin| (origin, tokio::spawn(std::future::pending::<()>()).abort_handle());
-        let mut places = Places([mine, theirs].into_iter().chain(std::iter::repeat_n(theirs, CONNECTIONS - 2)).map(place).collect());
+        let mut places = Places(
+            [mine, theirs]
+                .into_iter()
+                .chain(std::iter::repeat_n(theirs, CONNECTIONS - 2))
+                .map(place)
+                .collect(),
+        );
         let (kept, evicted) = (places.0[0].1.clone(), places.0[1].1.clone());
         places.make_room();
         tokio::task::yield_now().await;
-        assert_eq!((places.0.len(), kept.is_finished(), evicted.is_finished()), (CONNECTIONS - 1, false, true));
+        assert_eq!(
+            (places.0.len(), kept.is_finished(), evicted.is_finished()),
+            (CONNECTIONS - 1, false, true)
+        );
         let network = |text: &str| origin(text.parse().expect("an address"));
         assert_eq!(network("2001:db8::1"), network("2001:db8::ffff"));
         assert_ne!(network("2001:db8:0:1::1"), network("2001:db8::1"));

@@ -1,5 +1,5 @@
-//! Keeps Redis in step with PostgreSQL: every committed change of a watched table deletes its cache keys, and whatever fails in
-//! between, nothing is forgotten.
+//! Keeps Redis in step with PostgreSQL: every committed change of a watched table deletes its cache
+//! keys, and whatever fails in between, nothing is forgotten.
 //!
 //! ```text
 //! table --trigger--> NOTIFY, if nobody else announces --> pg::session --> change --> rule --> batch --> sink --UNLINK--> Redis
@@ -42,8 +42,9 @@
 //! | [`http`], [`systemd`], [`shutdown`], [`logs`], [`error`] | the rim |
 //! | [`scratch`] | private throw-away servers, for the demo, the tests and the benches |
 //!
-//! Imports point down: `main -> command -> listener::driver, http -> machine, pg, sink, observe -> the pure modules`. [`pg`] and
-//! [`sink`] never meet, and the pure modules know neither a runtime, nor a clock, nor SQL. `tests/tidy.rs` holds it.
+//! Imports point down: `main -> command -> listener::driver, http -> machine, pg, sink, observe ->
+//! the pure modules`. [`pg`] and [`sink`] never meet, and the pure modules know neither a runtime,
+//! nor a clock, nor SQL. `tests/tidy.rs` holds it.
 
 pub mod audit;
 pub mod backoff;

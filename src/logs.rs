@@ -1,7 +1,8 @@
-//! Where log lines go: stderr, so that stdout belongs to what a command prints; or the journal, if that is what stderr is.
+//! Where log lines go: stderr, so that stdout belongs to what a command prints; or the journal, if
+//! that is what stderr is.
 //!
-//! Installs the process's one subscriber. `RUST_LOG` is not read: a variable meant for another program must not silence
-//! this one.
+//! Installs the process's one subscriber. `RUST_LOG` is not read: a variable meant for another
+//! program must not silence this one.
 
 mod journal;
 
@@ -20,8 +21,9 @@ use self::journal::{Entry, Journal};
 use crate::config::{self, Log, LogFormat};
 use crate::visible;
 
-/// What these libraries warn of they also return to us, and it is said once, in our words; fred, moreover, at each connection of
-/// a Redis user that may do what it must and nothing else. A filter that names them brings them back.
+/// What these libraries warn of they also return to us, and it is said once, in our words; fred,
+/// moreover, at each connection of a Redis user that may do what it must and nothing else. A filter
+/// that names them brings them back.
 const LIBRARIES: [&str; 4] = ["fred", "sqlx", "sqlx_core", "sqlx_postgres"];
 
 /// Which lines are written; may change while they are.
@@ -40,15 +42,23 @@ impl Filter {
 
 fn filter(log: &Log) -> anyhow::Result<Targets> {
     let quiet = Targets::new().with_targets(LIBRARIES.map(|library| (library, LevelFilter::OFF)));
-    let asked = config::targets(&log.filter).map_err(|fault| anyhow::anyhow!("log.filter: {fault}"))?;
-    Ok(asked.default_level().map_or(quiet.clone(), |level| quiet.with_default(level)).with_targets(&asked))
+    let asked =
+        config::targets(&log.filter).map_err(|fault| anyhow::anyhow!("log.filter: {fault}"))?;
+    Ok(asked
+        .default_level()
+        .map_or(quiet.clone(), |level| quiet.with_default(level))
+        .with_targets(&asked))
 }
 
 /// The message and the fields of a line, as they may be shown.
 struct Visible;
 
 impl<'writer> FormatFields<'writer> for Visible {
-    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> std::fmt::Result {
+    fn format_fields<R: RecordFields>(
+        &self,
+        mut writer: Writer<'writer>,
+        fields: R,
+    ) -> std::fmt::Result {
         let mut text = String::new();
         DefaultFields::new().format_fields(Writer::new(&mut text), fields)?;
         writer.write_str(&visible::line(&text))
@@ -73,7 +83,8 @@ impl io::Write for Json {
 ///
 /// # Errors
 ///
-/// If the filter does not parse (which [`crate::config::Config`] rules out) or a log was started before.
+/// If the filter does not parse (which [`crate::config::Config`] rules out) or a log was started
+/// before.
 pub fn init(log: &Log) -> anyhow::Result<Filter> {
     let is_terminal = stderr().is_terminal();
     let format = match log.format {
@@ -88,7 +99,9 @@ pub fn init(log: &Log) -> anyhow::Result<Filter> {
             let journal = Journal::open().context("the journal's socket")?;
             fmt::layer().with_writer(Arc::new(journal)).event_format(Entry).boxed()
         }
-        LogFormat::Text | LogFormat::Auto => fmt::layer().with_writer(stderr).with_ansi(is_terminal).fmt_fields(Visible).boxed(),
+        LogFormat::Text | LogFormat::Auto => {
+            fmt::layer().with_writer(stderr).with_ansi(is_terminal).fmt_fields(Visible).boxed()
+        }
     };
     let (filter, handle) = reload::Layer::new(filter(log)?);
     tracing_subscriber::registry().with(filter).with(lines).try_init().context("the log")?;

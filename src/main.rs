@@ -8,7 +8,8 @@ use unstale::cli::{Cli, Command};
 use unstale::config::Config;
 use unstale::{command, error, logs};
 
-// One thread: it keeps up with what PostgreSQL sends and what Redis takes, and two spend a quarter of their time on each other.
+// One thread: it keeps up with what PostgreSQL sends and what Redis takes, and two spend a quarter
+// of their time on each other.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Err(error) = Box::pin(run(Cli::parse())).await else {

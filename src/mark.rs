@@ -1,10 +1,12 @@
 //! The mark: what Redis itself says of how far it has kept its deletes.
 //!
-//! With each deletion goes a SET of `unstale:mark:<instance>` on the same connection. A server executes both in this order, and what a
-//! fail-over or a restart from disk keeps is a prefix of what it had executed. So a mark that is read back proves that all deletes up to
-//! it survived, those of later numbers may be undone, and without a mark nothing is proven. Numbers are given out in the order of
-//! sending and count through the life of a process. The connection is part of a mark, because a process that ends between noticing a
-//! loss and repeating it must not leave a mark that denies it. Pure.
+//! With each deletion goes a SET of `unstale:mark:<instance>` on the same connection. A server
+//! executes both in this order, and what a fail-over or a restart from disk keeps is a prefix of
+//! what it had executed. So a mark that is read back proves that all deletes up to it survived,
+//! those of later numbers may be undone, and without a mark nothing is proven. Numbers are given
+//! out in the order of sending and count through the life of a process. The connection is part of a
+//! mark, because a process that ends between noticing a loss and repeating it must not leave a mark
+//! that denies it. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -37,11 +39,17 @@ impl FromStr for RedisMark {
 
     fn from_str(text: &str) -> Result<Self, NoMark> {
         let mut parts = text.split(':');
-        let (Some(life), Some(connection), Some(number), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(life), Some(connection), Some(number), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(NoMark);
         };
         let number_of = |text: &str| text.parse().map_err(|_| NoMark);
-        Ok(Self { life: life.into(), connection: number_of(connection)?, number: number_of(number)? })
+        Ok(Self {
+            life: life.into(),
+            connection: number_of(connection)?,
+            number: number_of(number)?,
+        })
     }
 }
 
@@ -50,15 +58,17 @@ impl FromStr for RedisMark {
 pub enum Found {
     /// A mark.
     Mark(RedisMark),
-    /// Nothing, or nothing of ours: the server is another one, came back empty, or has evicted the key.
+    /// Nothing, or nothing of ours: the server is another one, came back empty, or has evicted the
+    /// key.
     Nothing,
     /// The user may not look.
     Refused,
 }
 
 impl Found {
-    /// What is to be reported of `self`, found when a connection of this life was made, if an earlier one that was not reported had
-    /// found `earlier`: our own marks may have been written over it since.
+    /// What is to be reported of `self`, found when a connection of this life was made, if an
+    /// earlier one that was not reported had found `earlier`: our own marks may have been written
+    /// over it since.
     #[must_use]
     pub fn after(self, earlier: Option<Self>, life: &str) -> Self {
         match (earlier, self) {
@@ -74,10 +84,13 @@ impl Found {
     }
 }
 
-/// The marks of all primaries as they are stored with the progress: `tag=mark,tag=mark`, or the mark alone where there is one server.
+/// The marks of all primaries as they are stored with the progress: `tag=mark,tag=mark`, or the
+/// mark alone where there is one server.
 #[must_use]
 pub fn stored<'a>(marks: impl Iterator<Item = (&'a str, &'a RedisMark)>) -> Option<String> {
-    let marks: Vec<_> = marks.map(|(tag, mark)| if tag.is_empty() { mark.to_string() } else { format!("{tag}={mark}") }).collect();
+    let marks: Vec<_> = marks
+        .map(|(tag, mark)| if tag.is_empty() { mark.to_string() } else { format!("{tag}={mark}") })
+        .collect();
     (!marks.is_empty()).then(|| marks.join(","))
 }
 
@@ -92,7 +105,8 @@ pub fn read_stored(text: &str) -> impl Iterator<Item = (&str, RedisMark)> {
 /// Who has done a deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Which primary of a cluster: the hash tag of its mark's key, which lives there. Empty: there is one server.
+    /// Which primary of a cluster: the hash tag of its mark's key, which lives there. Empty: there
+    /// is one server.
     pub tag: Arc<str>,
     /// What the connection found when it was made.
     pub found: Found,
@@ -144,7 +158,8 @@ impl Last {
             (Self::Nothing, _) => Kept::All,
             (_, Found::Mark(found)) if found.life == answer.mark.life => Kept::UpTo(found.number),
             (Self::Mark(last), Found::Mark(found))
-                if (&last.life, last.connection) == (&found.life, found.connection) && found.number >= last.number =>
+                if (&last.life, last.connection) == (&found.life, found.connection)
+                    && found.number >= last.number =>
             {
                 Kept::All
             }
@@ -169,14 +184,23 @@ mod tests {
     fn a_mark_is_read_as_it_is_written_and_nothing_else_is_one() {
         let written = mark("00ff", 2, 17);
         assert_eq!(written.to_string().parse::<RedisMark>().expect("a mark"), written);
-        for text in ["", "a", "a:1", "a:1:2:3", "a:b:1", "a:1:-1", "d6e1b34f0c1ad45e8a4c31a38d1f2b7c0cf3b1c2"] {
+        for text in [
+            "",
+            "a",
+            "a:1",
+            "a:1:2:3",
+            "a:b:1",
+            "a:1:-1",
+            "d6e1b34f0c1ad45e8a4c31a38d1f2b7c0cf3b1c2",
+        ] {
             assert!(text.parse::<RedisMark>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn what_nobody_was_told_is_not_hidden_by_our_own_marks() {
-        let [ours, less, theirs] = [mark("me", 3, 9), mark("me", 1, 4), mark("before", 1, 99)].map(Found::Mark);
+        let [ours, less, theirs] =
+            [mark("me", 3, 9), mark("me", 1, 4), mark("before", 1, 99)].map(Found::Mark);
         for (now, earlier, expected) in [
             (ours.clone(), None, ours.clone()),
             (ours.clone(), Some(less.clone()), less.clone()),
@@ -186,7 +210,11 @@ mod tests {
             (ours.clone(), Some(Found::Nothing), Found::Nothing),
             (Found::Nothing, Some(ours), Found::Nothing),
         ] {
-            assert_eq!(now.clone().after(earlier.clone(), "me"), expected, "{now:?} after {earlier:?}");
+            assert_eq!(
+                now.clone().after(earlier.clone(), "me"),
+                expected,
+                "{now:?} after {earlier:?}"
+            );
         }
     }
 

@@ -177,7 +177,8 @@ pub struct GapSummary {
     pub keys: u64,
 }
 
-/// Promise P7: a heartbeat went through PostgreSQL and back, and Redis answered, within two intervals, and no gap is open.
+/// Promise P7: a heartbeat went through PostgreSQL and back, and Redis answered, within two
+/// intervals, and no gap is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
     /// It holds.

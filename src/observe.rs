@@ -1,7 +1,7 @@
 //! Everything that the program says.
 //!
-//! One enum, interpreted twice: as a line of the log and as metrics. Owns the words; refuses to hold a row's value, a whole
-//! payload, or a URL.
+//! One enum, interpreted twice: as a line of the log and as metrics. Owns the words; refuses to
+//! hold a row's value, a whole payload, or a URL.
 
 use std::time::Duration;
 
@@ -95,24 +95,29 @@ pub enum Observation {
     },
     /// Redis answers again.
     RedisRecovered,
-    /// Another Redis answers, or the same one after a restart: it has undone what the last one had done.
+    /// Another Redis answers, or the same one after a restart: it has undone what the last one had
+    /// done.
     RedisChanged {
-        /// How many keys and patterns are deleted again, if that is known; otherwise all of the last `replay.window`.
+        /// How many keys and patterns are deleted again, if that is known; otherwise all of the
+        /// last `replay.window`.
         again: Option<usize>,
     },
-    /// PostgreSQL was restarted or failed over: it may have undone commits whose keys were deleted and cached again.
+    /// PostgreSQL was restarted or failed over: it may have undone commits whose keys were deleted
+    /// and cached again.
     PostgresChanged {
         /// What is done about it, and what is not known.
         reason: &'static str,
         /// Keys that are deleted once more.
         again: usize,
     },
-    /// All keys of all watched tables are deleted, because what was missed cannot be found otherwise.
+    /// All keys of all watched tables are deleted, because what was missed cannot be found
+    /// otherwise.
     Flushed {
         /// Why.
         reason: &'static str,
     },
-    /// Progress could not be noted in the database. Deletion goes on, and a restart would have more to do.
+    /// Progress could not be noted in the database. Deletion goes on, and a restart would have more
+    /// to do.
     NotKept {
         /// Why, for people.
         reason: String,

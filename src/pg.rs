@@ -36,7 +36,8 @@ pub use connect::{Postgres, Route};
 /// What our sessions are called in `pg_stat_activity`, before a slash and what the URL calls them.
 const APPLICATION: &str = "unstale";
 
-/// The oldest major version with BEGIN ATOMIC functions and CREATE OR REPLACE TRIGGER; older ones are out of support.
+/// The oldest major version with BEGIN ATOMIC functions and CREATE OR REPLACE TRIGGER; older ones
+/// are out of support.
 const OLDEST_SERVER: i32 = 140_000;
 
 /// What can go wrong with PostgreSQL. None holds a password.
@@ -69,7 +70,9 @@ pub enum Error {
     #[error("the schema of unstale is missing or older than this program; run `unstale migrate`")]
     NotMigrated,
     /// A newer binary has migrated the database.
-    #[error("the schema of unstale is at version {found} and this program knows {known}; install the newer unstale")]
+    #[error(
+        "the schema of unstale is at version {found} and this program knows {known}; install the newer unstale"
+    )]
     SchemaNewer {
         /// In the database.
         found: i64,
@@ -99,14 +102,19 @@ impl Error {
     #[must_use]
     pub fn in_full(&self) -> String {
         match self {
-            Self::Connect { source, .. } | Self::Statement { source, .. } => format!("{self}: {}", words(source)),
+            Self::Connect { source, .. } | Self::Statement { source, .. } => {
+                format!("{self}: {}", words(source))
+            }
             _ => self.to_string(),
         }
     }
 
-    /// Did the server refuse a statement, and go on? Not if it ends the connection, or did not answer.
+    /// Did the server refuse a statement, and go on? Not if it ends the connection, or did not
+    /// answer.
     fn is_refusal(&self) -> bool {
-        let Self::Statement { source: sqlx::Error::Database(error), .. } = self else { return false };
+        let Self::Statement { source: sqlx::Error::Database(error), .. } = self else {
+            return false;
+        };
         // 57: it shuts down; 08: the connection is broken.
         !error.code().is_some_and(|code| ["57", "08"].iter().any(|class| code.starts_with(class)))
     }
@@ -125,8 +133,12 @@ impl Error {
     pub fn remedy(&self) -> String {
         match self {
             Self::Connect { source, .. } => remedy::command(source),
-            Self::Pooler(_) => "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode".into(),
-            Self::NoPrimary(_) | Self::Standby(_) => "# correct the hosts in DATABASE_URL, or start the primary".into(),
+            Self::Pooler(_) => {
+                "# let DATABASE_URL lead to PostgreSQL itself, or to a pool in session mode".into()
+            }
+            Self::NoPrimary(_) | Self::Standby(_) => {
+                "# correct the hosts in DATABASE_URL, or start the primary".into()
+            }
             Self::Timeout(_) => "# look for a firewall, or for a server that hangs".into(),
             Self::Statement { source, .. } => remedy::after_refusal(source),
             Self::NotMigrated => "unstale migrate".into(),
@@ -135,11 +147,14 @@ impl Error {
     }
 }
 
-/// What the server says; sqlx would add a line number of PostgreSQL's own source, and leave out detail and hint.
+/// What the server says; sqlx would add a line number of PostgreSQL's own source, and leave out
+/// detail and hint.
 fn words(error: &sqlx::Error) -> String {
     let Some(error) = error.as_database_error() else { return error.to_string() };
-    let more = error.try_downcast_ref::<PgDatabaseError>().map(|error| [error.detail(), error.hint()]);
-    let more = more.into_iter().flatten().flatten().map(|text| format!(" ({})", text.replace('\n', "; ")));
+    let more =
+        error.try_downcast_ref::<PgDatabaseError>().map(|error| [error.detail(), error.hint()]);
+    let more =
+        more.into_iter().flatten().flatten().map(|text| format!(" ({})", text.replace('\n', "; ")));
     [error.message().to_owned()].into_iter().chain(more).collect()
 }
 
@@ -148,7 +163,9 @@ fn words(error: &sqlx::Error) -> String {
 /// # Errors
 /// [`Error::Statement`].
 pub async fn clock(connection: &mut PgConnection) -> Result<PgTime, Error> {
-    let row = sqlx::query("select (extract(epoch from clock_timestamp()) * 1000000)::bigint").fetch_one(connection).await;
+    let row = sqlx::query("select (extract(epoch from clock_timestamp()) * 1000000)::bigint")
+        .fetch_one(connection)
+        .await;
     Ok(PgTime(row.map_err(Error::of("asking for the time"))?.get(0)))
 }
 
@@ -166,10 +183,14 @@ pub async fn check_server(connection: &mut PgConnection) -> Result<(), Error> {
     .map_err(Error::of("asking the server what it is"))?;
     let (version, shown): (i32, String) = (row.get(0), row.get(1));
     if version < OLDEST_SERVER {
-        return Err(Error::Unsuitable(format!("PostgreSQL {shown} is too old; unstale needs 14 or newer")));
+        return Err(Error::Unsuitable(format!(
+            "PostgreSQL {shown} is too old; unstale needs 14 or newer"
+        )));
     }
     if row.get(2) {
-        return Err(Error::Unsuitable("this server is a standby, where LISTEN does not work; connect to the primary".into()));
+        return Err(Error::Unsuitable(
+            "this server is a standby, where LISTEN does not work; connect to the primary".into(),
+        ));
     }
     if row.get::<String, _>(3) == "SQL_ASCII" {
         return Err(Error::Unsuitable(

@@ -1,7 +1,8 @@
 //! From a change to the Redis keys that it makes stale.
 //!
-//! Owns key templates and the rules compiled from the watches. Pure. The SQL in migrations/repeatable/templates.sql refuses what
-//! this refuses; a test holds the two equal. Refuses to make a key of anything but a known watch's templates.
+//! Owns key templates and the rules compiled from the watches. Pure. The SQL in
+//! migrations/repeatable/templates.sql refuses what this refuses; a test holds the two equal.
+//! Refuses to make a key of anything but a known watch's templates.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -41,10 +42,14 @@ pub enum TemplateError {
     #[error("key template '{0}': a }} closes nothing; write }}}} for a literal brace")]
     ClosesNothing(String),
     /// `{` without a column and its `}`.
-    #[error("key template '{0}': a {{ opens no column; write {{column}}, or {{{{ for a literal brace")]
+    #[error(
+        "key template '{0}': a {{ opens no column; write {{column}}, or {{{{ for a literal brace"
+    )]
     OpensNothing(String),
     /// As a pattern it would match every key in Redis.
-    #[error("key template '{0}' has no literal part; put a prefix before the column, as in 'user:{{id}}'")]
+    #[error(
+        "key template '{0}' has no literal part; put a prefix before the column, as in 'user:{{id}}'"
+    )]
     NoLiteral(String),
 }
 
@@ -101,8 +106,9 @@ impl Template {
         })
     }
 
-    /// What a row makes of it: a key; nothing where a column is NULL; a pattern for all its keys where the row lacks
-    /// a column. (Not one for each known value: that would be as many walks through Redis as there are rows.)
+    /// What a row makes of it: a key; nothing where a column is NULL; a pattern for all its keys
+    /// where the row lacks a column. (Not one for each known value: that would be as many walks
+    /// through Redis as there are rows.)
     #[must_use]
     pub fn render(&self, row: &Row<'_>) -> Option<Target> {
         if self.columns().any(|column| row.value(column) == Some(None)) {
@@ -114,7 +120,9 @@ impl Template {
             match part {
                 Part::Literal(literal) if is_whole => text.push_str(literal),
                 Part::Literal(literal) => escape_glob(literal, &mut text),
-                Part::Column(column) if is_whole => text.push_str(row.value(column).flatten().unwrap_or_default()),
+                Part::Column(column) if is_whole => {
+                    text.push_str(row.value(column).flatten().unwrap_or_default())
+                }
                 Part::Column(_) => text.push('*'),
             }
         }
@@ -122,8 +130,8 @@ impl Template {
     }
 }
 
-/// Appends `literal` as a glob that matches it and nothing else. Special outside of brackets are `*`, `?`, `[` and the backslash
-/// (redis, util.c, `stringmatchlen`).
+/// Appends `literal` as a glob that matches it and nothing else. Special outside of brackets are
+/// `*`, `?`, `[` and the backslash (redis, util.c, `stringmatchlen`).
 pub(crate) fn escape_glob(literal: &str, text: &mut String) {
     for c in literal.chars() {
         if matches!(c, '*' | '?' | '[' | ']' | '\\') {
@@ -156,7 +164,12 @@ impl Rule {
     /// # Errors
     /// [`TemplateError`] if a template was put into `unstale.watch` past `unstale.watch()`.
     pub fn of(watched: &Watched) -> Result<Self, TemplateError> {
-        let templates = watched.spec.keys.iter().map(|key| Template::parse(key)).collect::<Result<Vec<_>, _>>()?;
+        let templates = watched
+            .spec
+            .keys
+            .iter()
+            .map(|key| Template::parse(key))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut columns: Vec<String> = Vec::new();
         for column in templates.iter().flat_map(Template::columns) {
             if !columns.iter().any(|known| known == column) {
@@ -176,16 +189,24 @@ impl Rule {
 
     /// What a change of this watch makes stale, handed to `stale` one by one, possibly repeated.
     ///
-    /// A trigger of another revision may lack a column (a transaction that began before the watch changed): its
-    /// templates widen to patterns. One of this revision has exactly the columns of the templates.
+    /// A trigger of another revision may lack a column (a transaction that began before the watch
+    /// changed): its templates widen to patterns. One of this revision has exactly the columns of
+    /// the templates.
     ///
     /// # Errors
     /// [`Malformed`] if it does not; then nothing was handed out.
-    pub fn stale(&self, change: &Change<'_>, mut stale: impl FnMut(Target)) -> Result<(), Malformed> {
+    pub fn stale(
+        &self,
+        change: &Change<'_>,
+        mut stale: impl FnMut(Target),
+    ) -> Result<(), Malformed> {
         match &change.what {
             What::All => self.everything().for_each(stale),
             What::Rows(rows) => {
-                let exact = |row: &Row<'_>| row.0.len() == self.columns.len() && self.columns.iter().all(|column| row.names(column));
+                let exact = |row: &Row<'_>| {
+                    row.0.len() == self.columns.len()
+                        && self.columns.iter().all(|column| row.names(column))
+                };
                 if change.rev == self.rev && !rows.iter().all(exact) {
                     return Err(Malformed::Meaningless);
                 }
@@ -239,7 +260,10 @@ mod tests {
     use super::*;
 
     fn row<'a>(columns: &[(&'a str, Option<&'a str>)]) -> Row<'a> {
-        Row(columns.iter().map(|(name, value)| ((*name).into(), Some(value.map(Into::into)))).collect())
+        Row(columns
+            .iter()
+            .map(|(name, value)| ((*name).into(), Some(value.map(Into::into))))
+            .collect())
     }
 
     fn rendered(template: &str, columns: &[(&str, Option<&str>)]) -> Option<Target> {
@@ -249,19 +273,28 @@ mod tests {
     #[test]
     fn a_value_that_is_not_said_is_no_reason_to_refuse_the_change() {
         let rule = Rule::of(&Watched::of(1, 1, "t", &["user:{id}", "by:{email}"])).expect("a rule");
-        let payload = r#"{"watch":1,"rev":1,"rows":[{"id":"1","email":true},{"id":"2","email":"x"}]}"#;
-        let Ok(crate::change::Announcement::Change(change)) = crate::change::parse(payload) else { panic!("not a change") };
+        let payload =
+            r#"{"watch":1,"rev":1,"rows":[{"id":"1","email":true},{"id":"2","email":"x"}]}"#;
+        let Ok(crate::change::Announcement::Change(change)) = crate::change::parse(payload) else {
+            panic!("not a change")
+        };
         let mut targets = Vec::new();
         rule.stale(&change, |target| targets.push(target)).expect("it is ours");
         let key = |key: &str| Target::Key(key.into());
-        assert_eq!(targets, [key("user:1"), Target::Pattern("by:*".into()), key("user:2"), key("by:x")]);
+        assert_eq!(
+            targets,
+            [key("user:1"), Target::Pattern("by:*".into()), key("user:2"), key("by:x")]
+        );
     }
 
     #[test]
     fn columns_become_values_and_double_braces_braces() {
         let key = |text: &str| Some(Target::Key(text.into()));
         assert_eq!(rendered("user:{id}:profile", &[("id", Some("42"))]), key("user:42:profile"));
-        assert_eq!(rendered("{{user:{id}}}:profile", &[("id", Some("42"))]), key("{user:42}:profile"));
+        assert_eq!(
+            rendered("{{user:{id}}}:profile", &[("id", Some("42"))]),
+            key("{user:42}:profile")
+        );
         assert_eq!(rendered("{a}-{b}-{a}", &[("a", Some("1")), ("b", Some(""))]), key("1--1"));
         assert_eq!(rendered("users:count", &[]), key("users:count"));
     }
@@ -296,16 +329,24 @@ mod tests {
 
     #[test]
     fn another_revision_widens_and_the_same_one_must_be_exact() {
-        let rule = Rule::of(&Watched::of(1, 2, "public.users", &["u:{id}", "e:{email}"])).expect("a rule");
+        let rule =
+            Rule::of(&Watched::of(1, 2, "public.users", &["u:{id}", "e:{email}"])).expect("a rule");
         let stale = |rev, columns: &[(&str, Option<&str>)]| {
             let mut targets = Vec::new();
-            let change = Change { watch: 1, rev, what: What::Rows([row(columns)].into_iter().collect()) };
+            let change =
+                Change { watch: 1, rev, what: What::Rows([row(columns)].into_iter().collect()) };
             rule.stale(&change, |target| targets.push(target)).map(|()| targets)
         };
-        assert_eq!(stale(1, &[("id", Some("4"))]).expect("widens"), [Target::Key("u:4".into()), Target::Pattern("e:*".into())],);
+        assert_eq!(
+            stale(1, &[("id", Some("4"))]).expect("widens"),
+            [Target::Key("u:4".into()), Target::Pattern("e:*".into())],
+        );
         assert!(stale(2, &[("id", Some("4"))]).is_err());
         assert!(stale(2, &[("id", Some("4")), ("email", None), ("more", None)]).is_err());
-        assert_eq!(stale(2, &[("id", Some("4")), ("email", None)]).expect("exact"), [Target::Key("u:4".into())]);
+        assert_eq!(
+            stale(2, &[("id", Some("4")), ("email", None)]).expect("exact"),
+            [Target::Key("u:4".into())]
+        );
     }
 
     /// The matching of redis 7's `stringmatchlen`, as far as escaped literals and stars go.
@@ -313,9 +354,13 @@ mod tests {
         match pattern.split_first() {
             None => text.is_empty(),
             Some(('*', rest)) => (0..=text.len()).any(|skip| glob_matches(rest, &text[skip..])),
-            Some(('\\', rest)) if !rest.is_empty() => text.first() == rest.first() && glob_matches(&rest[1..], &text[1..]),
+            Some(('\\', rest)) if !rest.is_empty() => {
+                text.first() == rest.first() && glob_matches(&rest[1..], &text[1..])
+            }
             Some(('?' | '[', _)) => panic!("an unescaped special character"),
-            Some((literal, rest)) => text.first() == Some(literal) && glob_matches(rest, &text[1..]),
+            Some((literal, rest)) => {
+                text.first() == Some(literal) && glob_matches(rest, &text[1..])
+            }
         }
     }
 

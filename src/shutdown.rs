@@ -1,6 +1,7 @@
 //! Leaving on request: the first SIGTERM or SIGINT asks, the second one insists.
 //!
-//! Owns the signals that end the process. The token is an argument of whatever must end; nothing here knows who holds it.
+//! Owns the signals that end the process. The token is an argument of whatever must end; nothing
+//! here knows who holds it.
 
 use std::io;
 
@@ -13,8 +14,9 @@ use crate::observe::{Observation, observe};
 const BY_SIGINT: i32 = 130;
 const BY_SIGTERM: i32 = 143;
 
-/// A token that SIGTERM or SIGINT cancels. A second signal exits the process at once, with 143 or 130: whoever sends it
-/// does not want to wait, and nothing is lost, because a start recovers from a kill. Signals count from this call on.
+/// A token that SIGTERM or SIGINT cancels. A second signal exits the process at once, with 143 or
+/// 130: whoever sends it does not want to wait, and nothing is lost, because a start recovers from
+/// a kill. Signals count from this call on.
 ///
 /// # Errors
 ///

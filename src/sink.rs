@@ -1,8 +1,9 @@
 //! Redis: deleting keys, and saying whether it was done.
 //!
-//! Owns the only connections to Redis: to one server, to the primary behind Sentinel, or to each primary of a cluster. One attempt is
-//! one call; who repeats it is a [`worker`]. Must hold: what is said to be done, Redis has answered for. Refuses to know PostgreSQL, and
-//! to log or show the URL, which holds the password.
+//! Owns the only connections to Redis: to one server, to the primary behind Sentinel, or to each
+//! primary of a cluster. One attempt is one call; who repeats it is a [`worker`]. Must hold: what
+//! is said to be done, Redis has answered for. Refuses to know PostgreSQL, and to log or show the
+//! URL, which holds the password.
 
 pub mod check;
 mod cluster;
@@ -70,11 +71,16 @@ pub struct Done {
 }
 
 impl Sink {
-    /// Reads the URL and tries the files of `tls`; connects when first asked for something. `timeout` bounds each command.
+    /// Reads the URL and tries the files of `tls`; connects when first asked for something.
+    /// `timeout` bounds each command.
     ///
     /// # Errors
     /// [`Error::Url`], [`Error::File`].
-    pub fn new(secret: impl Into<Source>, tls: &Tls, timeout: Duration) -> Result<Arc<Self>, Error> {
+    pub fn new(
+        secret: impl Into<Source>,
+        tls: &Tls,
+        timeout: Duration,
+    ) -> Result<Arc<Self>, Error> {
         Self::of(secret.into(), tls, timeout, None)
     }
 
@@ -82,11 +88,21 @@ impl Sink {
     ///
     /// # Errors
     /// Likewise.
-    pub fn marking(secret: impl Into<Source>, tls: &Tls, timeout: Duration, marks: Arc<Marks>) -> Result<Arc<Self>, Error> {
+    pub fn marking(
+        secret: impl Into<Source>,
+        tls: &Tls,
+        timeout: Duration,
+        marks: Arc<Marks>,
+    ) -> Result<Arc<Self>, Error> {
         Self::of(secret.into(), tls, timeout, Some(marks))
     }
 
-    fn of(secret: Source, tls: &Tls, timeout: Duration, marks: Option<Arc<Marks>>) -> Result<Arc<Self>, Error> {
+    fn of(
+        secret: Source,
+        tls: &Tls,
+        timeout: Duration,
+        marks: Option<Arc<Marks>>,
+    ) -> Result<Arc<Self>, Error> {
         let settings = Settings { secret, tls: tls.clone(), timeout };
         let url = settings.url()?;
         if url.tls {
@@ -99,7 +115,9 @@ impl Sink {
             }
             Place::Server(node) => Way::At(Address::Host(node)),
             Place::Socket(path) => Way::At(Address::Socket(path)),
-            Place::Sentinel { nodes, service } => Way::Sentinels(Arc::new(Sentinels::new(&settings, nodes, service))),
+            Place::Sentinel { nodes, service } => {
+                Way::Sentinels(Arc::new(Sentinels::new(&settings, nodes, service)))
+            }
         };
         let marking = marks.as_ref().map(|marks| Marking::new(marks, "".into()));
         let kind = Kind::One(Box::new(Server::new(settings.clone(), way, marking)));
@@ -136,13 +154,19 @@ impl Sink {
                 }
                 outcome
             }
-            Work::Patterns(patterns) if patterns.is_empty() => server.delete(&[], Manner::Alone).await?,
+            Work::Patterns(patterns) if patterns.is_empty() => {
+                server.delete(&[], Manner::Alone).await?
+            }
             Work::Patterns(patterns) => server.walk(patterns, Manner::Alone).await?,
         };
-        Ok(Done { existed: outcome.existed, delivered: Delivered::whole(outcome.answer, work.clone()) })
+        Ok(Done {
+            existed: outcome.existed,
+            delivered: Delivered::whole(outcome.answer, work.clone()),
+        })
     }
 
-    /// Deletes all of it: what is handed back is tried again for some seconds. Returns how many of the keys existed.
+    /// Deletes all of it: what is handed back is tried again for some seconds. Returns how many of
+    /// the keys existed.
     ///
     /// # Errors
     /// As [`Sink::perform`]; and [`Error::Left`].
@@ -168,7 +192,9 @@ impl Sink {
             Place::Cluster(nodes) | Place::Sentinel { nodes, .. } => nodes,
             Place::Socket(_) => &[],
         };
-        nodes.iter().find_map(|(host, _)| exposure::of_redis(Some(host), url.tls, url.password.is_some()))
+        nodes
+            .iter()
+            .find_map(|(host, _)| exposure::of_redis(Some(host), url.tls, url.password.is_some()))
     }
 
     /// Its servers, as far as is known without asking them.
@@ -176,7 +202,10 @@ impl Sink {
     pub fn standing(&self) -> status::Redis {
         let (kind, servers) = match &self.kind {
             Kind::Cluster(cluster) => ("cluster", cluster.standing()),
-            Kind::One(server) => (if server.is_behind_sentinel() { "sentinel" } else { "server" }, vec![server.standing()]),
+            Kind::One(server) => (
+                if server.is_behind_sentinel() { "sentinel" } else { "server" },
+                vec![server.standing()],
+            ),
         };
         status::Redis { kind: kind.to_owned(), more: 0, servers }
     }
@@ -190,7 +219,8 @@ impl Sink {
 
 /// Deletes the keys that the user may touch, where one of them held up the others.
 async fn one_by_one(server: &Server, keys: &[String]) -> Result<Done, Error> {
-    let groups: Vec<_> = keys.iter().map(|key| routing::shared(std::slice::from_ref(key))).collect();
+    let groups: Vec<_> =
+        keys.iter().map(|key| routing::shared(std::slice::from_ref(key))).collect();
     let Outcome { existed, answer, refused, .. } = server.delete(&groups, Manner::Alone).await?;
     let places: HashSet<usize> = refused.iter().map(|(place, _)| *place).collect();
     let (mut done, mut left) = (Vec::new(), Vec::new());
@@ -198,7 +228,9 @@ async fn one_by_one(server: &Server, keys: &[String]) -> Result<Done, Error> {
         if places.contains(&place) { left.push(key.clone()) } else { done.push(key.clone()) }
     }
     let mut delivered = Delivered::whole(answer, Work::Keys(Arc::new(done)));
-    delivered.left =
-        refused.into_iter().next().map(|(_, words)| Left { reason: Error::Refused(words).to_string(), work: Work::Keys(Arc::new(left)) });
+    delivered.left = refused.into_iter().next().map(|(_, words)| Left {
+        reason: Error::Refused(words).to_string(),
+        work: Work::Keys(Arc::new(left)),
+    });
     Ok(Done { existed, delivered })
 }

@@ -3,13 +3,17 @@
 /// Below this likeness a suggestion would only mislead.
 const ALIKE: f64 = 0.6;
 
-/// The known name that is most like `name`, if one is like it at all. Case counts for nothing here, because a name in the wrong case
-/// is the likeliest mistake.
+/// The known name that is most like `name`, if one is like it at all. Case counts for nothing here,
+/// because a name in the wrong case is the likeliest mistake.
 #[must_use]
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_lowercase();
-    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&name, &known.to_lowercase());
-    let best = known.into_iter().map(|known| (likeness(known), known)).max_by(|(a, _), (b, _)| a.total_cmp(b));
+    let likeness =
+        |known: &str| strsim::normalized_damerau_levenshtein(&name, &known.to_lowercase());
+    let best = known
+        .into_iter()
+        .map(|known| (likeness(known), known))
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
     best.filter(|(likeness, _)| *likeness >= ALIKE).map(|(_, known)| known)
 }
 
@@ -22,8 +26,13 @@ pub fn decode(text: &str) -> Result<String, &'static str> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
-        let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16)).and_then(|digit| u8::try_from(digit).ok());
-        let decoded = if byte == b'%' { digit().ok_or(FAULT)? << 4 | digit().ok_or(FAULT)? } else { byte };
+        let mut digit = || {
+            rest.next()
+                .and_then(|digit| char::from(digit).to_digit(16))
+                .and_then(|digit| u8::try_from(digit).ok())
+        };
+        let decoded =
+            if byte == b'%' { digit().ok_or(FAULT)? << 4 | digit().ok_or(FAULT)? } else { byte };
         if decoded == 0 {
             return Err(FAULT);
         }

@@ -1,7 +1,9 @@
-//! How a listener is, as a document: what `/status.json` says, and what the page and `unstale status` show.
+//! How a listener is, as a document: what `/status.json` says, and what the page and `unstale
+//! status` show.
 //!
-//! `docs/status.md` explains each field. Must hold: nothing in it is a row's value, a URL or a secret, and its size is bounded,
-//! whatever is watched, found, or wrong. Texts of others are cut here and escaped where they are shown. Pure.
+//! `docs/status.md` explains each field. Must hold: nothing in it is a row's value, a URL or a
+//! secret, and its size is bounded, whatever is watched, found, or wrong. Texts of others are cut
+//! here and escaped where they are shown. Pure.
 
 pub mod format;
 pub mod page;
@@ -13,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::finding::{Finding, Severity};
 
-/// Changes when a field goes, or means something else. A new field is optional, so that it changes nothing.
+/// Changes when a field goes, or means something else. A new field is optional, so that it changes
+/// nothing.
 pub const SCHEMA: u32 = 1;
 
 /// Watches shown: the busiest.
@@ -56,7 +59,8 @@ pub struct Status {
     /// What stands against it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why_not: Option<String>,
-    /// Where the listener is: `waiting`, `connecting`, `subscribing`, `catching up`, `listening`, `draining` or `stopped`.
+    /// Where the listener is: `waiting`, `connecting`, `subscribing`, `catching up`, `listening`,
+    /// `draining` or `stopped`.
     pub state: String,
     /// Where changes come from.
     pub postgres: Place,
@@ -247,9 +251,12 @@ pub struct Nines {
 }
 
 impl Status {
-    /// Cuts lists and texts to what fits, and orders what is cut. What is left out is counted. Findings are cut by [`Findings::of`].
+    /// Cuts lists and texts to what fits, and orders what is cut. What is left out is counted.
+    /// Findings are cut by [`Findings::of`].
     pub fn bound(&mut self) {
-        let cut = |count: usize, most: usize| u64::try_from(count.saturating_sub(most)).unwrap_or(u64::MAX);
+        let cut = |count: usize, most: usize| {
+            u64::try_from(count.saturating_sub(most)).unwrap_or(u64::MAX)
+        };
         for text in [&mut self.instance, &mut self.postgres.place]
             .into_iter()
             .chain(&mut self.redis.servers.iter_mut().filter_map(|server| server.address.as_mut()))
@@ -263,7 +270,10 @@ impl Status {
         servers.sort_by_key(|server| server.answers);
         *more = cut(servers.len(), SERVERS);
         servers.truncate(SERVERS);
-        servers.iter_mut().filter_map(|server| server.why_not.as_mut()).for_each(|why_not| shorten(why_not, SENTENCE));
+        servers
+            .iter_mut()
+            .filter_map(|server| server.why_not.as_mut())
+            .for_each(|why_not| shorten(why_not, SENTENCE));
         if let Some(gaps) = &mut self.gaps {
             gaps.truncate(GAPS);
             gaps.iter_mut().for_each(|gap| shorten(&mut gap.cause, NAME));
@@ -317,7 +327,9 @@ impl Times {
     pub fn of(samples: Vec<(f64, f64)>) -> Self {
         let mut sorted: Vec<f64> = samples.iter().map(|(_, seconds)| *seconds).collect();
         sorted.sort_by(f64::total_cmp);
-        let at = |percent: usize| sorted.get((sorted.len() * percent).div_ceil(100).saturating_sub(1)).copied();
+        let at = |percent: usize| {
+            sorted.get((sorted.len() * percent).div_ceil(100).saturating_sub(1)).copied()
+        };
         Self { p50_seconds: at(50), p99_seconds: at(99), samples }
     }
 }
@@ -349,9 +361,25 @@ pub(crate) mod tests {
             postgres: Place { place: text.into() },
             freshness: Times::of(vec![(200.0, 0.0021), (100.0, 0.0034), (1.0, 2.0)]),
             delivery: Times::of(vec![(1.0, 0.0004)]),
-            watermark: Watermark { at: Some("2026-01-31T09:59:49Z".into()), age_seconds: Some(11.0) },
-            waiting: Waiting { keys: 1_234, patterns: 2, bytes: 45_000, commands: 3, retries: 1, repeats: 7 },
-            gap: Some(OpenGap { cause: text.into(), lasted_seconds: 3.0, swept: 1, logged: 2, keys: 3 }),
+            watermark: Watermark {
+                at: Some("2026-01-31T09:59:49Z".into()),
+                age_seconds: Some(11.0),
+            },
+            waiting: Waiting {
+                keys: 1_234,
+                patterns: 2,
+                bytes: 45_000,
+                commands: 3,
+                retries: 1,
+                repeats: 7,
+            },
+            gap: Some(OpenGap {
+                cause: text.into(),
+                lasted_seconds: 3.0,
+                swept: 1,
+                logged: 2,
+                keys: 3,
+            }),
             gaps: Some(vec![Gap {
                 cause: text.into(),
                 opened_at: "2026-01-31T09:00:00Z".into(),
@@ -396,10 +424,16 @@ pub(crate) mod tests {
     fn three_thousand_watches_and_long_texts_make_no_large_document() {
         let mut status = hostile();
         let long = "ä".repeat(10_000);
-        status.watches.list = (0..3_000_u32).map(|n| watch(&format!("public.t{n} {long}"), f64::from(n))).collect();
+        status.watches.list =
+            (0..3_000_u32).map(|n| watch(&format!("public.t{n} {long}"), f64::from(n))).collect();
         status.watches.list.iter_mut().for_each(|watch| watch.keys = vec![long.clone(); 50]);
-        status.redis.servers =
-            (0..1_000).map(|n| Server { address: Some(long.clone()), answers: n != 999, why_not: Some(long.clone()) }).collect();
+        status.redis.servers = (0..1_000)
+            .map(|n| Server {
+                address: Some(long.clone()),
+                answers: n != 999,
+                why_not: Some(long.clone()),
+            })
+            .collect();
         let findings = (0..1_000).map(|n| match n {
             999 => Finding::error("last", "x", "y"),
             _ => Finding::warning(&*long, &*long, &*long),
@@ -407,7 +441,8 @@ pub(crate) mod tests {
         status.findings = Some(Findings::of(findings.collect()));
         status.watches.count = 3_000;
         status.gaps = Some(vec![status.gaps.expect("one")[0].clone(); 1_000]);
-        (status.instance, status.postgres.place, status.why_not) = (long.clone(), long.clone(), Some(long));
+        (status.instance, status.postgres.place, status.why_not) =
+            (long.clone(), long.clone(), Some(long));
         status.freshness = Times::of(vec![(123.456, 0.001_234); SAMPLES]);
         status.bound();
         let document = serde_json::to_string(&status).expect("JSON");
@@ -422,24 +457,42 @@ pub(crate) mod tests {
     }
 
     /// Every field as `docs/status.md` writes it.
-    fn fields(value: &serde_json::Value, path: &str, found: &mut std::collections::BTreeSet<String>) {
+    fn fields(
+        value: &serde_json::Value,
+        path: &str,
+        found: &mut std::collections::BTreeSet<String>,
+    ) {
         match value {
             serde_json::Value::Object(fields_of) => {
                 let dot = if path.is_empty() { "" } else { "." };
-                fields_of.iter().for_each(|(name, value)| fields(value, &format!("{path}{dot}{name}"), found));
+                fields_of
+                    .iter()
+                    .for_each(|(name, value)| fields(value, &format!("{path}{dot}{name}"), found));
             }
-            serde_json::Value::Array(values) if path.ends_with("samples") || !values.iter().any(serde_json::Value::is_object) => {
+            serde_json::Value::Array(values)
+                if path.ends_with("samples")
+                    || !values.iter().any(serde_json::Value::is_object) =>
+            {
                 found.insert(format!("{path}[]"));
             }
-            serde_json::Value::Array(values) => values.iter().for_each(|value| fields(value, &format!("{path}[]"), found)),
+            serde_json::Value::Array(values) => {
+                values.iter().for_each(|value| fields(value, &format!("{path}[]"), found))
+            }
             _ => drop(found.insert(path.to_owned())),
         }
     }
 
     #[test]
     fn the_documented_fields_are_those_that_there_are() {
-        let documentation = include_str!("../docs/status.md").split("## `/status.json`").nth(1).expect("the chapter");
-        let documented = documentation.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).map(str::to_owned).collect();
+        let documentation = include_str!("../docs/status.md")
+            .split("## `/status.json`")
+            .nth(1)
+            .expect("the chapter");
+        let documented = documentation
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .map(str::to_owned)
+            .collect();
         let mut actual = std::collections::BTreeSet::new();
         fields(&serde_json::to_value(hostile()).expect("JSON"), "", &mut actual);
         assert_eq!(actual, documented);

@@ -1,8 +1,9 @@
 //! What systemd hears: ready, stopping, a status line, and that the program still turns.
 //!
-//! Without `NOTIFY_SOCKET` every call does nothing. A socket that is gone must not stop the listener, so a failed
-//! notification is a line in the log and no error. The variables stay set: removing them is unsound in a process with threads, and
-//! the only children are the demo's servers, from which systemd would accept nothing (`NotifyAccess=main`).
+//! Without `NOTIFY_SOCKET` every call does nothing. A socket that is gone must not stop the
+//! listener, so a failed notification is a line in the log and no error. The variables stay set:
+//! removing them is unsound in a process with threads, and the only children are the demo's
+//! servers, from which systemd would accept nothing (`NotifyAccess=main`).
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ pub fn ready() {
     notify(&NotifyState::Ready);
 }
 
-/// The start takes as long as it takes, and goes on: call it every [`START_INTERVAL`] until [`ready`]. systemd's watchdog begins only then.
+/// The start takes as long as it takes, and goes on: call it every [`START_INTERVAL`] until
+/// [`ready`]. systemd's watchdog begins only then.
 pub fn starting() {
     let until = u32::try_from((START_INTERVAL * 4).as_micros()).unwrap_or(u32::MAX);
     notify(&NotifyState::ExtendTimeoutUsec(until));
@@ -40,15 +42,18 @@ pub fn watchdog() {
     notify(&NotifyState::Watchdog);
 }
 
-/// How often to call [`watchdog`]: half of what systemd waits (`WatchdogSec=`), as sd_watchdog_enabled(3) advises.
-/// `None` if it does not wait for this process.
+/// How often to call [`watchdog`]: half of what systemd waits (`WatchdogSec=`), as
+/// sd_watchdog_enabled(3) advises. `None` if it does not wait for this process.
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|timeout| timeout / 2).filter(|interval| !interval.is_zero())
 }
 
 fn notify(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        observe(&Observation::Failed { event: "systemd was not notified", reason: error.to_string() });
+        observe(&Observation::Failed {
+            event: "systemd was not notified",
+            reason: error.to_string(),
+        });
     }
 }
 
@@ -59,7 +64,8 @@ mod tests {
 
     use super::*;
 
-    /// Not a test: the process whose environment has the variables (setting them here would be unsound).
+    /// Not a test: the process whose environment has the variables (setting them here would be
+    /// unsound).
     #[test]
     #[ignore = "a child process of the other tests"]
     fn child() {
@@ -97,7 +103,10 @@ mod tests {
         while let Ok(length) = socket.recv(&mut buffer) {
             heard += std::str::from_utf8(&buffer[..length]).expect("text");
         }
-        assert_eq!(heard, "EXTEND_TIMEOUT_USEC=60000000\nREADY=1\nSTATUS=listening\\nREADY=0\nWATCHDOG=1\nSTOPPING=1\n");
+        assert_eq!(
+            heard,
+            "EXTEND_TIMEOUT_USEC=60000000\nREADY=1\nSTATUS=listening\\nREADY=0\nWATCHDOG=1\nSTOPPING=1\n"
+        );
     }
 
     #[test]

@@ -1,16 +1,18 @@
-//! Texts that others wrote (names of tables and instances, errors of servers, INFO, payloads), on their way to a terminal, a line of
-//! the log, a page, or a clipboard.
+//! Texts that others wrote (names of tables and instances, errors of servers, INFO, payloads), on
+//! their way to a terminal, a line of the log, a page, or a clipboard.
 //!
-//! Must hold: such a text stays within its line, changes nothing about the terminal, and reads in the order in which it is stored.
-//! Control characters, line breaks, and what is invisible or turns the direction of writing are shown as Rust escapes them. A
-//! backslash is not escaped in turn: patterns and paths are full of them, and an escape only has to be harmless, not reversible.
-//! JSON stays exact: there the same characters are written as JSON escapes them.
+//! Must hold: such a text stays within its line, changes nothing about the terminal, and reads in
+//! the order in which it is stored. Control characters, line breaks, and what is invisible or turns
+//! the direction of writing are shown as Rust escapes them. A backslash is not escaped in turn:
+//! patterns and paths are full of them, and an escape only has to be harmless, not reversible. JSON
+//! stays exact: there the same characters are written as JSON escapes them.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character does something else than to be seen where it stands. Unicode's Cc, its line separators, and of Cf what reorders
-/// or hides text (<https://www.unicode.org/reports/tr36/#Bidirectional_Text_Spoofing>).
+/// Whether a character does something else than to be seen where it stands. Unicode's Cc, its line
+/// separators, and of Cf what reorders or hides text
+/// (<https://www.unicode.org/reports/tr36/#Bidirectional_Text_Spoofing>).
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -26,7 +28,8 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_unsafe, |c, safe| safe.extend(c.escape_default()))
 }
 
-/// A document of JSON, which means the same as before. Its line breaks are between values: within texts they are escaped already.
+/// A document of JSON, which means the same as before. Its line breaks are between values: within
+/// texts they are escaped already.
 #[must_use]
 pub fn json(document: &str) -> Cow<'_, str> {
     let escape = |c: char, safe: &mut String| {
@@ -61,7 +64,11 @@ pub fn is_pastable(text: &str) -> bool {
 }
 
 /// Most texts need no escapes, and no copy.
-fn escaped(text: &str, is_unsafe: impl Fn(char) -> bool, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
+fn escaped(
+    text: &str,
+    is_unsafe: impl Fn(char) -> bool,
+    escape: impl Fn(char, &mut String),
+) -> Cow<'_, str> {
     let Some(first) = text.find(&is_unsafe) else { return Cow::Borrowed(text) };
     let mut safe = String::with_capacity(text.len() + 16);
     safe.push_str(&text[..first]);
@@ -84,7 +91,10 @@ mod tests {
         assert!(matches!(line(r"public.Größe 用户 q\?:* 'a' 👍"), Cow::Borrowed(_)));
         assert_eq!(line("a\nalter role m superuser;\r\t"), r"a\nalter role m superuser;\r\t");
         assert_eq!(line("\u{1b}]0;title\u{7} \u{9b}31m"), r"\u{1b}]0;title\u{7} \u{9b}31m");
-        assert_eq!(line("user\u{202e}nimda \u{2066}\u{200b}\u{feff}"), r"user\u{202e}nimda \u{2066}\u{200b}\u{feff}");
+        assert_eq!(
+            line("user\u{202e}nimda \u{2066}\u{200b}\u{feff}"),
+            r"user\u{202e}nimda \u{2066}\u{200b}\u{feff}"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What is watched, as `unstale.watch` holds it, and as `unstale.watch()` and `unstale.toml` say it.
+//! What is watched, as `unstale.watch` holds it, and as `unstale.watch()` and `unstale.toml` say
+//! it.
 
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ impl Watched {
     /// A watch with these key templates, and nothing else said of it.
     #[must_use]
     pub fn of(id: i32, rev: i32, table: &str, keys: &[&str]) -> Self {
-        let spec = Spec { keys: keys.iter().map(|key| (*key).to_owned()).collect(), ..Spec::default() };
+        let spec =
+            Spec { keys: keys.iter().map(|key| (*key).to_owned()).collect(), ..Spec::default() };
         Self { id, rev, table: table.to_owned(), spec, ..Self::default() }
     }
 }

@@ -1,21 +1,23 @@
 //! How far an instance has come, provably.
 //!
-//! A heartbeat reads `t = statement_timestamp()` and a snapshot, in this order, and then sends itself a NOTIFY. A transaction
-//! queues its NOTIFYs before it ends, and the queue keeps their order. So when heartbeat `n` has arrived, the log has been read
-//! after it was sent, and all that arrived until then is acknowledged by Redis, every transaction that the snapshot sees is done.
+//! A heartbeat reads `t = statement_timestamp()` and a snapshot, in this order, and then sends
+//! itself a NOTIFY. A transaction queues its NOTIFYs before it ends, and the queue keeps their
+//! order. So when heartbeat `n` has arrived, the log has been read after it was sent, and all that
+//! arrived until then is acknowledged by Redis, every transaction that the snapshot sees is done.
 //!
-//! What is still to come has an xid of `xmin(n)` or more. Let `j` be the latest heartbeat with `xmax(j) <= xmin(n)`: an xid
-//! of `xmax(j)` or more was given out after `t(j)`, so that such a transaction's triggers ran after `t(j)`. They leave a
-//! change to the sweep only if its stamp is not older than their clock less a margin, and log it otherwise. Hence
+//! What is still to come has an xid of `xmin(n)` or more. Let `j` be the latest heartbeat with
+//! `xmax(j) <= xmin(n)`: an xid of `xmax(j)` or more was given out after `t(j)`, so that such a
+//! transaction's triggers ran after `t(j)`. They leave a change to the sweep only if its stamp is
+//! not older than their clock less a margin, and log it otherwise. Hence
 //!
-//! - rows to be swept after a gap carry a stamp of at least `t(j) - margin`; the clock may have stepped back by another
-//!   margin, so the watermark is `t(j) - 2 margins`;
+//! - rows to be swept after a gap carry a stamp of at least `t(j) - margin`; the clock may have
+//!   stepped back by another margin, so the watermark is `t(j) - 2 margins`;
 //! - logged changes to be read after a gap are those that snapshot `n` does not see.
 //!
 //! This holds for transactions open for hours, prepared ones included, and needs no privilege.
 //!
-//! Redis may undo what it has acknowledged: a fail-over loses what was not replicated, a restart what was not on disk. So the
-//! checkpoint of `replay.window` ago is kept, too. Pure.
+//! Redis may undo what it has acknowledged: a fail-over loses what was not replicated, a restart
+//! what was not on disk. So the checkpoint of `replay.window` ago is kept, too. Pure.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,11 +25,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How much older than the clock a stamp may be without being logged. `unstale.margin()` in the migrations is the same.
+/// How much older than the clock a stamp may be without being logged. `unstale.margin()` in the
+/// migrations is the same.
 pub const MARGIN: Duration = Duration::from_secs(5);
 
-/// Heartbeats remembered at the most: a transaction of a day must not make the ledger grow. Beyond it only every second,
-/// fourth, ... heartbeat is kept, at the price of a somewhat earlier watermark.
+/// Heartbeats remembered at the most: a transaction of a day must not make the ledger grow. Beyond
+/// it only every second, fourth, ... heartbeat is kept, at the price of a somewhat earlier
+/// watermark.
 const LEDGER: usize = 1024;
 
 /// PostgreSQL's clock, in microseconds since 1970 UTC.
@@ -70,11 +74,13 @@ impl Snapshot {
 /// A place in the log: a transaction, and an id in it.
 pub type LogPlace = (u64, i64);
 
-/// How far the log has been read: each row that `seen` sees, up to a place in the order of transactions and ids. Whatever ends later
-/// is seen by no older snapshot, so that it is read however small its xid is.
+/// How far the log has been read: each row that `seen` sees, up to a place in the order of
+/// transactions and ids. Whatever ends later is seen by no older snapshot, so that it is read
+/// however small its xid is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRead {
-    /// Of before the first reading, and before the watches were read that its rows were understood by.
+    /// Of before the first reading, and before the watches were read that its rows were understood
+    /// by.
     pub seen: Snapshot,
     /// The last row.
     pub through: LogPlace,
@@ -84,7 +90,10 @@ pub struct LogRead {
 impl fmt::Display for Snapshot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}:{}:", self.xmin, self.xmax)?;
-        self.open.iter().enumerate().try_for_each(|(n, xid)| write!(formatter, "{}{xid}", if n > 0 { "," } else { "" }))
+        self.open
+            .iter()
+            .enumerate()
+            .try_for_each(|(n, xid)| write!(formatter, "{}{xid}", if n > 0 { "," } else { "" }))
     }
 }
 
@@ -100,7 +109,8 @@ impl FromStr for Snapshot {
         let number = |text: &str| text.parse().map_err(|_| NoSnapshot);
         let (xmin, rest) = text.split_once(':').ok_or(NoSnapshot)?;
         let (xmax, open) = rest.split_once(':').ok_or(NoSnapshot)?;
-        let open = open.split(',').filter(|xid| !xid.is_empty()).map(number).collect::<Result<_, _>>()?;
+        let open =
+            open.split(',').filter(|xid| !xid.is_empty()).map(number).collect::<Result<_, _>>()?;
         Ok(Self { xmin: number(xmin)?, xmax: number(xmax)?, open })
     }
 }
@@ -119,7 +129,8 @@ pub struct Beat {
 /// Where catching up begins: `unstale.checkpoint`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Rows with an older stamp are done; `None` before the first transactions are known to have ended.
+    /// Rows with an older stamp are done; `None` before the first transactions are known to have
+    /// ended.
     pub watermark: Option<PgTime>,
     /// Logged changes of the transactions that it sees are done.
     pub log: Snapshot,
@@ -154,7 +165,8 @@ pub struct Stored {
     pub timeline: String,
     /// It was away for longer than its `forget_after`.
     pub forgotten: bool,
-    /// When this row was last written, with or without progress, by the server's clock; `None`: not known.
+    /// When this row was last written, with or without progress, by the server's clock; `None`: not
+    /// known.
     pub saved_at: Option<PgTime>,
 }
 
@@ -194,7 +206,15 @@ impl Watermark {
     /// Goes on from what is stored; `window` is `replay.window`.
     #[must_use]
     pub fn new(proven: Proven, window: Duration) -> Self {
-        Self { last: None, sent: VecDeque::new(), past: VecDeque::new(), doublings: 0, proven, window, recent: VecDeque::new() }
+        Self {
+            last: None,
+            sent: VecDeque::new(),
+            past: VecDeque::new(),
+            doublings: 0,
+            proven,
+            window,
+            recent: VecDeque::new(),
+        }
     }
 
     /// Another `replay.window`, from now on.
@@ -227,12 +247,13 @@ impl Watermark {
         if self.past.len() > LEDGER {
             self.doublings += 1;
             let first = self.past.front().map(|first| first.n); // may be the one in use
-            self.past.retain(|beat| Some(beat.n) == first || beat.n.trailing_zeros() >= self.doublings);
+            self.past
+                .retain(|beat| Some(beat.n) == first || beat.n.trailing_zeros() >= self.doublings);
         }
     }
 
-    /// Heartbeat `n` came back, the log was read after it was sent, and Redis has acknowledged everything that came until then.
-    /// Returns the new checkpoint.
+    /// Heartbeat `n` came back, the log was read after it was sent, and Redis has acknowledged
+    /// everything that came until then. Returns the new checkpoint.
     ///
     /// Only to be called while no gap is open: what happened in a gap did not come before it.
     pub fn acknowledged(&mut self, n: u64) -> Option<Checkpoint> {
@@ -250,7 +271,8 @@ impl Watermark {
             self.doublings = 0;
         }
         let proven = self.through(xmin);
-        // Not the maximum with what was known: where the clock was set back, new rows are stamped by the new clock.
+        // Not the maximum with what was known: where the clock was set back, new rows are stamped
+        // by the new clock.
         let known = self.proven.checkpoint.as_ref().and_then(|known| known.watermark);
         let checkpoint = Checkpoint { watermark: proven.or(known), log: snapshot };
         self.proven.checkpoint = Some(checkpoint.clone());
@@ -258,8 +280,8 @@ impl Watermark {
         Some(checkpoint)
     }
 
-    /// What heartbeat `n` would prove if no gap were open before it: rows with an older stamp were received, or committed before
-    /// this session.
+    /// What heartbeat `n` would prove if no gap were open before it: rows with an older stamp were
+    /// received, or committed before this session.
     #[must_use]
     pub fn would_prove(&self, n: u64) -> Option<PgTime> {
         self.sent.iter().rfind(|beat| beat.n <= n).and_then(|beat| self.through(beat.snapshot.xmin))
@@ -267,18 +289,27 @@ impl Watermark {
 
     /// t(j) less two margins, j being the latest heartbeat with `xmax(j) <= xmin`.
     fn through(&self, xmin: u64) -> Option<PgTime> {
-        self.past.iter().take_while(|beat| beat.xmax <= xmin).last().map(|beat| beat.at.earlier(2 * MARGIN))
+        self.past
+            .iter()
+            .take_while(|beat| beat.xmax <= xmin)
+            .last()
+            .map(|beat| beat.at.earlier(2 * MARGIN))
     }
 
-    /// Redis is as it was up to a window ago. Checkpoints since then do not describe it, nor any moment of it until the gap is
-    /// closed, to which it may be set back once more: the checkpoint before that stays the one to replay from for a whole window.
+    /// Redis is as it was up to a window ago. Checkpoints since then do not describe it, nor any
+    /// moment of it until the gap is closed, to which it may be set back once more: the checkpoint
+    /// before that stays the one to replay from for a whole window.
     pub fn undone(&mut self) {
         self.recent.clear();
     }
 
     fn remember(&mut self, at: PgTime, checkpoint: Checkpoint) {
         // Where the clock was set back, the later entries are as old as they were.
-        if self.recent.back().is_none_or(|(last, _)| *last < at.earlier(self.window / REPLAY_STEPS) || at < *last) {
+        if self
+            .recent
+            .back()
+            .is_none_or(|(last, _)| *last < at.earlier(self.window / REPLAY_STEPS) || at < *last)
+        {
             self.recent.push_back((at, checkpoint));
         }
         let horizon = at.earlier(self.window);
@@ -308,7 +339,11 @@ mod tests {
     const WINDOW: Duration = Duration::from_secs(60);
 
     fn beat(n: u64, seconds: i64, xmin: u64, xmax: u64) -> Beat {
-        Beat { n, at: PgTime(seconds * 1_000_000), snapshot: Snapshot { xmin, xmax, open: Arc::new([]) } }
+        Beat {
+            n,
+            at: PgTime(seconds * 1_000_000),
+            snapshot: Snapshot { xmin, xmax, open: Arc::new([]) },
+        }
     }
 
     fn seconds(checkpoint: Option<Checkpoint>) -> Option<i64> {
@@ -321,7 +356,10 @@ mod tests {
             assert_eq!(text.parse::<Snapshot>().expect("one").to_string(), text);
         }
         let snapshot: Snapshot = "10:20:10,14".parse().expect("one");
-        assert_eq!([9, 10, 11, 14, 19, 20].map(|xid| snapshot.sees(xid)), [true, false, true, false, true, false]);
+        assert_eq!(
+            [9, 10, 11, 14, 19, 20].map(|xid| snapshot.sees(xid)),
+            [true, false, true, false, true, false]
+        );
         for text in ["", "1", "1:2", "a:b:", "1:2:x"] {
             assert!(text.parse::<Snapshot>().is_err(), "{text}");
         }
@@ -375,7 +413,8 @@ mod tests {
 
     #[test]
     fn it_follows_a_clock_that_is_set_back() {
-        let checkpoint = Some(Checkpoint { watermark: Some(PgTime(500_000_000)), log: Snapshot::nothing() });
+        let checkpoint =
+            Some(Checkpoint { watermark: Some(PgTime(500_000_000)), log: Snapshot::nothing() });
         let stored = Proven { checkpoint, replay: None };
         let mut watermark = Watermark::new(stored, WINDOW);
         watermark.sent(beat(1, 100, 5, 9));
@@ -391,7 +430,10 @@ mod tests {
             watermark.sent(beat(n, 100 + n as i64, n, n));
             watermark.acknowledged(n);
             let replay = seconds(watermark.proven().replay);
-            assert!(replay.is_none_or(|at| (n as i64 + 90 - 70..=n as i64 + 90 - 60).contains(&at)), "{replay:?} at {n}");
+            assert!(
+                replay.is_none_or(|at| (n as i64 + 90 - 70..=n as i64 + 90 - 60).contains(&at)),
+                "{replay:?} at {n}"
+            );
             assert!(watermark.recent.len() <= 17);
         }
         assert!(watermark.proven().replay.is_some());
@@ -410,7 +452,11 @@ mod tests {
         let before = seconds(watermark.proven().replay);
         watermark.undone();
         beats(&mut watermark, 200..259);
-        assert_eq!(seconds(watermark.proven().replay), before, "until a window ago it was as it had been a window before");
+        assert_eq!(
+            seconds(watermark.proven().replay),
+            before,
+            "until a window ago it was as it had been a window before"
+        );
         beats(&mut watermark, 259..280);
         assert!(seconds(watermark.proven().replay) >= Some(190));
     }

@@ -1,7 +1,8 @@
-//! Attacks by roles of lower rights, on real servers: whoever may only connect, create a schema, own a watched table, or write one gets
-//! no other role's rights, reads nothing, and stops nothing.
+//! Attacks by roles of lower rights, on real servers: whoever may only connect, create a schema,
+//! own a watched table, or write one gets no other role's rights, reads nothing, and stops nothing.
 //!
-//! Each of these succeeded once. Bookkeeping that the owner has spoiled is here, too: it must not keep a listener from starting.
+//! Each of these succeeded once. Bookkeeping that the owner has spoiled is here, too: it must not
+//! keep a listener from starting.
 
 mod auditing;
 mod bookkeeping;
@@ -60,7 +61,14 @@ fn daemon_as(world: &World, role: &str) -> daemon::Settings {
 
 /// `unstale` as a role: whether it succeeded, and what it said.
 fn unstale(world: &World, role: &str, arguments: &str) -> (bool, String) {
-    let output = daemon::command(arguments, &[("DATABASE_URL", &url(world, role)), ("REDIS_URL", &world.redis_url())]);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = daemon::command(
+        arguments,
+        &[("DATABASE_URL", &url(world, role)), ("REDIS_URL", &world.redis_url())],
+    );
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     (output.status.success(), text)
 }

@@ -18,8 +18,13 @@ fn audit(world: &World, arguments: &str) -> (Option<i32>, String, String) {
 }
 
 fn audit_at(world: &World, redis_url: &str, arguments: &str) -> (Option<i32>, String, String) {
-    let settings = [("DATABASE_URL", world.database_url()), ("REDIS_URL", redis_url.to_owned()), ("UNSTALE_REPEAT__AFTER", String::new())];
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let settings = [
+        ("DATABASE_URL", world.database_url()),
+        ("REDIS_URL", redis_url.to_owned()),
+        ("UNSTALE_REPEAT__AFTER", String::new()),
+    ];
+    let settings: Vec<(&str, &str)> =
+        settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let output = command(&format!("audit {arguments}"), &settings);
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     (output.status.code(), text(output.stdout), text(output.stderr))
@@ -28,8 +33,10 @@ fn audit_at(world: &World, redis_url: &str, arguments: &str) -> (Option<i32>, St
 /// The same with `--json`: stale, healed, and the first table.
 fn counts(world: &World, arguments: &str) -> (u64, u64, Value) {
     let (_, text, complaint) = audit(world, &format!("--json {arguments}"));
-    let document: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{complaint}"));
-    let number = |name: &str| document[name].as_u64().unwrap_or_else(|| panic!("{name} in {document}"));
+    let document: Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{complaint}"));
+    let number =
+        |name: &str| document[name].as_u64().unwrap_or_else(|| panic!("{name} in {document}"));
     assert_eq!(document["complete"], true, "{document}{complaint}");
     (number("stale"), number("healed"), document["tables"][0].clone())
 }
@@ -50,10 +57,12 @@ async fn tables(world: &World, rows: u32) {
 
 /// Caches each row as an application would, by commands that PostgreSQL writes.
 async fn cache(world: &mut World, sql: &str) {
-    let commands: Vec<Vec<String>> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&world.sql).await.expect("commands");
+    let commands: Vec<Vec<String>> =
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&world.sql).await.expect("commands");
     for chunk in commands.chunks(500) {
         let script = "for i = 1, #ARGV do redis.call(unpack(cjson.decode(ARGV[i]))) end";
-        let encoded: Vec<String> = chunk.iter().map(|command| serde_json::to_string(command).expect("JSON")).collect();
+        let encoded: Vec<String> =
+            chunk.iter().map(|command| serde_json::to_string(command).expect("JSON")).collect();
         let mut words = vec!["eval", script, "0"];
         words.extend(encoded.iter().map(String::as_str));
         world.cache.ask(&words).expect("Redis answers");
@@ -67,7 +76,8 @@ const USERS: &str = "select array['set', 'user:' || id, json_build_object('user'
         else to_char(updated_at at time zone 'UTC' + interval '2 hours', 'YYYY-MM-DD\"T\"HH24:MI:SS.US+02') end))::text] from users where ";
 const EMAILS: &str = "select array['set', 'email:' || email, json_build_object('user', json_build_object('updated_at', (extract(epoch from updated_at) * 1000)::bigint))::text]
       from users where ";
-const ITEMS: &str = "select array['hset', 'item:' || id, 'rev', rev::text, 'name', 'x'] from items where ";
+const ITEMS: &str =
+    "select array['hset', 'item:' || id, 'rev', rev::text, 'name', 'x'] from items where ";
 
 #[tokio::test]
 async fn a_thousand_stale_values_among_a_hundred_thousand_are_found_and_healed_and_no_others() {
@@ -77,7 +87,8 @@ async fn a_thousand_stale_values_among_a_hundred_thousand_are_found_and_healed_a
         cache(&mut world, &format!("{sql}{rows}")).await;
     }
     assert_eq!(world.cached(), 100_000);
-    // Changed with triggers off, in strings and in hashes; deleted rows; and one second later in the same millisecond of the day.
+    // Changed with triggers off, in strings and in hashes; deleted rows; and one second later in
+    // the same millisecond of the day.
     let changes = "set session_replication_role = replica; alter table users disable trigger all; alter table items disable trigger all;
         update users set updated_at = updated_at + interval '1 second' where id between 1 and 200;
         delete from users where id between 1001 and 1100;
@@ -86,20 +97,31 @@ async fn a_thousand_stale_values_among_a_hundred_thousand_are_found_and_healed_a
     world.execute(changes).await;
     // A race that a slow reader won: announced and deleted, and then put back.
     let before: Vec<Vec<String>> =
-        sqlx::query_scalar(sqlx::AssertSqlSafe(format!("{USERS}id between 30001 and 30100"))).fetch_all(&world.sql).await.expect("rows");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(format!("{USERS}id between 30001 and 30100")))
+            .fetch_all(&world.sql)
+            .await
+            .expect("rows");
     world
         .execute("alter table users enable trigger all; update users set updated_at = clock_timestamp() where id between 30001 and 30100")
         .await;
     for command in &before {
-        world.cache.ask(&command.iter().map(String::as_str).collect::<Vec<_>>()).expect("Redis answers");
+        world
+            .cache
+            .ask(&command.iter().map(String::as_str).collect::<Vec<_>>())
+            .expect("Redis answers");
     }
-    // 200 * 2 users by id and e-mail, 100 * 2 of deleted ones, 200 + 200 items, 100 put back, less 100 healed below by their delete.
+    // 200 * 2 users by id and e-mail, 100 * 2 of deleted ones, 200 + 200 items, 100 put back, less
+    // 100 healed below by their delete.
     let stale = 400 + 200 + 400 + 100;
     // What is no more than absent, a lease, nothing, or of others.
     let lease = format!("unstale:lease:{}", "0".repeat(32));
-    for (key, value) in
-        [("user:40001", lease.as_str()), ("email:nobody", "null"), ("item:x", "?"), ("other:1", "{}"), ("user:007", "{\"user\":1}")]
-    {
+    for (key, value) in [
+        ("user:40001", lease.as_str()),
+        ("email:nobody", "null"),
+        ("item:x", "?"),
+        ("other:1", "{}"),
+        ("user:007", "{\"user\":1}"),
+    ] {
         world.cache.put(key, value).expect("Redis takes it");
     }
 
@@ -116,7 +138,16 @@ async fn a_thousand_stale_values_among_a_hundred_thousand_are_found_and_healed_a
     let (found, healed, _) = counts(&world, "--all --heal");
     assert_eq!((found, healed), (stale, stale));
     assert_eq!(world.cached(), 100_005 - stale);
-    let left = world.left(["user:1", "email:200@x", "user:1100", "email:1001@x", "user:30001", "user:201", "user:1101", "email:30001@x"]);
+    let left = world.left([
+        "user:1",
+        "email:200@x",
+        "user:1100",
+        "email:1001@x",
+        "user:30001",
+        "user:201",
+        "user:1101",
+        "email:30001@x",
+    ]);
     assert_eq!(left, ["user:201", "user:1101"], "email:30001@x was never cached");
     assert_eq!(counts(&world, "--all").0, 0);
 }
@@ -144,7 +175,11 @@ async fn a_change_between_two_looks_is_not_stale() {
     let writer = async {
         for n in 0.. {
             let id = n % 10 + 1;
-            world.execute(&format!("update users set updated_at = clock_timestamp() where id = {id}")).await;
+            world
+                .execute(&format!(
+                    "update users set updated_at = clock_timestamp() where id = {id}"
+                ))
+                .await;
             let mut filler = world.redis.client().expect("Redis is there");
             daemon.settles().await;
             let value: String = sqlx::query_scalar(
@@ -187,9 +222,17 @@ async fn what_cannot_be_audited_is_named_with_its_remedy() {
         complaint.contains("public.plain is not audited: it has no version; pass version and version_path to unstale.watch()"),
         "{complaint}"
     );
-    assert!(complaint.contains("keys of 'seat:{r}{place}' are not looked for in Redis: its columns stand side by side"), "{complaint}");
+    assert!(
+        complaint.contains(
+            "keys of 'seat:{r}{place}' are not looked for in Redis: its columns stand side by side"
+        ),
+        "{complaint}"
+    );
     // Forward it is found all the same. Two rows make the key, and neither is of that version.
-    assert!(code == Some(1) && text.contains("public.seats: 1 keys, 1 cached values compared, 1 stale"), "{text}{complaint}");
+    assert!(
+        code == Some(1) && text.contains("public.seats: 1 keys, 1 cached values compared, 1 stale"),
+        "{text}{complaint}"
+    );
     let (code, _, complaint) = audit(&world, "--table nowhere");
     assert!(code == Some(1) && complaint.contains("there is no table nowhere"), "{complaint}");
 }

@@ -66,7 +66,10 @@ fn wrong_usage_exits_with_2() {
 fn an_unknown_key_exits_with_2_and_is_named_with_the_nearest() {
     let output = unstale(&["migrate"], &[("UNSTALE_HTTP__LISTN", "x")]);
     assert_eq!(output.status.code(), Some(2));
-    assert_eq!(stderr(&output), "unstale: UNSTALE_HTTP__LISTN: unknown key; did you mean UNSTALE_HTTP__LISTEN?\n");
+    assert_eq!(
+        stderr(&output),
+        "unstale: UNSTALE_HTTP__LISTN: unknown key; did you mean UNSTALE_HTTP__LISTEN?\n"
+    );
 }
 
 #[test]
@@ -91,7 +94,10 @@ fn a_missing_url_exits_with_2_and_an_example() {
 fn a_bad_duration_exits_with_2_and_an_example() {
     let output = unstale(&["run"], &[("UNSTALE_HEARTBEAT__INTERVAL", "30")]);
     assert_eq!(output.status.code(), Some(2));
-    assert_eq!(stderr(&output), "unstale: UNSTALE_HEARTBEAT__INTERVAL: \"30\" is not a duration; write a unit, as in 30s or 2m\n");
+    assert_eq!(
+        stderr(&output),
+        "unstale: UNSTALE_HEARTBEAT__INTERVAL: \"30\" is not a duration; write a unit, as in 30s or 2m\n"
+    );
 }
 
 #[test]
@@ -99,7 +105,12 @@ fn a_file_that_is_named_and_missing_exits_with_2_and_the_cause() {
     let output = unstale(&["run", "--config", "/nowhere/unstale.toml"], &[]);
     assert_eq!(output.status.code(), Some(2));
     let error = stderr(&output);
-    assert!(error.starts_with("unstale: the configuration file /nowhere/unstale.toml cannot be read (No such file"), "{error}");
+    assert!(
+        error.starts_with(
+            "unstale: the configuration file /nowhere/unstale.toml cannot be read (No such file"
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -125,7 +136,8 @@ fn a_variable_that_is_not_utf_8_is_named_if_it_is_ours_and_ignored_if_not() {
     let broken = OsStr::from_bytes(b"\xff");
     let output = command(&["migrate"], &[]).env("OTHER", broken).output().expect("the binary");
     assert!(stderr(&output).starts_with("unstale: DATABASE_URL is not set"));
-    let output = command(&["migrate"], &[]).env("DATABASE_URL", broken).output().expect("the binary");
+    let output =
+        command(&["migrate"], &[]).env("DATABASE_URL", broken).output().expect("the binary");
     assert_eq!(stderr(&output), "unstale: DATABASE_URL: the value is not UTF-8\n");
 }
 
@@ -143,21 +155,39 @@ fn completions_for_bash_are_valid_bash() {
 fn each_command_has_a_manual_page() {
     let directory = tempfile::tempdir().expect("a directory");
     let output = unstale(&["man", &directory.path().display().to_string()], &[]);
-    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), ""), "{}", stderr(&output));
-    let page = |name: &str| std::fs::read_to_string(directory.path().join(name)).expect("a page").replace("\\-", "-");
+    assert_eq!(
+        (output.status.code(), stdout(&output).as_str()),
+        (Some(0), ""),
+        "{}",
+        stderr(&output)
+    );
+    let page = |name: &str| {
+        std::fs::read_to_string(directory.path().join(name)).expect("a page").replace("\\-", "-")
+    };
     let main = page("unstale.1");
     for words in ["unstale-apply(1)", "Exit codes:", "DATABASE_URL_FILE"] {
         assert!(main.contains(words), "{words}: {main}");
     }
     let apply = page("unstale-apply.1");
-    assert!(apply.contains("--dry-run") && apply.contains("unstale apply --dry-run --sql > review.sql"), "{apply}");
+    assert!(
+        apply.contains("--dry-run") && apply.contains("unstale apply --dry-run --sql > review.sql"),
+        "{apply}"
+    );
     let output = unstale(&["man", "/nowhere"], &[]);
-    assert!(stderr(&output).starts_with("unstale: the manual pages in /nowhere: "), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with("unstale: the manual pages in /nowhere: "),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
-    let mut child = command(&["completions", "bash"], &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary");
+    let mut child = command(&["completions", "bash"], &[])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("the end");
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));

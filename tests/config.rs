@@ -17,7 +17,11 @@ struct Given {
 }
 
 fn given() -> Given {
-    Given { directory: tempfile::tempdir().expect("a directory"), file: None, variables: Vec::new() }
+    Given {
+        directory: tempfile::tempdir().expect("a directory"),
+        file: None,
+        variables: Vec::new(),
+    }
 }
 
 impl Given {
@@ -106,7 +110,10 @@ fn the_example_file_shows_every_key_and_its_comments_are_valid_settings() {
 
 #[test]
 fn the_two_urls_alone_are_enough() {
-    let config = given().variable("DATABASE_URL", "postgres://db/app").variable("REDIS_URL", "redis://cache").loaded();
+    let config = given()
+        .variable("DATABASE_URL", "postgres://db/app")
+        .variable("REDIS_URL", "redis://cache")
+        .loaded();
     assert_eq!(database(&config), "postgres://db/app");
     assert_eq!(config.redis_url().expect("a URL").expose_secret(), "redis://cache");
     assert_eq!(config.heartbeat.interval, Duration::from_secs(1));
@@ -130,7 +137,10 @@ fn the_environment_wins_over_credentials_and_those_over_the_file() {
 
 #[test]
 fn a_url_for_unstale_alone_wins_over_the_application_s() {
-    let config = given().variable("DATABASE_URL", "postgres://pooler").variable("UNSTALE_DATABASE__URL", "postgres://direct").loaded();
+    let config = given()
+        .variable("DATABASE_URL", "postgres://pooler")
+        .variable("UNSTALE_DATABASE__URL", "postgres://direct")
+        .loaded();
     assert_eq!(database(&config), "postgres://direct");
 }
 
@@ -152,7 +162,10 @@ fn a_secret_s_file_that_is_not_there_is_named_with_its_variable() {
 fn an_empty_secret_counts_as_not_set() {
     let config = given().variable("DATABASE_URL", "").file("redis.url = ''").loaded();
     let error = config.database_url().expect_err("none").to_string();
-    assert!(error.starts_with("DATABASE_URL is not set") && error.contains("postgres://"), "{error}");
+    assert!(
+        error.starts_with("DATABASE_URL is not set") && error.contains("postgres://"),
+        "{error}"
+    );
     let error = config.redis_url().expect_err("none").to_string();
     assert!(error.starts_with("REDIS_URL is not set") && error.contains("redis://"), "{error}");
 }
@@ -191,18 +204,27 @@ fn an_entry_of_a_list_is_named_with_its_variable_and_never_shown_if_it_is_secret
         let error = given().file(&format!("repeat.after = {written}")).refused();
         assert_eq!(error, format!("repeat.after in unstale.toml: {fault}"));
     }
-    let error = given().variable("UNSTALE_REPLICAS__URLS", "postgres://a  mysql://u:hunter2@b").refused();
-    assert!(error.starts_with("UNSTALE_REPLICAS__URLS: number 2 is not") && !error.contains("hunter2"), "{error}");
+    let error =
+        given().variable("UNSTALE_REPLICAS__URLS", "postgres://a  mysql://u:hunter2@b").refused();
+    assert!(
+        error.starts_with("UNSTALE_REPLICAS__URLS: number 2 is not") && !error.contains("hunter2"),
+        "{error}"
+    );
     let error = given().file("replicas.urls = [2.5]").refused();
     assert!(error.contains("replicas.urls in unstale.toml: the value is not a text"), "{error}");
     let error = given().file("audit.sample = 'x'").refused();
-    assert_eq!(error, "audit.sample in unstale.toml: \"x\" is not a number (written without quotes)");
+    assert_eq!(
+        error,
+        "audit.sample in unstale.toml: \"x\" is not a number (written without quotes)"
+    );
 }
 
 #[test]
 fn all_unknown_keys_are_named_with_their_place_and_the_nearest_key() {
-    let error =
-        given().file("[http]\nlistn = ''\n[htp]\nlisten = ''\n[[watch]]\ntabel = 'x'").variable("UNSTALE_LOG__FROMAT", "json").refused();
+    let error = given()
+        .file("[http]\nlistn = ''\n[htp]\nlisten = ''\n[[watch]]\ntabel = 'x'")
+        .variable("UNSTALE_LOG__FROMAT", "json")
+        .refused();
     assert_eq!(
         error.lines().map(str::trim).collect::<Vec<_>>(),
         [
@@ -216,7 +238,11 @@ fn all_unknown_keys_are_named_with_their_place_and_the_nearest_key() {
 
 #[test]
 fn other_programs_variables_are_none_of_our_business() {
-    given().variable("RUST_LOG", "nonsense=nonsense").variable("PGPASSWORD", "x").variable("UNSTALE_PORT", "tcp://10.0.0.1:80").loaded();
+    given()
+        .variable("RUST_LOG", "nonsense=nonsense")
+        .variable("PGPASSWORD", "x")
+        .variable("UNSTALE_PORT", "tcp://10.0.0.1:80")
+        .loaded();
 }
 
 #[test]
@@ -245,7 +271,10 @@ fn a_value_beyond_its_limit_is_named_with_the_limit() {
 fn a_timeout_below_two_intervals_names_both_keys() {
     let error = given().variable("UNSTALE_HEARTBEAT__INTERVAL", "3s").refused();
     assert!(error.starts_with("heartbeat.timeout: 5s is less than two intervals"), "{error}");
-    assert!(error.ends_with("write at least 6s or lower UNSTALE_HEARTBEAT__INTERVAL (3s)"), "{error}");
+    assert!(
+        error.ends_with("write at least 6s or lower UNSTALE_HEARTBEAT__INTERVAL (3s)"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -282,13 +311,18 @@ fn a_watch_that_cannot_be_meant_is_refused_by_its_number() {
     let error = given().file(file).refused();
     let lines: Vec<&str> = error.lines().map(str::trim).collect();
     assert_eq!(lines.len(), 4, "{error}");
-    assert!(lines[0].starts_with("table of [[watch]] number 2 in unstale.toml: \"a\" is listed twice"));
+    assert!(
+        lines[0].starts_with("table of [[watch]] number 2 in unstale.toml: \"a\" is listed twice")
+    );
     assert!(lines[1].starts_with("keys of [[watch]] number 2 in unstale.toml: names no key"));
     assert!(lines[2].starts_with("only_columns of [[watch]] number 2 in unstale.toml: is empty"));
     assert!(lines[3].starts_with("table of [[watch]] number 3 in unstale.toml: is missing"));
 
     let error = given().file("[[watch]]\ntable = 'a'\nkeys = 'k'").refused();
-    assert_eq!(error, "keys of [[watch]] number 1 in unstale.toml: \"k\" is not a list, as in [\"a\", \"b\"]");
+    assert_eq!(
+        error,
+        "keys of [[watch]] number 1 in unstale.toml: \"k\" is not a list, as in [\"a\", \"b\"]"
+    );
 }
 
 #[test]
@@ -301,12 +335,18 @@ fn broken_toml_is_named_by_its_position_and_never_by_its_text() {
 #[test]
 fn a_section_that_is_written_as_a_value_is_shown_the_section() {
     let error = given().file("http = '127.0.0.1:9464'").refused();
-    assert_eq!(error, "http in unstale.toml: is a section; write [http] and its keys on lines below");
+    assert_eq!(
+        error,
+        "http in unstale.toml: is a section; write [http] and its keys on lines below"
+    );
 }
 
 #[test]
 fn secrets_are_shown_neither_by_debug_nor_by_errors() {
-    let config = given().variable("DATABASE_URL", "postgres://u:hunter2@db").variable("REDIS_URL", "redis://:hunter2@r").loaded();
+    let config = given()
+        .variable("DATABASE_URL", "postgres://u:hunter2@db")
+        .variable("REDIS_URL", "redis://:hunter2@r")
+        .loaded();
     assert!(!format!("{config:?}").contains("hunter2"));
 
     let refused = [
@@ -335,17 +375,30 @@ fn files_of_tls_without_tls_and_a_certificate_without_its_key_are_refused() {
     let tls = [config.redis.tls.ca_file, config.redis.tls.cert_file, config.redis.tls.key_file];
     assert_eq!(tls, ["/other", "/cert", "/key"].map(|name| Some(PathBuf::from(name))));
 
-    let error = given().variable(&named("CA"), "/ca").variable("REDIS_URL", "redis://:hunter2@cache").refused();
+    let error = given()
+        .variable(&named("CA"), "/ca")
+        .variable("REDIS_URL", "redis://:hunter2@cache")
+        .refused();
     assert_eq!(
         error,
         "UNSTALE_REDIS__TLS__CA_FILE: is for TLS, which REDIS_URL does not ask for; begin that with rediss://, or leave this out"
     );
     let error = given().file("redis.tls.cert_file = '/cert'").refused();
-    assert_eq!(error, "redis.tls.cert_file in unstale.toml: needs its private key; name that file in redis.tls.key_file");
-    let error = given().variable(&named("KEY"), "/key").variable("REDIS_URL", "rediss://cache").refused();
-    assert_eq!(error, "UNSTALE_REDIS__TLS__KEY_FILE: is for a certificate; name that file in redis.tls.cert_file");
+    assert_eq!(
+        error,
+        "redis.tls.cert_file in unstale.toml: needs its private key; name that file in redis.tls.key_file"
+    );
+    let error =
+        given().variable(&named("KEY"), "/key").variable("REDIS_URL", "rediss://cache").refused();
+    assert_eq!(
+        error,
+        "UNSTALE_REDIS__TLS__KEY_FILE: is for a certificate; name that file in redis.tls.cert_file"
+    );
     let error = given().variable("UNSTALE_REDIS__TLS__CAFILE", "/ca").refused();
-    assert_eq!(error, "UNSTALE_REDIS__TLS__CAFILE: unknown key; did you mean UNSTALE_REDIS__TLS__CA_FILE?");
+    assert_eq!(
+        error,
+        "UNSTALE_REDIS__TLS__CAFILE: unknown key; did you mean UNSTALE_REDIS__TLS__CA_FILE?"
+    );
 }
 
 #[test]

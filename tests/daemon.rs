@@ -1,4 +1,5 @@
-//! The whole program on real servers: start, ready, a change, its keys gone; and that it leaves, fails and comes back well.
+//! The whole program on real servers: start, ready, a change, its keys gone; and that it leaves,
+//! fails and comes back well.
 
 use std::time::Duration;
 
@@ -34,11 +35,31 @@ async fn composite_keys_constant_keys_and_null_make_the_keys_they_should() {
         .await;
     let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
-    let all = ["m:1:a", "m:1:b", "m:2:a", "nick:nick", "nick:", "nick:null", "nick:x", "{t1}:members", "{t2}:members", "members:count"];
+    let all = [
+        "m:1:a",
+        "m:1:b",
+        "m:2:a",
+        "nick:nick",
+        "nick:",
+        "nick:null",
+        "nick:x",
+        "{t1}:members",
+        "{t2}:members",
+        "members:count",
+    ];
     for (sql, stale) in [
-        ("update members set nick = null where team = 1 and name = 'a'", &["m:1:a", "nick:nick", "{t1}:members", "members:count"][..]),
-        ("update members set nick = 'x' where team = 2", &["m:2:a", "nick:x", "{t2}:members", "members:count"]),
-        ("update members set team = 2 where name = 'b'", &["m:1:b", "m:2:b", "{t1}:members", "{t2}:members", "members:count"]),
+        (
+            "update members set nick = null where team = 1 and name = 'a'",
+            &["m:1:a", "nick:nick", "{t1}:members", "members:count"][..],
+        ),
+        (
+            "update members set nick = 'x' where team = 2",
+            &["m:2:a", "nick:x", "{t2}:members", "members:count"],
+        ),
+        (
+            "update members set team = 2 where name = 'b'",
+            &["m:1:b", "m:2:b", "{t1}:members", "{t2}:members", "members:count"],
+        ),
         ("delete from members where name = 'b'", &["m:2:b", "{t2}:members", "members:count"]),
     ] {
         world.fill(all);
@@ -64,7 +85,15 @@ async fn truncate_deletes_what_its_templates_match_and_takes_their_literals_lite
     daemon.ready().await;
     // Enough of others that the walk takes many steps.
     world.fill((0..20_000).map(|n| format!("other:{n}")));
-    let stale = [r"q?[a-c]*\:1:end", r"q?[a-c]*\:2:end", r"q?[a-c]*\::end", "q?[a-c]*\\:\r\n{*}:end", "^1-x$", "^-$", "odd:list"];
+    let stale = [
+        r"q?[a-c]*\:1:end",
+        r"q?[a-c]*\:2:end",
+        r"q?[a-c]*\::end",
+        "q?[a-c]*\\:\r\n{*}:end",
+        "^1-x$",
+        "^-$",
+        "odd:list",
+    ];
     let neighbours = [
         r"qx[a-c]*\:1:end",
         r"q?a*\:1:end",
@@ -126,8 +155,13 @@ async fn a_long_key_among_200_000_logged_changes_of_a_transaction_costs_little_m
     let keys = || (1..=200_000).map(|n| format!("doc:d{n}")).chain([format!("doc:{long}")]);
     world.fill(keys());
     world.fill(["neighbour"]);
-    // Without a stamp, all of it goes to the log, and there is one announcement of the transaction's log.
-    world.execute(&format!("begin; insert into docs values ('{long}', ''); update docs set body = 'new'; commit;")).await;
+    // Without a stamp, all of it goes to the log, and there is one announcement of the
+    // transaction's log.
+    world
+        .execute(&format!(
+            "begin; insert into docs values ('{long}', ''); update docs set body = 'new'; commit;"
+        ))
+        .await;
     until_within("all keys are gone", Duration::from_secs(100), async || world.cached() <= 1).await;
     daemon.settles().await;
     assert_eq!(world.left(["neighbour"]), ["neighbour"]);
@@ -176,7 +210,8 @@ async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_
         .with("UNSTALE_SHUTDOWN__TIMEOUT", "25s");
     let mut daemon = settings.start();
     daemon.ready().await;
-    let checkpoints = "select count(*) from unstale.instance where name = 'test' and log is not null";
+    let checkpoints =
+        "select count(*) from unstale.instance where name = 'test' and log is not null";
     assert_eq!(world.number(checkpoints).await, 0);
     let keys = || (1..=3_000).map(|n| format!("user:{n}"));
     world.fill(keys());
@@ -188,14 +223,18 @@ async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_
     assert_eq!(status.code(), Some(0));
     assert_eq!(world.count(keys()), 0, "not drained");
     assert_eq!(world.number(checkpoints).await, 1);
-    until("it says STOPPING=1", async || daemon.notifications().iter().any(|line| line == "STOPPING=1")).await;
+    until("it says STOPPING=1", async || {
+        daemon.notifications().iter().any(|line| line == "STOPPING=1")
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn sigterm_while_redis_is_away_ends_within_the_timeout_and_the_next_start_catches_up() {
     let mut world = World::new().await;
     world.users(10).await;
-    let settings = world.daemon().impatient().in_one_session().with("UNSTALE_SHUTDOWN__TIMEOUT", "500ms");
+    let settings =
+        world.daemon().impatient().in_one_session().with("UNSTALE_SHUTDOWN__TIMEOUT", "500ms");
     let mut daemon = settings.clone().start();
     daemon.ready().await;
     world.fill_users();
@@ -215,12 +254,22 @@ async fn the_service_manager_hears_of_everything() {
     let link = Link::to_port(world.redis.port().expect("by TCP")).await;
     link.cut().await;
     let redis_url = format!("redis://127.0.0.1:{}", link.port());
-    let settings = Daemon::settings(&world.database_url(), &redis_url).impatient().with("WATCHDOG_USEC", "200000");
+    let settings = Daemon::settings(&world.database_url(), &redis_url)
+        .impatient()
+        .with("WATCHDOG_USEC", "200000");
     let mut daemon = settings.start();
-    until("STATUS says what is wrong", async || daemon.status().is_some_and(|status| status.contains("Redis"))).await;
-    let watchdogs = |daemon: &Daemon| daemon.notifications().iter().filter(|line| *line == "WATCHDOG=1").count();
+    until("STATUS says what is wrong", async || {
+        daemon.status().is_some_and(|status| status.contains("Redis"))
+    })
+    .await;
+    let watchdogs = |daemon: &Daemon| {
+        daemon.notifications().iter().filter(|line| *line == "WATCHDOG=1").count()
+    };
     until("it lives although it is not ready", async || watchdogs(&daemon) >= 3).await;
-    assert!(daemon.notifications().iter().any(|line| line == "EXTEND_TIMEOUT_USEC=60000000"), "the start goes on");
+    assert!(
+        daemon.notifications().iter().any(|line| line == "EXTEND_TIMEOUT_USEC=60000000"),
+        "the start goes on"
+    );
     assert!(!daemon.notifications().iter().any(|line| line == "READY=1"));
     link.heal().await;
     daemon.notifies_ready().await;
@@ -275,7 +324,8 @@ async fn the_keys_of_a_dropped_table_are_deleted() {
     assert_eq!(world.left(["users"]), ["users"]);
 }
 
-/// `watch()` forgets the tables that were dropped, possibly before the listener has seen that they were.
+/// `watch()` forgets the tables that were dropped, possibly before the listener has seen that they
+/// were.
 #[tokio::test]
 async fn the_keys_of_a_dropped_table_are_deleted_although_its_watch_is_forgotten_first() {
     let mut world = World::new().await;
@@ -284,7 +334,11 @@ async fn the_keys_of_a_dropped_table_are_deleted_although_its_watch_is_forgotten
     daemon.ready().await;
     world.fill(["user:1", "email:7@old", "users", "other:1"]);
     world.execute("drop table users cascade").await;
-    world.execute("create table others (id int); select unstale.watch('others', array['other:{id}'])").await;
+    world
+        .execute(
+            "create table others (id int); select unstale.watch('others', array['other:{id}'])",
+        )
+        .await;
     world.gone(["user:1", "email:7@old"]).await;
     daemon.settles().await;
     assert_eq!(world.left(["users", "other:1"]), ["users", "other:1"]);
@@ -294,11 +348,15 @@ async fn the_keys_of_a_dropped_table_are_deleted_although_its_watch_is_forgotten
 async fn what_changes_while_it_is_killed_is_found_at_the_next_start() {
     let mut world = World::new().await;
     world.users(10).await;
-    world.execute("create table posts (id int); select unstale.watch('posts', array['post:{id}'])").await;
+    world
+        .execute("create table posts (id int); select unstale.watch('posts', array['post:{id}'])")
+        .await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    until("a watermark is stored", async || world.number("select count(*) from unstale.instance where watermark is not null").await == 1)
-        .await;
+    until("a watermark is stored", async || {
+        world.number("select count(*) from unstale.instance where watermark is not null").await == 1
+    })
+    .await;
     daemon.kill9();
     world.fill_users();
     world.fill(["post:1", "post:2", "posts"]);
@@ -329,18 +387,39 @@ async fn what_a_transaction_did_before_a_gap_and_committed_in_it_is_found() {
     ] {
         sqlx::raw_sql(sql).execute(&mut *long).await.expect("it works");
     }
-    // Later transactions, and heartbeats that have passed them: whoever goes by the newest xid or the newest time is wrong now.
+    // Later transactions, and heartbeats that have passed them: whoever goes by the newest xid or
+    // the newest time is wrong now.
     for _ in 0..10 {
-        world.execute("update users set name = 'eve', updated_at = clock_timestamp() where id = 9").await;
+        world
+            .execute("update users set name = 'eve', updated_at = clock_timestamp() where id = 9")
+            .await;
         daemon.settles().await;
     }
     daemon.kill9();
-    world.fill(["user:2", "email:2@old", "user:3", "email:3@old", "user:4", "email:4@old", "email:4@new", "user:7"]);
+    world.fill([
+        "user:2",
+        "email:2@old",
+        "user:3",
+        "email:3@old",
+        "user:4",
+        "email:4@old",
+        "email:4@new",
+        "user:7",
+    ]);
     long.commit().await.expect("it commits");
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
     assert_eq!(
-        world.left(["user:2", "email:2@old", "user:3", "email:3@old", "user:4", "email:4@old", "email:4@new", "user:7"]),
+        world.left([
+            "user:2",
+            "email:2@old",
+            "user:3",
+            "email:3@old",
+            "user:4",
+            "email:4@old",
+            "email:4@new",
+            "user:7"
+        ]),
         ["user:7"]
     );
 }
@@ -351,24 +430,35 @@ async fn two_instances_with_a_redis_each_do_not_disturb_each_other() {
     world.users(10).await;
     let other_redis = own_redis();
     let mut other_cache = other_redis.client().expect("it has just started");
-    let other_settings = Daemon::settings(&world.database_url(), &other_redis.url()).impatient().with("UNSTALE_INSTANCE", "other");
-    let (mut daemon, mut other) = (world.daemon().impatient().start(), other_settings.clone().start());
+    let other_settings = Daemon::settings(&world.database_url(), &other_redis.url())
+        .impatient()
+        .with("UNSTALE_INSTANCE", "other");
+    let (mut daemon, mut other) =
+        (world.daemon().impatient().start(), other_settings.clone().start());
     daemon.ready().await;
     other.ready().await;
     world.fill(["user:1"]);
     other_cache.put("user:1", "cached").expect("it takes it");
     world.execute("delete from users where id = 1").await;
     world.gone(["user:1"]).await;
-    until("it is gone from the other Redis, too", async || !other_cache.has("user:1").expect("it answers")).await;
+    until("it is gone from the other Redis, too", async || {
+        !other_cache.has("user:1").expect("it answers")
+    })
+    .await;
 
     // While one is away, the other does not prune what the first has still to read.
-    until("both have a checkpoint", async || world.number("select count(*) from unstale.instance where log is not null").await == 2).await;
+    until("both have a checkpoint", async || {
+        world.number("select count(*) from unstale.instance where log is not null").await == 2
+    })
+    .await;
     other.kill9();
     world.fill(["user:2", "user:3"]);
     for key in ["user:2", "user:3", "user:4"] {
         other_cache.put(key, "cached").expect("it takes it");
     }
-    world.execute("delete from users where id = 2; update users set name = 'bob' where id = 3;").await;
+    world
+        .execute("delete from users where id = 2; update users set name = 'bob' where id = 3;")
+        .await;
     world.gone(["user:2", "user:3"]).await;
     for _ in 0..8 {
         daemon.settles().await; // 4 heartbeats each, and every tenth prunes
@@ -409,8 +499,7 @@ async fn while_the_schema_is_newer_already_the_old_listener_goes_on_and_nothing_
     let settings = world.daemon().in_one_session();
     let mut old = settings.clone().start();
     old.ready().await;
-    let newer =
-        "insert into unstale.migrations (version, description, success, checksum, execution_time) values (9999, 'newer', true, '', 0)";
+    let newer = "insert into unstale.migrations (version, description, success, checksum, execution_time) values (9999, 'newer', true, '', 0)";
     world.execute(newer).await;
     world.fill(["user:1"]);
     world.execute("update users set name = 'after the migration', updated_at = clock_timestamp() where id = 1").await;
@@ -420,7 +509,10 @@ async fn while_the_schema_is_newer_already_the_old_listener_goes_on_and_nothing_
     world
         .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like '%unstale.listen()%' and pid <> pg_backend_pid()")
         .await;
-    let reason = until("it says why", async || Some(old.not_ready().await).filter(|reason| reason.contains("9999"))).await;
+    let reason = until("it says why", async || {
+        Some(old.not_ready().await).filter(|reason| reason.contains("9999"))
+    })
+    .await;
     assert!(reason.contains("install the newer unstale"), "{reason}");
     world.fill(["user:2", "user:3"]);
     world
@@ -442,10 +534,13 @@ async fn a_wrong_password_of_redis_is_named_and_never_shown_and_recovered_from()
     let port = world.redis.port().expect("by TCP");
     let redis_url = format!("redis://default:hunter2-redis@127.0.0.1:{port}");
     let database_url = world.database_url().replace("postgres@", "postgres:hunter2-postgres@");
-    let settings = Daemon::settings(&database_url, &redis_url).impatient().with("UNSTALE_LOG__FILTER", "debug");
+    let settings = Daemon::settings(&database_url, &redis_url)
+        .impatient()
+        .with("UNSTALE_LOG__FILTER", "debug");
     let mut daemon = settings.start();
-    let reason =
-        until("the reason names the password", async || Some(daemon.not_ready().await).filter(|reason| reason.contains("WRONGPASS")));
+    let reason = until("the reason names the password", async || {
+        Some(daemon.not_ready().await).filter(|reason| reason.contains("WRONGPASS"))
+    });
     let reason = reason.await;
     assert!(reason.contains("REDIS_URL"), "no remedy: {reason}");
     world.fill_users();
@@ -470,7 +565,10 @@ async fn an_update_of_200_000_rows_deletes_each_key_and_no_other_in_little_memor
     world.fill(keys("user"));
     world.fill(keys("neighbour"));
     world.execute("update users set name = 'bob', updated_at = clock_timestamp()").await;
-    until_within("all keys are gone", Duration::from_secs(100), async || world.cached() == u64::from(ROWS)).await;
+    until_within("all keys are gone", Duration::from_secs(100), async || {
+        world.cached() == u64::from(ROWS)
+    })
+    .await;
     daemon.settles().await;
     assert_eq!(world.count(keys("neighbour")), u64::from(ROWS));
     let peak = daemon.peak_rss_bytes();

@@ -1,5 +1,5 @@
-//! `unstale demo` from outside: what is left of it when it does not come to its end. (That the story comes out is the
-//! demo's own business: it fails if not, and `./dev test` runs it.)
+//! `unstale demo` from outside: what is left of it when it does not come to its end. (That the
+//! story comes out is the demo's own business: it fails if not, and `./dev test` runs it.)
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -19,7 +19,8 @@ struct Demo {
 }
 
 impl Demo {
-    /// Starts one, in a process group of its own as a shell would, and waits until its listener is ready.
+    /// Starts one, in a process group of its own as a shell would, and waits until its listener is
+    /// ready.
     fn start() -> Self {
         let mut child = Command::new(BINARY)
             .arg("demo")
@@ -34,11 +35,16 @@ impl Demo {
         ready.expect("the demo starts its servers");
         let started = children(child.id());
         // The guards hold the directories' names.
-        let guards = started.iter().filter_map(|&pid| arguments(pid)).filter(|words| words.contains(&"unstale-guard".to_owned()));
-        let directories: Vec<PathBuf> = guards.filter_map(|words| words.last().map(PathBuf::from)).collect();
+        let guards = started
+            .iter()
+            .filter_map(|&pid| arguments(pid))
+            .filter(|words| words.contains(&"unstale-guard".to_owned()));
+        let directories: Vec<PathBuf> =
+            guards.filter_map(|words| words.last().map(PathBuf::from)).collect();
         assert_eq!(directories.len(), 3, "one for PostgreSQL, one for Redis, one for the listener");
         assert!(directories.iter().all(|directory| directory.is_dir()));
-        let processes = started.iter().flat_map(|&pid| [vec![pid], children(pid)].concat()).collect();
+        let processes =
+            started.iter().flat_map(|&pid| [vec![pid], children(pid)].concat()).collect();
         Self { child, processes, directories }
     }
 
@@ -48,8 +54,16 @@ impl Demo {
 
     /// What is left of it.
     fn remains(&self) -> Vec<String> {
-        let directories = self.directories.iter().filter(|directory| directory.exists()).map(|directory| directory.display().to_string());
-        let processes = self.processes.iter().filter(|&&pid| stat(pid).is_some()).map(|pid| format!("process {pid}"));
+        let directories = self
+            .directories
+            .iter()
+            .filter(|directory| directory.exists())
+            .map(|directory| directory.display().to_string());
+        let processes = self
+            .processes
+            .iter()
+            .filter(|&&pid| stat(pid).is_some())
+            .map(|pid| format!("process {pid}"));
         directories.chain(processes).collect()
     }
 }

@@ -1,4 +1,5 @@
-//! What the table of configuration keys says, as documents: config/unstale.toml, and the table in docs/reference.md.
+//! What the table of configuration keys says, as documents: config/unstale.toml, and the table in
+//! docs/reference.md.
 //!
 //! `UNSTALE_BLESS=1 cargo test --test integration -- documents` writes both anew.
 
@@ -42,7 +43,8 @@ fn the_file_of_the_configuration_is_as_committed() {
         file += &(about(&key) + &setting(&key, name));
     }
     file += WATCHES;
-    let watch = Watch::keys().iter().map(|key| about(key) + &setting(key, &key.path)).collect::<Vec<_>>();
+    let watch =
+        Watch::keys().iter().map(|key| about(key) + &setting(key, &key.path)).collect::<Vec<_>>();
     file += &watch.join("#\n");
     matches("config/unstale.toml", &file);
 }
@@ -50,7 +52,8 @@ fn the_file_of_the_configuration_is_as_committed() {
 /// The lines above a setting.
 fn about(key: &Key) -> String {
     let restart = Some(NEEDS_A_RESTART).filter(|_| key.taken == Taken::Restart);
-    let lines = key.about.iter().map(|line| line.trim()).chain(restart).filter(|line| !line.is_empty());
+    let lines =
+        key.about.iter().map(|line| line.trim()).chain(restart).filter(|line| !line.is_empty());
     lines.map(|line| format!("# {line}\n")).collect()
 }
 
@@ -72,7 +75,8 @@ fn row(key: &Key) -> String {
     let summary = key.about.iter().map(|line| line.trim()).take_while(|line| !line.is_empty());
     let restart = Some(NEEDS_A_RESTART).filter(|_| key.taken == Taken::Restart);
     let text = summary.chain(restart).map(linked).collect::<Vec<_>>().join(" ");
-    let default = if key.default.is_empty() { String::new() } else { format!("`{}` ", key.default) };
+    let default =
+        if key.default.is_empty() { String::new() } else { format!("`{}` ", key.default) };
     format!("| `{}` | `{}` | {default}| {text} |\n", key.path, key.variable)
 }
 

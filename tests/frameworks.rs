@@ -1,4 +1,5 @@
-//! Calls of `unstale.watch` from the tools that people make their migrations with, as the guide writes them.
+//! Calls of `unstale.watch` from the tools that people make their migrations with, as the guide
+//! writes them.
 //!
 //! The tools come from PyPI into a virtual environment that `cargo clean` removes.
 
@@ -15,7 +16,8 @@ fn succeeds(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Python with Alembic. Published by a rename, so that one that was interrupted is not taken for whole.
+/// Python with Alembic. Published by a rename, so that one that was interrupted is not taken for
+/// whole.
 fn alembic() -> PathBuf {
     let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alembic");
     let python = environment.join("bin/python");
@@ -59,7 +61,10 @@ with engine.begin() as connection:
         guide().replace('\n', "\n    ")
     );
     succeeds(Command::new(alembic()).args(["-c", &script]));
-    let keys: Vec<String> = sqlx::query_scalar("select keys from unstale.watches").fetch_one(&world.sql).await.expect("a watch");
+    let keys: Vec<String> = sqlx::query_scalar("select keys from unstale.watches")
+        .fetch_one(&world.sql)
+        .await
+        .expect("a watch");
     assert_eq!(keys, ["user:{id}:profile", "user:by-email:{email}"]);
 }
 
@@ -67,8 +72,18 @@ with engine.begin() as connection:
 async fn the_refusal_of_a_retype_names_what_the_guide_says_it_names() {
     let world = World::new().await;
     world.users(1).await;
-    let error = sqlx::query("alter table users alter column email type varchar(10)").execute(&world.sql).await.expect_err("it is watched");
-    let error = error.into_database_error().expect("the server's").downcast::<sqlx::postgres::PgDatabaseError>();
+    let error = sqlx::query("alter table users alter column email type varchar(10)")
+        .execute(&world.sql)
+        .await
+        .expect_err("it is watched");
+    let error = error
+        .into_database_error()
+        .expect("the server's")
+        .downcast::<sqlx::postgres::PgDatabaseError>();
     let detail = error.detail().unwrap_or_default().to_owned();
-    assert!(detail.contains("function unstale.row_1(users) depends on column") || detail.contains("trigger unstale_1_update"), "{detail}");
+    assert!(
+        detail.contains("function unstale.row_1(users) depends on column")
+            || detail.contains("trigger unstale_1_update"),
+        "{detail}"
+    );
 }

@@ -1,5 +1,5 @@
-//! Arbitrary texts into everything that reads what others wrote. None may panic, because the released program ends at a panic; and
-//! no error may show a secret.
+//! Arbitrary texts into everything that reads what others wrote. None may panic, because the
+//! released program ends at a panic; and no error may show a secret.
 //!
 //! Some seconds of it in each run of the tests, and as long as one likes with `./dev fuzz`.
 
@@ -41,8 +41,16 @@ const TARGETS: &[Target] = &[
         ],
         read: read_change,
     },
-    Target { name: "template", seeds: &["user:{id}:profile", "{{user:{id}}}:é*?[", "{a}-{b}"], read: read_template },
-    Target { name: "snapshot", seeds: &["10:20:10,14,15", "1:1:", "18446744073709551615:0:1"], read: read_snapshot },
+    Target {
+        name: "template",
+        seeds: &["user:{id}:profile", "{{user:{id}}}:é*?[", "{a}-{b}"],
+        read: read_template,
+    },
+    Target {
+        name: "snapshot",
+        seeds: &["10:20:10,14,15", "1:1:", "18446744073709551615:0:1"],
+        read: read_snapshot,
+    },
     Target {
         name: "configuration file",
         seeds: &[
@@ -83,14 +91,21 @@ const TARGETS: &[Target] = &[
     },
     Target {
         name: "INFO of Redis",
-        seeds: &["redis_version:7.0.15\r\nrole:slave\r\nmaster_host:$(x)\r\nmaster_port:6379\r\nused_memory:95\r\nmaxmemory:100\r\n"],
+        seeds: &[
+            "redis_version:7.0.15\r\nrole:slave\r\nmaster_host:$(x)\r\nmaster_port:6379\r\nused_memory:95\r\nmaxmemory:100\r\n",
+        ],
         read: read_info,
     },
-    Target { name: "text to show", seeds: &["public.users", "a\nb\u{1b}[2K\u{202e}", "it's \\"], read: show },
+    Target {
+        name: "text to show",
+        seeds: &["public.users", "a\nb\u{1b}[2K\u{202e}", "it's \\"],
+        read: show,
+    },
 ];
 
 fn read_change(text: &str) {
-    let rule = Rule::of(&Watched::of(7, 2, "public.users", &["u:{id}", "e:{email}"])).expect("a rule");
+    let rule =
+        Rule::of(&Watched::of(7, 2, "public.users", &["u:{id}", "e:{email}"])).expect("a rule");
     if let Ok(Announcement::Change(change)) = change::parse(text) {
         let _ = rule.stale(&change, |_| {});
     }
@@ -102,7 +117,10 @@ fn read_change(text: &str) {
 fn read_template(text: &str) {
     let Ok(template) = Template::parse(text) else { return };
     let columns: Vec<String> = template.columns().map(str::to_owned).collect();
-    let row = Row(columns.iter().map(|column| (column.as_str().into(), Some(Some(text.into())))).collect());
+    let row = Row(columns
+        .iter()
+        .map(|column| (column.as_str().into(), Some(Some(text.into()))))
+        .collect());
     assert!(template.render(&row).is_some() && template.render(&Row::default()).is_some());
 }
 
@@ -115,10 +133,13 @@ fn read_snapshot(text: &str) {
 }
 
 fn read_configuration(text: &str) {
-    let directory = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).expect("a directory");
+    let directory =
+        tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" })
+            .expect("a directory");
     let file = directory.path().join("file");
     std::fs::write(&file, text).expect("a file");
-    // As a file of settings its own lines may be named; never those of secrets, which are beside `url`.
+    // As a file of settings its own lines may be named; never those of secrets, which are beside
+    // `url`.
     let _ = Config::load(Some(&file), []);
     let name = file.display().to_string();
     for variable in ["DATABASE_URL_FILE", "REDIS_URL_FILE"] {
@@ -133,14 +154,23 @@ fn read_variables(text: &str) {
             keeps_secrets(loaded.err());
         }
     }
-    let _ = Config::load(None, [(text.to_owned(), text.to_owned()), (format!("UNSTALE_{text}"), text.to_owned())]);
+    let _ = Config::load(
+        None,
+        [(text.to_owned(), text.to_owned()), (format!("UNSTALE_{text}"), text.to_owned())],
+    );
 }
 
 fn read_urls(text: &str) {
     for variable in ["DATABASE_URL", "REDIS_URL"] {
-        let Ok(config) = Config::load(None, [(variable.to_owned(), text.to_owned())]) else { continue };
+        let Ok(config) = Config::load(None, [(variable.to_owned(), text.to_owned())]) else {
+            continue;
+        };
         if let Ok(url) = config.database_url() {
-            keeps_secrets(Postgres::new(url.clone()).map(|postgres| (postgres.place(), postgres.exposure())).err());
+            keeps_secrets(
+                Postgres::new(url.clone())
+                    .map(|postgres| (postgres.place(), postgres.exposure()))
+                    .err(),
+            );
         }
         if let Ok(url) = config.redis_url() {
             let sink = Sink::new(url.clone(), &Tls::default(), Duration::from_secs(1));
@@ -218,18 +248,31 @@ fn texts(seeds: &'static [&'static str]) -> impl Strategy<Value = String> {
     let edit = (
         any::<Index>(),
         any::<Index>(),
-        prop_oneof![select(ODD).prop_map(str::to_owned), any::<char>().prop_map(String::from), Just(String::new())],
+        prop_oneof![
+            select(ODD).prop_map(str::to_owned),
+            any::<char>().prop_map(String::from),
+            Just(String::new())
+        ],
     );
     let edited = (select(seeds), prop::collection::vec(edit, 0..6)).prop_map(|(seed, edits)| {
         edits.into_iter().fold(seed.to_owned(), |text, (from, length, new)| {
             let chars: Vec<char> = text.chars().collect();
             let from = from.index(chars.len() + 1);
             let to = from + length.index((chars.len() - from).min(8) + 1);
-            chars[..from].iter().copied().chain(new.chars()).chain(chars[to..].iter().copied()).collect()
+            chars[..from]
+                .iter()
+                .copied()
+                .chain(new.chars())
+                .chain(chars[to..].iter().copied())
+                .collect()
         })
     });
     let pieces = prop::collection::vec(
-        prop_oneof![select(ODD).prop_map(str::to_owned), select(seeds).prop_map(str::to_owned), any::<String>()],
+        prop_oneof![
+            select(ODD).prop_map(str::to_owned),
+            select(seeds).prop_map(str::to_owned),
+            any::<String>()
+        ],
         0..8,
     );
     prop_oneof![4 => edited, 2 => pieces.prop_map(|pieces| pieces.concat()), 1 => any::<String>()]
@@ -259,7 +302,8 @@ fn no_text_makes_what_reads_it_panic_or_tell_a_secret() {
 #[ignore = "minutes; ./dev fuzz runs it"]
 fn no_text_is_too_odd_for_as_long_as_one_cares_to_look() {
     let asked = std::env::var("UNSTALE_FUZZ").unwrap_or_else(|_| "5m".to_owned());
-    let length = humantime::parse_duration(&asked).expect("UNSTALE_FUZZ is a duration, as in 90s or 1h");
+    let length =
+        humantime::parse_duration(&asked).expect("UNSTALE_FUZZ is a duration, as in 90s or 1h");
     let (began, mut told, mut fed) = (Instant::now(), Instant::now(), 0_u64);
     while began.elapsed() < length {
         for target in TARGETS {
@@ -267,9 +311,16 @@ fn no_text_is_too_odd_for_as_long_as_one_cares_to_look() {
             fed += 100;
             if told.elapsed() > Duration::from_secs(5) {
                 told = Instant::now();
-                eprintln!("fuzz: {:.0?} of {length:.0?}, {fed} texts, now: {}", began.elapsed(), target.name);
+                eprintln!(
+                    "fuzz: {:.0?} of {length:.0?}, {fed} texts, now: {}",
+                    began.elapsed(),
+                    target.name
+                );
             }
         }
     }
-    eprintln!("fuzz: {fed} texts into {} readers, and none of them panicked or told a secret", TARGETS.len());
+    eprintln!(
+        "fuzz: {fed} texts into {} readers, and none of them panicked or told a secret",
+        TARGETS.len()
+    );
 }

@@ -1,5 +1,5 @@
-//! What a gap demands beyond a sweep from the checkpoint: servers that undo what they acknowledged, instances that were
-//! forgotten, tables that cannot be swept, sweeps that are cut off.
+//! What a gap demands beyond a sweep from the checkpoint: servers that undo what they acknowledged,
+//! instances that were forgotten, tables that cannot be swept, sweeps that are cut off.
 
 use std::time::Duration;
 
@@ -17,16 +17,23 @@ async fn what_a_restarted_redis_brings_back_is_deleted_again() {
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    let Reply::Value(Some(mark)) = world.cache.ask(&["get", World::MARK]).expect("it answers") else { panic!("no mark") };
+    let Reply::Value(Some(mark)) = world.cache.ask(&["get", World::MARK]).expect("it answers")
+    else {
+        panic!("no mark")
+    };
     world.execute("update users set name = 'bob', updated_at = clock_timestamp() where id = 1; delete from users where id = 2").await;
     daemon.settles().await;
-    // As if the fail-over had undone the deletes, and never heard of them: keys and mark are as they were.
+    // As if the fail-over had undone the deletes, and never heard of them: keys and mark are as
+    // they were.
     world.fill(["user:1", "email:1@old", "user:2", "email:2@old", "user:7"]);
     world.cache.ask(&["set", World::MARK, &String::from_utf8_lossy(&mark)]).expect("it answers");
     world.redis.kill9();
     world.redis.start_again().expect("it starts again");
     world.cache = world.redis.client().expect("it has just started");
-    until("the other Redis is noticed", async || daemon.metric("unstale_gaps_total", &[("cause", "redis")]) > 0.0).await;
+    until("the other Redis is noticed", async || {
+        daemon.metric("unstale_gaps_total", &[("cause", "redis")]) > 0.0
+    })
+    .await;
     world.gone(["user:1", "email:1@old", "user:2", "email:2@old"]).await;
     daemon.ready().await;
     assert_eq!(world.left(["user:7"]), ["user:7"], "it did not change");
@@ -38,9 +45,12 @@ async fn keys_deleted_just_before_a_restart_of_postgres_are_deleted_again() {
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    world.execute("update users set email = '1@new', updated_at = clock_timestamp() where id = 1").await;
+    world
+        .execute("update users set email = '1@new', updated_at = clock_timestamp() where id = 1")
+        .await;
     daemon.settles().await;
-    // As if the commit were lost with the server (synchronous_commit = off), after its value had been cached again.
+    // As if the commit were lost with the server (synchronous_commit = off), after its value had
+    // been cached again.
     world.fill(["user:1", "email:1@old", "email:1@new", "user:7"]);
     world.own_postgres().restart().expect("it starts again");
     world.gone(["user:1", "email:1@old", "email:1@new"]).await;
@@ -49,7 +59,8 @@ async fn keys_deleted_just_before_a_restart_of_postgres_are_deleted_again() {
     assert_eq!(world.left(["user:7"]), ["user:7"], "it was not deleted before");
 }
 
-/// Stops a daemon with a checkpoint, lets `sql` happen to that, and starts it again: every watched key must go.
+/// Stops a daemon with a checkpoint, lets `sql` happen to that, and starts it again: every watched
+/// key must go.
 async fn flushes_after(sql: &str, reason: &str) {
     let mut world = World::new().await;
     world.users(10).await;
@@ -63,17 +74,28 @@ async fn flushes_after(sql: &str, reason: &str) {
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
     daemon.says(reason).await;
-    assert_eq!(world.left(["user:1", "email:1@old", "user:7", "email:7@old", "other:1"]), ["other:1"]);
+    assert_eq!(
+        world.left(["user:1", "email:1@old", "user:7", "email:7@old", "other:1"]),
+        ["other:1"]
+    );
 }
 
 #[tokio::test]
 async fn an_instance_that_was_forgotten_deletes_everything() {
-    flushes_after("update unstale.instance set saved_at = now() - interval '8 days'", "forget_after").await;
+    flushes_after(
+        "update unstale.instance set saved_at = now() - interval '8 days'",
+        "forget_after",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_fail_over_while_nobody_listened_deletes_everything() {
-    flushes_after("update unstale.instance set timeline = '1/00000001'", "failed over or was restored").await;
+    flushes_after(
+        "update unstale.instance set timeline = '1/00000001'",
+        "failed over or was restored",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -93,12 +115,24 @@ async fn an_instance_that_is_away_for_too_long_is_named_and_the_log_is_not_kept_
     daemon.settles().await;
     world.execute("select unstale.rotate_log(0)").await; // another part is written from now on
     daemon.settles().await;
-    assert_eq!(world.number("select count(*) from unstale.change_log").await, 1, "it is kept for the one that is away");
-    world.execute("update unstale.instance set saved_at = now() - interval '2 days' where name = 'away'").await;
-    until("the log is emptied", async || world.number("select count(*) from unstale.change_log").await == 0).await;
+    assert_eq!(
+        world.number("select count(*) from unstale.change_log").await,
+        1,
+        "it is kept for the one that is away"
+    );
+    world
+        .execute(
+            "update unstale.instance set saved_at = now() - interval '2 days' where name = 'away'",
+        )
+        .await;
+    until("the log is emptied", async || {
+        world.number("select count(*) from unstale.change_log").await == 0
+    })
+    .await;
 }
 
-/// The owner that the sweep reads it as is no more its owner: as that role, the new one's code must not run.
+/// The owner that the sweep reads it as is no more its owner: as that role, the new one's code must
+/// not run.
 #[tokio::test]
 async fn a_table_that_has_another_owner_is_deleted_as_a_whole_with_the_remedy() {
     let mut world = World::new().await;
@@ -113,7 +147,11 @@ async fn a_table_that_has_another_owner_is_deleted_as_a_whole_with_the_remedy() 
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
     let line = daemon.says("cannot be swept").await;
-    assert!(line.contains("people") && line.contains("does not run as the table's owner; call unstale.watch() again"), "{line}");
+    assert!(
+        line.contains("people")
+            && line.contains("does not run as the table's owner; call unstale.watch() again"),
+        "{line}"
+    );
     assert_eq!(world.left(["user:1", "email:1@old", "user:7", "other:1"]), ["other:1"]);
 
     // The remedy makes it swept again, as its new owner.
@@ -121,16 +159,22 @@ async fn a_table_that_has_another_owner_is_deleted_as_a_whole_with_the_remedy() 
     daemon.settles().await;
     daemon.kill9();
     world.fill_users();
-    world.execute("update people set name = 'bob', updated_at = clock_timestamp() where id = 1").await;
+    world
+        .execute("update people set name = 'bob', updated_at = clock_timestamp() where id = 1")
+        .await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
     assert_eq!(world.left(["user:1", "email:1@old", "user:7", "other:1"]), ["user:7", "other:1"]);
     drop(daemon);
-    world.execute(&format!("alter table people owner to postgres; drop owned by {role}; drop role {role}")).await;
+    world
+        .execute(&format!(
+            "alter table people owner to postgres; drop owned by {role}; drop role {role}"
+        ))
+        .await;
 }
 
-/// Stops a daemon, changes users 1 to 3 in the gap and lets `sql` end their watch, and starts it again: their keys must go,
-/// although no watch in force knows them.
+/// Stops a daemon, changes users 1 to 3 in the gap and lets `sql` end their watch, and starts it
+/// again: their keys must go, although no watch in force knows them.
 async fn deletes_the_keys_of_a_watch_that_ended_in_the_gap(sql: &str) {
     let mut world = World::new().await;
     world.users(10).await;
@@ -148,18 +192,26 @@ async fn deletes_the_keys_of_a_watch_that_ended_in_the_gap(sql: &str) {
     world.execute(sql).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    assert_eq!(world.left(["user:1", "user:2", "user:3", "email:3@old", "other:1"]), ["other:1"], "{sql}");
+    assert_eq!(
+        world.left(["user:1", "user:2", "user:3", "email:3@old", "other:1"]),
+        ["other:1"],
+        "{sql}"
+    );
 }
 
 #[tokio::test]
 async fn keys_of_a_watch_that_was_made_anew_in_the_gap_are_deleted() {
-    let sql = "select unstale.unwatch('users'); select unstale.watch('users', array['person:{id}'])";
+    let sql =
+        "select unstale.unwatch('users'); select unstale.watch('users', array['person:{id}'])";
     deletes_the_keys_of_a_watch_that_ended_in_the_gap(sql).await;
 }
 
 #[tokio::test]
 async fn keys_of_templates_that_were_replaced_in_the_gap_are_deleted() {
-    deletes_the_keys_of_a_watch_that_ended_in_the_gap("select unstale.watch('users', array['person:{id}'])").await;
+    deletes_the_keys_of_a_watch_that_ended_in_the_gap(
+        "select unstale.watch('users', array['person:{id}'])",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -179,7 +231,8 @@ async fn a_transaction_of_before_the_gap_that_commits_in_it_after_20_seconds_is_
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    // Stamped by its beginning, long before any watermark of the clock; and with every other kind of change.
+    // Stamped by its beginning, long before any watermark of the clock; and with every other kind
+    // of change.
     let mut old = world.sql.begin().await.expect("a transaction");
     for sql in [
         "update users set name = 'bob', updated_at = now() where id = 1",
@@ -189,15 +242,40 @@ async fn a_transaction_of_before_the_gap_that_commits_in_it_after_20_seconds_is_
         sqlx::query(sql).execute(&mut *old).await.expect("it is written");
     }
     let began = std::time::Instant::now();
-    until_within("20 seconds have passed", Duration::from_secs(60), async || began.elapsed() > Duration::from_secs(20)).await;
+    until_within("20 seconds have passed", Duration::from_secs(60), async || {
+        began.elapsed() > Duration::from_secs(20)
+    })
+    .await;
     daemon.settles().await;
-    assert!(daemon.metric("unstale_watermark_age_seconds", &[]) > 20.0, "the watermark waits for it");
+    assert!(
+        daemon.metric("unstale_watermark_age_seconds", &[]) > 20.0,
+        "the watermark waits for it"
+    );
     daemon.kill9();
     old.commit().await.expect("it commits");
-    world.fill(["user:1", "email:1@old", "user:2", "email:2@old", "user:3", "email:3@old", "user:7"]);
+    world.fill([
+        "user:1",
+        "email:1@old",
+        "user:2",
+        "email:2@old",
+        "user:3",
+        "email:3@old",
+        "user:7",
+    ]);
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    assert_eq!(world.left(["user:1", "email:1@old", "user:2", "email:2@old", "user:3", "email:3@old", "user:7"]), ["user:7"]);
+    assert_eq!(
+        world.left([
+            "user:1",
+            "email:1@old",
+            "user:2",
+            "email:2@old",
+            "user:3",
+            "email:3@old",
+            "user:7"
+        ]),
+        ["user:7"]
+    );
 }
 
 #[tokio::test]
@@ -210,7 +288,8 @@ async fn a_sweep_that_is_cut_off_goes_on_from_where_it_was() {
     daemon.ready().await;
     daemon.settles().await;
     assert!(daemon.terminate().success());
-    // A gap of two hours, with changes that only a sweep finds: rows that appear without a trigger are stamped as of it.
+    // A gap of two hours, with changes that only a sweep finds: rows that appear without a trigger
+    // are stamped as of it.
     world
         .execute(&format!(
             "alter table users disable trigger user;
@@ -221,16 +300,28 @@ async fn a_sweep_that_is_cut_off_goes_on_from_where_it_was() {
         ))
         .await;
     world.fill((2..=ROWS).map(|n| format!("user:{n}")));
-    let mut daemon = world.daemon().impatient().with("UNSTALE_SWEEP__PAGE_ROWS", "2000").with("UNSTALE_BATCH__MAX_PENDING", "2000").start();
+    let mut daemon = world
+        .daemon()
+        .impatient()
+        .with("UNSTALE_SWEEP__PAGE_ROWS", "2000")
+        .with("UNSTALE_BATCH__MAX_PENDING", "2000")
+        .start();
     let swept = |daemon: &crate::support::daemon::Daemon| {
         let metrics = daemon.get("/metrics").map(|(_, text)| text).unwrap_or_default();
         metrics
             .lines()
-            .find_map(|line| line.strip_prefix("unstale_sweep_rows_total{table=\"public.users\"} ")?.parse::<i64>().ok())
+            .find_map(|line| {
+                line.strip_prefix("unstale_sweep_rows_total{table=\"public.users\"} ")?
+                    .parse::<i64>()
+                    .ok()
+            })
             .unwrap_or(0)
     };
     // Cut when it is half done, and a heartbeat of its session has been through.
-    until("half is swept", async || swept(&daemon) > ROWS / 2 && daemon.metric("unstale_freshness_seconds_count", &[]) >= 2.0).await;
+    until("half is swept", async || {
+        swept(&daemon) > ROWS / 2 && daemon.metric("unstale_freshness_seconds_count", &[]) >= 2.0
+    })
+    .await;
     world
         .execute(
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'unstale' and datname = current_database()",
@@ -242,7 +333,8 @@ async fn a_sweep_that_is_cut_off_goes_on_from_where_it_was() {
     assert!((ROWS - 1..ROWS + ROWS / 4).contains(&all), "{all} rows were swept for {ROWS}");
 }
 
-/// It was never here: what it cannot delete yet must not be taken from the log by those who have done it.
+/// It was never here: what it cannot delete yet must not be taken from the log by those who have
+/// done it.
 #[tokio::test]
 async fn the_log_is_kept_for_an_instance_that_has_not_caught_up_yet_however_long_that_takes() {
     let mut world = World::new().await;
@@ -262,7 +354,11 @@ async fn the_log_is_kept_for_an_instance_that_has_not_caught_up_yet_however_long
         .execute("update unstale.instance set replay_log = pg_current_snapshot() where name = 'other'; select unstale.rotate_log(0)")
         .await;
     assert_eq!(world.number("select count(*) from unstale.change_log").await, 1);
-    world.execute("update unstale.instance set saved_at = now() - interval '6 days' where name = 'test'").await;
+    world
+        .execute(
+            "update unstale.instance set saved_at = now() - interval '6 days' where name = 'test'",
+        )
+        .await;
     let alive = "select count(*) from unstale.instance where name = 'test' and saved_at > now() - interval '1 minute'";
     until("it says that it is still there", async || world.number(alive).await == 1).await;
     assert!(!daemon.is_ready());

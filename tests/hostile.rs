@@ -1,4 +1,5 @@
-//! Whoever can connect can NOTIFY: nothing that they say stops the listener or deletes what it should not.
+//! Whoever can connect can NOTIFY: nothing that they say stops the listener or deletes what it
+//! should not.
 
 use std::time::Duration;
 
@@ -25,7 +26,9 @@ fn hostile_payloads(watch: i64, rev: i64) -> Vec<String> {
             format!(r#"{{"watch":{watch},"rev":{rev},"new":{{"id":"1"}},"more":{n}}}"#),
             format!(r#"{{"watch":{watch},"rev":{rev},"new":{{"id":"1","other":"{n}"}}}}"#),
             format!(r#"{{"watch":{watch},"rev":{rev},"new":{{"id":"1","email":"a","id":"{n}"}}}}"#),
-            format!(r#"{{"watch":{watch},"watch":{watch},"rev":{rev},"new":{{"id":"1","email":"{n}"}}}}"#),
+            format!(
+                r#"{{"watch":{watch},"watch":{watch},"rev":{rev},"new":{{"id":"1","email":"{n}"}}}}"#
+            ),
             format!(r#"{{"watch":{watch},"rev":{rev},"all":"{n}"}}"#),
             format!(r#"{{"watch":{watch},"rev":{rev},"all":false,"log":"{n}"}}"#),
             format!(r#"{{"watch":{watch},"log":"x{n}"}}"#),
@@ -39,7 +42,11 @@ fn hostile_payloads(watch: i64, rev: i64) -> Vec<String> {
             format!(r#"{{"watches":false,"heartbeat":{n}}}"#),
             format!("{}{n}", "[".repeat(3_000)),
             format!("{}{n}", r#"{"new":"#.repeat(1_000)),
-            format!(r#"{{"watch":{watch},"rev":{rev},"new":{{"id":{}{n}{},"email":"1"}}}}"#, "[".repeat(100), "]".repeat(100)),
+            format!(
+                r#"{{"watch":{watch},"rev":{rev},"new":{{"id":{}{n}{},"email":"1"}}}}"#,
+                "[".repeat(100),
+                "]".repeat(100)
+            ),
             format!("\u{1f4a3}\u{202e}\r\n\u{1}{n}"),
             format!(r#"{{"watch":{watch},"rev":{rev},"new":{{"id":"\ud800{n}","email":"1"}}}}"#),
         ];
@@ -51,7 +58,8 @@ fn hostile_payloads(watch: i64, rev: i64) -> Vec<String> {
     payloads
 }
 
-/// Well-formed, and yet to no effect: heartbeats of others, a bell for nothing, watches that have not changed.
+/// Well-formed, and yet to no effect: heartbeats of others, a bell for nothing, watches that have
+/// not changed.
 fn forged_payloads() -> Vec<String> {
     let of = |n: u64| {
         [
@@ -71,32 +79,51 @@ async fn whoever_notifies_without_any_grant_deletes_nothing_and_stops_nothing() 
     let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
     let gaps = daemon.gaps();
-    let (watch, rev) =
-        (world.number("select id::bigint from unstale.watch").await, world.number("select rev::bigint from unstale.watch").await);
+    let (watch, rev) = (
+        world.number("select id::bigint from unstale.watch").await,
+        world.number("select rev::bigint from unstale.watch").await,
+    );
     world.fill_users();
     world.fill(["user:*", "user:x", "user:?"]);
 
     let role = format!("stranger_{}", world.database());
     world.execute(&format!("create role {role}")).await;
     let mut stranger = world.sql.acquire().await.expect("a connection");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("set role {role}"))).execute(&mut *stranger).await.expect("a role");
-    sqlx::raw_sql("select count(*) from unstale.watch").execute(&mut *stranger).await.expect_err("it has no grant");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("set role {role}")))
+        .execute(&mut *stranger)
+        .await
+        .expect("a role");
+    sqlx::raw_sql("select count(*) from unstale.watch")
+        .execute(&mut *stranger)
+        .await
+        .expect_err("it has no grant");
     let hostile = hostile_payloads(watch, rev);
     for payload in hostile.iter().chain(&forged_payloads()) {
-        let sent = sqlx::query("select pg_notify(unstale.channel(), $1)").bind(payload).execute(&world.sql).await;
+        let sent = sqlx::query("select pg_notify(unstale.channel(), $1)")
+            .bind(payload)
+            .execute(&world.sql)
+            .await;
         sent.unwrap_or_else(|error| panic!("{payload}: {error}"));
     }
     #[expect(clippy::cast_precision_loss, reason = "a thousand")]
     let expected = hostile.len() as f64;
-    until("each is counted", async || daemon.metric("unstale_payloads_skipped_total", &[]) >= expected).await;
+    until("each is counted", async || {
+        daemon.metric("unstale_payloads_skipped_total", &[]) >= expected
+    })
+    .await;
     daemon.settles().await;
     daemon.ready().await;
-    assert_eq!(daemon.metric("unstale_payloads_skipped_total", &[]), expected, "one that is well-formed was counted, too");
+    assert_eq!(
+        daemon.metric("unstale_payloads_skipped_total", &[]),
+        expected,
+        "one that is well-formed was counted, too"
+    );
     assert_eq!(daemon.gaps(), gaps, "it lost its session");
     assert_eq!(world.left(World::STALE), World::STALE);
     assert_eq!(world.left(World::NEIGHBOURS), World::NEIGHBOURS);
     assert_eq!(world.left(["user:*", "user:x", "user:?"]), ["user:*", "user:x", "user:?"]);
-    let long: Vec<String> = daemon.lines().into_iter().filter(|line| line.contains("xxxxxxxx")).collect();
+    let long: Vec<String> =
+        daemon.lines().into_iter().filter(|line| line.contains("xxxxxxxx")).collect();
     assert!(long.is_empty(), "a payload was logged: {long:?}");
 
     world.change_users().await;
@@ -114,11 +141,15 @@ async fn volley(world: &World, head: &str, tail: &str, count: u32) {
 async fn a_hundred_thousand_messages_of_one_transaction_hold_up_no_change_and_it_stays_ready() {
     let mut world = World::new().await;
     world.users(10).await;
-    let mut daemon = world.daemon().in_one_session().with("UNSTALE_HEARTBEAT__INTERVAL", "5s").start();
+    let mut daemon =
+        world.daemon().in_one_session().with("UNSTALE_HEARTBEAT__INTERVAL", "5s").start();
     daemon.ready().await;
     let watch = world.number("select id::bigint from unstale.watch").await;
-    for (head, tail) in [(r#"{"watches":"#, "true}"), (r#"{"bell":"#, "true}"), (&format!(r#"{{"watch":{watch},"rev":9,"all":"#), "true}")]
-    {
+    for (head, tail) in [
+        (r#"{"watches":"#, "true}"),
+        (r#"{"bell":"#, "true}"),
+        (&format!(r#"{{"watch":{watch},"rev":9,"all":"#), "true}"),
+    ] {
         world.fill(["user:1", "email:1@old"]);
         volley(&world, head, tail, 100_000).await;
         world.execute("update users set name = name || 'x' where id = 1").await;
@@ -126,11 +157,20 @@ async fn a_hundred_thousand_messages_of_one_transaction_hold_up_no_change_and_it
         until_within("the keys of the real change are gone", Duration::from_secs(10), gone).await;
         assert!(daemon.is_ready(), "{head}: {}", daemon.not_ready().await);
     }
-    let Reply::Value(Some(stats)) = world.cache.ask(&["info", "commandstats"]).expect("it answers") else { panic!("no INFO") };
+    let Reply::Value(Some(stats)) = world.cache.ask(&["info", "commandstats"]).expect("it answers")
+    else {
+        panic!("no INFO")
+    };
     let stats = String::from_utf8(stats).expect("a text");
-    let calls =
-        stats.split("cmdstat_scan:calls=").nth(1).and_then(|rest| rest.split(',').next()).and_then(|calls| calls.parse::<u32>().ok());
-    assert!(calls.is_some_and(|calls| calls < 1_500), "a hundred thousand messages made {calls:?} steps of SCAN");
+    let calls = stats
+        .split("cmdstat_scan:calls=")
+        .nth(1)
+        .and_then(|rest| rest.split(',').next())
+        .and_then(|calls| calls.parse::<u32>().ok());
+    assert!(
+        calls.is_some_and(|calls| calls < 1_500),
+        "a hundred thousand messages made {calls:?} steps of SCAN"
+    );
 }
 
 #[tokio::test]
@@ -139,14 +179,23 @@ async fn a_forged_change_of_a_watch_deletes_the_literal_key_alone() {
     world.users(10).await;
     let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
-    let (watch, rev) =
-        (world.number("select id::bigint from unstale.watch").await, world.number("select rev::bigint from unstale.watch").await);
+    let (watch, rev) = (
+        world.number("select id::bigint from unstale.watch").await,
+        world.number("select rev::bigint from unstale.watch").await,
+    );
     world.fill_users();
     let values = ["*", "?", "[0-9]", "{id}", "1\r\nDEL user:7\r\n", "\\*", "1 user:7"];
     for value in values {
         world.fill([format!("user:{value}")]);
-        let payload = format!(r#"{{"watch":{watch},"rev":{rev},"new":{{"id":{},"email":null}}}}"#, serde_json::Value::from(value));
-        sqlx::query("select pg_notify(unstale.channel(), $1)").bind(payload).execute(&world.sql).await.expect("it is sent");
+        let payload = format!(
+            r#"{{"watch":{watch},"rev":{rev},"new":{{"id":{},"email":null}}}}"#,
+            serde_json::Value::from(value)
+        );
+        sqlx::query("select pg_notify(unstale.channel(), $1)")
+            .bind(payload)
+            .execute(&world.sql)
+            .await
+            .expect("it is sent");
     }
     world.gone(values.map(|value| format!("user:{value}"))).await;
     daemon.settles().await;
@@ -197,14 +246,24 @@ async fn values_that_look_like_globs_commands_or_templates_delete_exactly_their_
     for (n, value) in values.iter().enumerate() {
         world.fill(values.iter().flat_map(|value| keys(value)));
         world.fill(neighbours);
-        let insert = sqlx::query("insert into tags (name, n) values ($1, $2)").bind(*value).bind(i32::try_from(n).unwrap_or(0));
+        let insert = sqlx::query("insert into tags (name, n) values ($1, $2)")
+            .bind(*value)
+            .bind(i32::try_from(n).unwrap_or(0));
         insert.execute(&world.sql).await.expect("it is inserted");
         world.gone(keys(value)).await;
         daemon.settles().await;
-        let others =
-            || values.iter().filter(|other| *other != value).flat_map(|other| keys(other)).filter(|key| !keys(value).contains(key));
+        let others = || {
+            values
+                .iter()
+                .filter(|other| *other != value)
+                .flat_map(|other| keys(other))
+                .filter(|key| !keys(value).contains(key))
+        };
         assert_eq!(world.count(others()), others().count() as u64, "{value:?} deleted another's");
-        let neighbours: Vec<&str> = neighbours.into_iter().filter(|key| !keys(value).iter().any(|own| own == key)).collect();
+        let neighbours: Vec<&str> = neighbours
+            .into_iter()
+            .filter(|key| !keys(value).iter().any(|own| own == key))
+            .collect();
         assert_eq!(world.left(neighbours.clone()), neighbours, "{value:?}");
     }
     // All at once, through a sweep and the log: the listener is killed.

@@ -50,9 +50,18 @@ async fn reading(reader: &mut Reader, world: &World) -> Vec<String> {
 #[tokio::test]
 async fn each_change_is_read_once_in_whatever_order_transactions_end() {
     let world = World::new().await;
-    let log = |change: &str| format!("insert into unstale.change_log_1 (watch, announced, change) values (1, false, '{change}')");
-    let mut reader = Reader::new(&mut world.sql.acquire().await.expect("a connection")).await.expect("the server is up");
-    let (mut first, mut second) = (world.sql.acquire().await.expect("a connection"), world.sql.acquire().await.expect("a connection"));
+    let log = |change: &str| {
+        format!(
+            "insert into unstale.change_log_1 (watch, announced, change) values (1, false, '{change}')"
+        )
+    };
+    let mut reader = Reader::new(&mut world.sql.acquire().await.expect("a connection"))
+        .await
+        .expect("the server is up");
+    let (mut first, mut second) = (
+        world.sql.acquire().await.expect("a connection"),
+        world.sql.acquire().await.expect("a connection"),
+    );
     let mut early = first.begin().await.expect("begins");
     sqlx::query(sqlx::AssertSqlSafe(log("early"))).execute(&mut *early).await.expect("written");
     let mut aborted = second.begin().await.expect("begins");
@@ -74,12 +83,19 @@ async fn each_change_is_read_once_in_whatever_order_transactions_end() {
 async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
     let world = World::new().await;
     let rows = "select count(*) from unstale.change_log";
-    let write = |n: u32| format!("do 'begin for n in 1..{n} loop perform unstale.tell(1, n::text, false, true); end loop; end'");
+    let write = |n: u32| {
+        format!(
+            "do 'begin for n in 1..{n} loop perform unstale.tell(1, n::text, false, true); end loop; end'"
+        )
+    };
     world.execute(&write(500)).await;
     world.execute("select unstale.rotate_log(0)").await; // the next part is written now
     assert_eq!(world.number(rows).await, 500, "nobody has done it");
     let mut open = world.sql.begin().await.expect("begins");
-    sqlx::query("select unstale.tell(1, 'open', false, true)").execute(&mut *open).await.expect("written");
+    sqlx::query("select unstale.tell(1, 'open', false, true)")
+        .execute(&mut *open)
+        .await
+        .expect("written");
     world.execute(DONE).await;
     world.execute(&write(100)).await;
     world.execute("select unstale.rotate_log(0)").await;
@@ -103,7 +119,9 @@ async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
 #[tokio::test]
 async fn changes_of_transactions_that_are_still_to_come_are_left_alone() {
     let world = World::new().await;
-    let mut reader = Reader::new(&mut world.sql.acquire().await.expect("a connection")).await.expect("the server is up");
+    let mut reader = Reader::new(&mut world.sql.acquire().await.expect("a connection"))
+        .await
+        .expect("the server is up");
     world.execute("insert into unstale.change_log_2 (xid, watch, announced, change) values ('99999999999', 1, false, 'foreign')").await;
     world.execute(DONE).await;
     assert_eq!(reading(&mut reader, &world).await, [""; 0]);
@@ -120,7 +138,11 @@ async fn the_log_is_not_emptied_by_a_snapshot_of_before() {
     for sql in ["set transaction isolation level repeatable read", "select 1"] {
         sqlx::query(sql).execute(&mut *old).await.expect("the server is up");
     }
-    world.execute("insert into unstale.change_log_2 (watch, announced, change) values (1, false, 'new')").await;
+    world
+        .execute(
+            "insert into unstale.change_log_2 (watch, announced, change) values (1, false, 'new')",
+        )
+        .await;
     sqlx::query("select unstale.rotate_log(0)").execute(&mut *old).await.expect("it does nothing");
     old.commit().await.expect("commits");
     assert_eq!(world.number("select count(*) from unstale.change_log").await, 1);
@@ -138,9 +160,11 @@ async fn the_log_is_read_by_its_index_also_if_it_was_vacuumed_while_it_was_empty
 
     let mut transaction = sql.begin().await.expect("begins");
     let count = "select seq_scan, idx_scan from pg_stat_xact_user_tables where relid = 'unstale.change_log_1'::regclass";
-    let before: (i64, i64) = sqlx::query_as(count).fetch_one(&mut *transaction).await.expect("counted");
+    let before: (i64, i64) =
+        sqlx::query_as(count).fetch_one(&mut *transaction).await.expect("counted");
     assert_eq!(reader.page(&mut transaction).await.expect("the table is there").changes.len(), 32);
-    let after: (i64, i64) = sqlx::query_as(count).fetch_one(&mut *transaction).await.expect("counted");
+    let after: (i64, i64) =
+        sqlx::query_as(count).fetch_one(&mut *transaction).await.expect("counted");
     assert_eq!(after.0, before.0, "it was read from its beginning");
     assert!(after.1 > before.1);
 }

@@ -55,37 +55,76 @@ async fn it_shows_what_happens() {
         is_there.then_some(shown)
     })
     .await;
-    assert_eq!((&shown["ready"], &shown["state"], &shown["instance"]), (&true.into(), &"listening".into(), &"test".into()), "{shown:#}");
-    assert!(shown["freshness"]["samples"].as_array().is_some_and(|samples| !samples.is_empty()), "{shown:#}");
-    assert_eq!((&shown["gaps"][0]["cause"], shown.get("gap"), shown.get("why_not")), (&"start".into(), None, None), "{shown:#}");
-    let [users, visits] = &shown["watches"]["list"].as_array().expect("a list")[..] else { panic!("{shown:#}") };
-    assert_eq!((&users["table"], &users["deleted"], users.get("nines")), (&"public.users".into(), &4.into(), None));
-    assert_eq!((&visits["delivery"], &visits["guarantee"], &visits["sweepable"]), (&"log".into(), &"bounded".into(), &false.into()));
+    assert_eq!(
+        (&shown["ready"], &shown["state"], &shown["instance"]),
+        (&true.into(), &"listening".into(), &"test".into()),
+        "{shown:#}"
+    );
+    assert!(
+        shown["freshness"]["samples"].as_array().is_some_and(|samples| !samples.is_empty()),
+        "{shown:#}"
+    );
+    assert_eq!(
+        (&shown["gaps"][0]["cause"], shown.get("gap"), shown.get("why_not")),
+        (&"start".into(), None, None),
+        "{shown:#}"
+    );
+    let [users, visits] = &shown["watches"]["list"].as_array().expect("a list")[..] else {
+        panic!("{shown:#}")
+    };
+    assert_eq!(
+        (&users["table"], &users["deleted"], users.get("nines")),
+        (&"public.users".into(), &4.into(), None)
+    );
+    assert_eq!(
+        (&visits["delivery"], &visits["guarantee"], &visits["sweepable"]),
+        (&"log".into(), &"bounded".into(), &false.into())
+    );
     assert!(users["changes_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{users}");
     let address = format!("127.0.0.1:{}", world.redis.port().expect("it listens"));
-    assert_eq!((&shown["redis"]["kind"], &shown["redis"]["servers"][0]["address"]), (&"server".into(), &address.as_str().into()));
+    assert_eq!(
+        (&shown["redis"]["kind"], &shown["redis"]["servers"][0]["address"]),
+        (&"server".into(), &address.as_str().into())
+    );
 
     let page = page(&daemon);
-    for part in
-        ["<b>ready</b>", "<b>public.users</b>", "user:{id}", "<td><time>20", "start", &address, "id=\"dots\" d=\"M2", "None: the database"]
-    {
+    for part in [
+        "<b>ready</b>",
+        "<b>public.users</b>",
+        "user:{id}",
+        "<td><time>20",
+        "start",
+        &address,
+        "id=\"dots\" d=\"M2",
+        "None: the database",
+    ] {
         assert!(page.contains(part), "{part} is not in\n{page}");
     }
-    let (code, text, complaint) = status("", &[("UNSTALE_HTTP__LISTEN", &format!("0.0.0.0:{}", daemon.port()))]);
+    let (code, text, complaint) =
+        status("", &[("UNSTALE_HTTP__LISTEN", &format!("0.0.0.0:{}", daemon.port()))]);
     assert_eq!((code, complaint.as_str()), (Some(0), ""));
-    for part in ["instance         test, unstale ", "state            ready (listening)", "public.users (row)\n    2 changes, ", &address] {
+    for part in [
+        "instance         test, unstale ",
+        "state            ready (listening)",
+        "public.users (row)\n    2 changes, ",
+        &address,
+    ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     let (code, json, _) = status(&format!("--json --url http://127.0.0.1:{}/", daemon.port()), &[]);
     let json: Value = serde_json::from_str(&json).expect("JSON");
-    assert_eq!((code, &json["schema"], &json["watches"]["list"][0]["changes"]), (Some(0), &1.into(), &2.into()));
+    assert_eq!(
+        (code, &json["schema"], &json["watches"]["list"][0]["changes"]),
+        (Some(0), &1.into(), &2.into())
+    );
 }
 
 #[tokio::test]
 async fn it_says_why_it_is_not_ready_and_what_waits() {
     let mut world = World::new().await;
     world.users(3).await;
-    let mut daemon = world.daemon().impatient().in_one_session().with("UNSTALE_BATCH__STALL", "1m").start();
+    let mut daemon =
+        world.daemon().impatient().in_one_session().with("UNSTALE_BATCH__STALL", "1m").start();
     daemon.ready().await;
     world.redis.kill9();
     world.execute("update users set name = 'x', updated_at = clock_timestamp()").await;
@@ -94,18 +133,25 @@ async fn it_says_why_it_is_not_ready_and_what_waits() {
         (shown["ready"] == false && shown["waiting"]["retries"].as_u64() > Some(0)).then_some(shown)
     })
     .await;
-    assert!(shown["why_not"].as_str().is_some_and(|why_not| why_not.starts_with("Redis: ")), "{shown:#}");
+    assert!(
+        shown["why_not"].as_str().is_some_and(|why_not| why_not.starts_with("Redis: ")),
+        "{shown:#}"
+    );
     assert!(shown["waiting"]["commands"].as_u64() > Some(0), "{shown:#}");
     let server = &shown["redis"]["servers"][0];
     assert!(server["answers"] == false && server["why_not"].is_string(), "{shown:#}");
     let page = page(&daemon);
-    assert!(page.contains("<b>not ready</b>: Redis: ") && page.contains("does not answer"), "{page}");
+    assert!(
+        page.contains("<b>not ready</b>: Redis: ") && page.contains("does not answer"),
+        "{page}"
+    );
     let (code, text, _) = status(&format!("--url http://127.0.0.1:{}", daemon.port()), &[]);
     assert!(code == Some(0) && text.contains("state            not ready: Redis: "), "{text}");
 
     world.redis.start_again().expect("it starts again");
     daemon.ready().await;
-    until("it answers again", async || document(&daemon)["redis"]["servers"][0]["answers"] == true).await;
+    until("it answers again", async || document(&daemon)["redis"]["servers"][0]["answers"] == true)
+        .await;
 }
 
 /// Not only the metric that counts them.
@@ -121,10 +167,18 @@ async fn a_trigger_that_does_not_fire_is_shown_with_its_remedy() {
         found.is_object().then_some(found)
     })
     .await;
-    assert_eq!((&finding["severity"], &finding["about"]), (&"error".into(), &"public.users".into()), "{finding}");
+    assert_eq!(
+        (&finding["severity"], &finding["about"]),
+        (&"error".into(), &"public.users".into()),
+        "{finding}"
+    );
     let remedy = finding["remedy"].as_str().expect("there is one");
     let escaped = remedy.replace('&', "&amp;").replace('\'', "&#39;").replace('>', "&gt;");
-    assert!(page(&daemon).contains(&format!("<pre><code>{escaped}</code></pre>")), "{remedy}\n{}", page(&daemon));
+    assert!(
+        page(&daemon).contains(&format!("<pre><code>{escaped}</code></pre>")),
+        "{remedy}\n{}",
+        page(&daemon)
+    );
 }
 
 #[tokio::test]
@@ -133,7 +187,10 @@ async fn a_gap_is_in_the_ledger_that_is_shown_as_soon_as_it_is_closed() {
     world.users(3).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    until("the first is shown", async || document(&daemon)["gaps"][0]["lasted_seconds"].is_number()).await;
+    until("the first is shown", async || {
+        document(&daemon)["gaps"][0]["lasted_seconds"].is_number()
+    })
+    .await;
     let known = daemon.gaps();
     world
         .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
@@ -141,10 +198,16 @@ async fn a_gap_is_in_the_ledger_that_is_shown_as_soon_as_it_is_closed() {
     daemon.opens_gap(known).await;
     let gaps = until("the second is shown", async || {
         let gaps = document(&daemon)["gaps"].clone();
-        (gaps.as_array().is_some_and(|gaps| gaps.len() > 1) && gaps[0]["lasted_seconds"].is_number()).then_some(gaps)
+        (gaps.as_array().is_some_and(|gaps| gaps.len() > 1)
+            && gaps[0]["lasted_seconds"].is_number())
+        .then_some(gaps)
     })
     .await;
-    assert!(gaps[0]["opened_at"].as_str() > gaps[1]["opened_at"].as_str() && gaps[0]["cause"] != "start", "{gaps:#}");
+    assert!(
+        gaps[0]["opened_at"].as_str() > gaps[1]["opened_at"].as_str()
+            && gaps[0]["cause"] != "start",
+        "{gaps:#}"
+    );
 }
 
 #[tokio::test]
@@ -160,7 +223,8 @@ async fn nothing_on_it_is_markup_of_others_or_a_value_or_a_secret() {
         .await;
     let url = world.database_url().replace("postgres://postgres@", "postgres://postgres:hunter2@");
     assert!(url.contains("hunter2"), "{url}");
-    let mut daemon = world.daemon().with("DATABASE_URL", &url).with("UNSTALE_INSTANCE", "test").start();
+    let mut daemon =
+        world.daemon().with("DATABASE_URL", &url).with("UNSTALE_INSTANCE", "test").start();
     daemon.ready().await;
     world
         .execute(
@@ -170,10 +234,18 @@ async fn nothing_on_it_is_markup_of_others_or_a_value_or_a_secret() {
         .await;
     until("it is counted", async || document(&daemon)["watches"]["list"][0]["changes"] == 1).await;
     let json = daemon.get("/status.json").expect("it answers").1;
-    let page = until("it is written anew", async || Some(page(&daemon)).filter(|page| page.contains("data-of=\"changes\">1<"))).await;
+    let page = until("it is written anew", async || {
+        Some(page(&daemon)).filter(|page| page.contains("data-of=\"changes\">1<"))
+    })
+    .await;
     let (_, text, _) = status(&format!("--url http://127.0.0.1:{}", daemon.port()), &[]);
     for shown in [&json, &page, &text] {
-        assert!(shown.contains("document.title=") && !shown.contains("hunter2") && !shown.contains("s3cret"), "{shown}");
+        assert!(
+            shown.contains("document.title=")
+                && !shown.contains("hunter2")
+                && !shown.contains("s3cret"),
+            "{shown}"
+        );
     }
     assert!(page.contains("&lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt;"), "{page}");
     assert_eq!(page.matches("<script>").count(), 1, "our own:\n{page}");
@@ -206,25 +278,45 @@ async fn the_page_may_do_nothing_but_what_is_its_own() {
         assert!(!head.contains("access-control-allow"), "{head}");
     }
     let policy = head("/");
-    let policy = policy.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).expect("there is one");
-    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"), "{policy}");
+    let policy = policy
+        .lines()
+        .find_map(|line| line.strip_prefix("content-security-policy: "))
+        .expect("there is one");
+    assert!(
+        policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"),
+        "{policy}"
+    );
 }
 
 #[tokio::test]
 async fn without_a_listener_it_says_what_to_do() {
     let port = free_port().expect("a free port");
-    let (code, said, complaint) = status("", &[("UNSTALE_HTTP__LISTEN", &format!("127.0.0.1:{port}"))]);
+    let (code, said, complaint) =
+        status("", &[("UNSTALE_HTTP__LISTEN", &format!("127.0.0.1:{port}"))]);
     assert_eq!((code, said.as_str()), (Some(1), ""));
     let sentence = format!(
         "no listener answers at 127.0.0.1:{port}; start it (`unstale run`) with http.listen = \"127.0.0.1:{port}\", or name another"
     );
     assert!(complaint.contains(&sentence), "{complaint}");
     let (code, _, complaint) = status("", &[]);
-    assert!(code == Some(1) && complaint.contains("http.listen is not set") && complaint.contains("--url"), "{complaint}");
+    assert!(
+        code == Some(1)
+            && complaint.contains("http.listen is not set")
+            && complaint.contains("--url"),
+        "{complaint}"
+    );
     let (code, _, complaint) = status("--url https://u:hunter2@h/", &[]);
-    assert!(code == Some(1) && complaint.contains("http://127.0.0.1:9464/") && !complaint.contains("hunter2"), "{complaint}");
+    assert!(
+        code == Some(1)
+            && complaint.contains("http://127.0.0.1:9464/")
+            && !complaint.contains("hunter2"),
+        "{complaint}"
+    );
     // Something else that answers.
     let world = World::new().await;
-    let (code, _, complaint) = status(&format!("--url http://127.0.0.1:{}/", world.redis.port().expect("it listens")), &[]);
+    let (code, _, complaint) = status(
+        &format!("--url http://127.0.0.1:{}/", world.redis.port().expect("it listens")),
+        &[],
+    );
     assert!(code == Some(1) && complaint.contains("no listener answers at"), "{complaint}");
 }

@@ -5,7 +5,10 @@ use crate::support::world::World;
 
 /// Its exit code, the document, and the complaint.
 fn policy(world: &World, arguments: &str) -> (Option<i32>, String, String) {
-    let output = command(&format!("policy {arguments}"), &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())]);
+    let output = command(
+        &format!("policy {arguments}"),
+        &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())],
+    );
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -51,7 +54,9 @@ async fn it_says_what_the_last_audit_has_found() {
     let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let audited = &document["watches"][0]["audited"];
     assert!(
-        audited["stale"] == 1 && audited["complete"] == true && audited["at"].as_str().is_some_and(|at| at.ends_with('Z')),
+        audited["stale"] == 1
+            && audited["complete"] == true
+            && audited["at"].as_str().is_some_and(|at| at.ends_with('Z')),
         "{audited}"
     );
 }
@@ -61,22 +66,45 @@ async fn a_check_fails_until_everything_is_said_and_every_key_is_covered() {
     let mut world = World::new().await;
     world.execute("create table users (id int, email text, updated_at timestamptz)").await;
     world.execute("select unstale.watch('users', array['user:{id}:profile'])").await;
-    world.fill(["user:1:profile", "user:1:settings", "user:by-email:a@b.c", "users", "unstale:mark:x", "order:1"]);
+    world.fill([
+        "user:1:profile",
+        "user:1:settings",
+        "user:by-email:a@b.c",
+        "users",
+        "unstale:mark:x",
+        "order:1",
+    ]);
     let (code, text, complaint) = policy(&world, "--check --json");
     assert_eq!(code, Some(1), "{complaint}");
     let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    let missing: Vec<&str> = document["missing"].as_array().expect("a list").iter().filter_map(|text| text.as_str()).collect();
+    let missing: Vec<&str> = document["missing"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|text| text.as_str())
+        .collect();
     assert_eq!(missing.len(), 4, "{missing:?}");
-    for (sentence, part) in missing.iter().zip(["no guarantee", "no longest life", "no reason", "2 keys begin with \"user:\""]) {
+    for (sentence, part) in missing.iter().zip([
+        "no guarantee",
+        "no longest life",
+        "no reason",
+        "2 keys begin with \"user:\"",
+    ]) {
         assert!(sentence.contains(part), "{sentence}");
     }
-    assert!(missing[3].contains("user:1:settings") && missing[3].contains("user:by-email:a@b.c"), "{}", missing[3]);
+    assert!(
+        missing[3].contains("user:1:settings") && missing[3].contains("user:by-email:a@b.c"),
+        "{}",
+        missing[3]
+    );
     assert!(complaint.contains("lacks 4 things"), "{complaint}");
 
     world.execute(SAID).await;
     let (code, text, complaint) = policy(&world, "--check");
     assert!(
-        code == Some(1) && text.contains("1 key begins with \"user:\" and no watch deletes them: user:1:settings"),
+        code == Some(1)
+            && text
+                .contains("1 key begins with \"user:\" and no watch deletes them: user:1:settings"),
         "{text}{complaint}"
     );
     world.cache.ask(&["del", "user:1:settings"]).expect("Redis answers");

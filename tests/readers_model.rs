@@ -1,8 +1,9 @@
-//! The readers' protocol of docs/readers.md, explored exhaustively: one key, three readers that read twice each, a writer that
-//! commits twice, a delete for each commit that comes at any time after it, and expiry at any moment.
+//! The readers' protocol of docs/readers.md, explored exhaustively: one key, three readers that
+//! read twice each, a writer that commits twice, a delete for each commit that comes at any time
+//! after it, and expiry at any moment.
 //!
-//! What must hold: when everything has come to rest, the key holds the row's last version, a lease, or nothing. Each flaw that
-//! the protocol could have must be found.
+//! What must hold: when everything has come to rest, the key holds the row's last version, a lease,
+//! or nothing. Each flaw that the protocol could have must be found.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -69,7 +70,8 @@ enum Flaw {
     OldSnapshot,
     /// A delete can come before its commit is visible.
     HastyDelete,
-    /// A value is loaded early without a lease, and stored if the key still holds the bytes that were seen.
+    /// A value is loaded early without a lease, and stored if the key still holds the bytes that
+    /// were seen.
     CompareValue,
 }
 
@@ -78,11 +80,20 @@ type Steps<'a> = &'a mut dyn FnMut(&dyn Fn(&mut World));
 
 impl World {
     fn new() -> Self {
-        Self { key: Held::Absent, row: 0, deletes: 0, hasty: 0, readers: [Reader::Idle; READERS], reads: [0; READERS] }
+        Self {
+            key: Held::Absent,
+            row: 0,
+            deletes: 0,
+            hasty: 0,
+            readers: [Reader::Idle; READERS],
+            reads: [0; READERS],
+        }
     }
 
     fn at_rest(&self) -> bool {
-        self.row == COMMITS && self.deletes == 0 && self.readers.iter().all(|reader| *reader == Reader::Idle)
+        self.row == COMMITS
+            && self.deletes == 0
+            && self.readers.iter().all(|reader| *reader == Reader::Idle)
     }
 
     fn is_stale(&self) -> bool {
@@ -125,14 +136,20 @@ impl World {
     }
 
     fn steps_of(&self, i: usize, flaw: Flaw, to: Steps<'_>) {
-        let token = if flaw == Flaw::OneToken { SHARED } else { u8::try_from(i).expect("few") * READS + self.reads[i] };
+        let token = if flaw == Flaw::OneToken {
+            SHARED
+        } else {
+            u8::try_from(i).expect("few") * READS + self.reads[i]
+        };
         let ends = |world: &mut Self| {
             world.readers[i] = Reader::Idle;
             world.reads[i] += 1;
         };
         match self.readers[i] {
             Reader::Idle if self.reads[i] == READS => {}
-            Reader::Idle if flaw == Flaw::OldSnapshot => to(&|world| world.readers[i] = Reader::Began(world.row)),
+            Reader::Idle if flaw == Flaw::OldSnapshot => {
+                to(&|world| world.readers[i] = Reader::Began(world.row))
+            }
             Reader::Idle | Reader::Began(_) => self.takes(i, token, flaw, to),
             Reader::Holds(token) => {
                 to(&|world| world.readers[i] = Reader::Loaded(token, world.row));
@@ -140,7 +157,9 @@ impl World {
                 to(&|world| {
                     match world.key {
                         Held::Lease(held) if held == token => world.key = Held::Absent,
-                        Held::Early(held, version) if held == token => world.key = Held::Value(version),
+                        Held::Early(held, version) if held == token => {
+                            world.key = Held::Value(version)
+                        }
                         _ => {}
                     }
                     ends(world);
@@ -162,7 +181,8 @@ impl World {
         }
     }
 
-    /// A miss, or an early load. A reader that finds a value or another's lease leaves the key as it is, which is no step.
+    /// A miss, or an early load. A reader that finds a value or another's lease leaves the key as
+    /// it is, which is no step.
     fn takes(&self, i: usize, token: Token, flaw: Flaw, to: Steps<'_>) {
         let taken = match self.key {
             Held::Absent => Held::Lease(token),
@@ -209,7 +229,9 @@ fn no_order_of_events_leaves_a_stale_value() {
 
 #[test]
 fn each_flaw_is_found() {
-    for flaw in [Flaw::OneToken, Flaw::BlindFill, Flaw::OldSnapshot, Flaw::HastyDelete, Flaw::CompareValue] {
+    for flaw in
+        [Flaw::OneToken, Flaw::BlindFill, Flaw::OldSnapshot, Flaw::HastyDelete, Flaw::CompareValue]
+    {
         assert!(explore(flaw).1.is_some(), "{flaw:?} does no harm here: the model is too small");
     }
 }

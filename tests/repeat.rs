@@ -43,7 +43,11 @@ async fn a_value_that_is_put_back_is_deleted_by_each_of_the_repeats() {
 async fn without_repeats_a_value_that_is_put_back_stays() {
     let mut world = World::new().await;
     world.users(3).await;
-    let mut daemon = world.daemon().with("UNSTALE_REPEAT__AFTER", "").with("UNSTALE_HEARTBEAT__INTERVAL", "100ms").start();
+    let mut daemon = world
+        .daemon()
+        .with("UNSTALE_REPEAT__AFTER", "")
+        .with("UNSTALE_HEARTBEAT__INTERVAL", "100ms")
+        .start();
     daemon.ready().await;
     world.fill(["user:1"]);
     world.execute(CHANGE).await;
@@ -78,7 +82,10 @@ async fn a_watch_whose_readers_hold_leases_has_no_second_delete_and_the_others_d
     world.gone(["page:7"]).await;
     again(&daemon, "time", 2.0).await;
     assert_eq!(world.left(["user:1"]), ["user:1"]);
-    assert!(daemon.metric("unstale_repeated_keys_total", &[]) < 3.0, "page:7 and all, which is of both");
+    assert!(
+        daemon.metric("unstale_repeated_keys_total", &[]) < 3.0,
+        "page:7 and all, which is of both"
+    );
 }
 
 #[tokio::test]
@@ -93,13 +100,21 @@ async fn neither_readiness_nor_the_end_waits_for_a_repeat() {
     daemon.settles().await;
     assert!(daemon.is_ready());
     assert_eq!(daemon.terminate().code(), Some(0));
-    assert!(daemon.lines().iter().any(|line| line.contains("everything received is deleted")), "{:?}", daemon.lines());
+    assert!(
+        daemon.lines().iter().any(|line| line.contains("everything received is deleted")),
+        "{:?}",
+        daemon.lines()
+    );
 }
 
 /// Does this standby show the change?
 async fn shows_change(standby: &Postgres) -> bool {
-    let mut connection = PgConnection::connect(&standby.url("app")).await.expect("a standby answers");
-    let row = sqlx::query("select name from users where id = 1").fetch_one(&mut connection).await.expect("a row");
+    let mut connection =
+        PgConnection::connect(&standby.url("app")).await.expect("a standby answers");
+    let row = sqlx::query("select name from users where id = 1")
+        .fetch_one(&mut connection)
+        .await
+        .expect("a row");
     row.get::<String, _>(0) == "carol"
 }
 
@@ -108,16 +123,23 @@ async fn a_key_goes_again_when_a_standby_two_seconds_behind_has_replayed_its_cha
     let mut world = World::on(own_postgres()).await;
     world.users(3).await;
     let standby = standby_of(&world);
-    let mut connection = PgConnection::connect(&standby.url("app")).await.expect("a standby answers");
+    let mut connection =
+        PgConnection::connect(&standby.url("app")).await.expect("a standby answers");
     for sql in ["alter system set recovery_min_apply_delay = '2s'", "select pg_reload_conf()"] {
         sqlx::raw_sql(sql).execute(&mut connection).await.expect("it takes settings");
     }
     until("it is held back", async || {
-        let row = sqlx::query("show recovery_min_apply_delay").fetch_one(&mut connection).await.expect("it answers");
+        let row = sqlx::query("show recovery_min_apply_delay")
+            .fetch_one(&mut connection)
+            .await
+            .expect("it answers");
         row.get::<String, _>(0) == "2s"
     })
     .await;
-    let daemon = world.daemon().with("UNSTALE_REPEAT__AFTER", "").with("UNSTALE_REPLICAS__URLS", &standby.url("app"));
+    let daemon = world
+        .daemon()
+        .with("UNSTALE_REPEAT__AFTER", "")
+        .with("UNSTALE_REPLICAS__URLS", &standby.url("app"));
     let mut daemon = daemon.start();
     daemon.ready().await;
     world.fill(["user:1"]);
@@ -125,7 +147,10 @@ async fn a_key_goes_again_when_a_standby_two_seconds_behind_has_replayed_its_cha
     world.gone(["user:1"]).await;
     assert!(!shows_change(&standby).await, "it is two seconds behind");
     put_back(&mut world);
-    until("the lag is seen", async || daemon.metric("unstale_replica_lag_bytes", &[("replica", "1")]) > 0.0).await;
+    until("the lag is seen", async || {
+        daemon.metric("unstale_replica_lag_bytes", &[("replica", "1")]) > 0.0
+    })
+    .await;
     world.gone(["user:1"]).await;
     assert!(shows_change(&standby).await, "not before it can be read there");
     again(&daemon, "replicas", 1.0).await;
@@ -137,8 +162,11 @@ async fn a_standby_that_is_away_is_given_up_after_max_wait_and_holds_up_nothing(
     let mut world = World::new().await;
     world.users(3).await;
     let nobody = "postgres://reader:s3cret@127.0.0.1:1/app";
-    let daemon = world.daemon().with("UNSTALE_REPEAT__AFTER", "").with("UNSTALE_REPLICAS__MAX_WAIT", "1s");
-    let mut daemon = daemon.with("UNSTALE_REPLICAS__URLS", &format!("{} {nobody}", world.database_url())).start();
+    let daemon =
+        world.daemon().with("UNSTALE_REPEAT__AFTER", "").with("UNSTALE_REPLICAS__MAX_WAIT", "1s");
+    let mut daemon = daemon
+        .with("UNSTALE_REPLICAS__URLS", &format!("{} {nobody}", world.database_url()))
+        .start();
     daemon.ready().await;
     world.fill(["user:1"]);
     world.execute(CHANGE).await;

@@ -34,15 +34,22 @@ fn fails(world: &World, arguments: &str) -> (Option<i32>, String) {
 }
 
 async fn rows(world: &World, sql: &str) -> Vec<String> {
-    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&world.sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_all(&world.sql)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"))
 }
 
 #[tokio::test]
 async fn migrating_twice_is_harmless() {
     let world = World::bare().await;
     let first = says(&world, "migrate");
-    let applied: Vec<&str> = first.lines().filter_map(|line| line.strip_prefix("applied ")).collect();
-    let expected: Vec<String> = files().iter().map(|file| file["migrations/".len()..].trim_end_matches(".sql").to_owned()).collect();
+    let applied: Vec<&str> =
+        first.lines().filter_map(|line| line.strip_prefix("applied ")).collect();
+    let expected: Vec<String> = files()
+        .iter()
+        .map(|file| file["migrations/".len()..].trim_end_matches(".sql").to_owned())
+        .collect();
     assert_eq!(applied, expected);
     assert!(says(&world, "migrate").contains("nothing to do"));
 }
@@ -52,11 +59,15 @@ async fn twenty_at_once_migrate_once() {
     let world = World::bare().await;
     let url = world.database_url();
     let outputs: Vec<Output> = std::thread::scope(|scope| {
-        let migrates: Vec<_> = (0..20).map(|_| scope.spawn(|| daemon::command("migrate", &[("DATABASE_URL", &url)]))).collect();
+        let migrates: Vec<_> = (0..20)
+            .map(|_| scope.spawn(|| daemon::command("migrate", &[("DATABASE_URL", &url)])))
+            .collect();
         migrates.into_iter().map(|migrate| migrate.join().expect("it does not panic")).collect()
     });
     assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
-    let applied = outputs.iter().filter(|output| String::from_utf8_lossy(&output.stdout).contains("applied 0001"));
+    let applied = outputs
+        .iter()
+        .filter(|output| String::from_utf8_lossy(&output.stdout).contains("applied 0001"));
     assert_eq!(applied.count(), 1);
     assert_eq!(rows(&world, LEDGER).await, NUMBERED);
 }
@@ -70,10 +81,12 @@ async fn a_repeatable_file_that_differs_is_applied_again_with_all_others_and_no_
     world.execute("update unstale.repeatable set digest = '' where name = 'watch'; drop function unstale.unwatch, unstale.cut").await;
     world.execute("insert into unstale.repeatable values ('of another release', '')").await;
     assert_eq!(says(&world, "migrate"), "applied repeatable/watch\n");
-    let functions =
-        "select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname in ('unwatch', 'cut') order by 1";
+    let functions = "select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname in ('unwatch', 'cut') order by 1";
     assert_eq!(rows(&world, functions).await, ["cut", "unwatch"]);
-    assert_eq!(rows(&world, "select name from unstale.repeatable where name like '% %'").await, [""; 0]);
+    assert_eq!(
+        rows(&world, "select name from unstale.repeatable where name like '% %'").await,
+        [""; 0]
+    );
     assert!(says(&world, "migrate").contains("nothing to do"));
 }
 
@@ -96,7 +109,10 @@ async fn the_applications_own_migrations_are_left_alone() {
         .execute("create table _sqlx_migrations (version bigint primary key, mine text); insert into _sqlx_migrations values (1, 'mine')")
         .await;
     says(&world, "migrate");
-    assert_eq!(rows(&world, "select version || mine from public._sqlx_migrations").await, ["1mine"]);
+    assert_eq!(
+        rows(&world, "select version || mine from public._sqlx_migrations").await,
+        ["1mine"]
+    );
 }
 
 #[tokio::test]
@@ -118,11 +134,13 @@ async fn without_the_schema_the_remedy_is_named() {
     assert!(complaint.contains("unstale migrate"), "{complaint}");
 }
 
-/// The templates that migrations/repeatable/templates.sql takes are those that src/rule.rs takes, with the same columns.
+/// The templates that migrations/repeatable/templates.sql takes are those that src/rule.rs takes,
+/// with the same columns.
 #[tokio::test]
 async fn sql_and_rust_read_the_same_templates() {
     let world = World::new().await;
-    let mut connection = PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
+    let mut connection =
+        PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
     sqlx::raw_sql(
         "create function columns_or_null(template text) returns text[] language plpgsql as
          'begin return unstale.template_columns(template); exception when invalid_parameter_value then return null; end'",
@@ -182,8 +200,11 @@ async fn sql_and_rust_read_the_same_templates() {
             }
             columns.into_iter().map(str::to_owned).collect::<Vec<_>>()
         });
-        let as_array: Option<String> =
-            sqlx::query_scalar("select $1::text[]::text").bind(&rust).fetch_one(&mut connection).await.expect("a row");
+        let as_array: Option<String> = sqlx::query_scalar("select $1::text[]::text")
+            .bind(&rust)
+            .fetch_one(&mut connection)
+            .await
+            .expect("a row");
         assert_eq!(told, as_array, "{template:?}");
     }
 }
@@ -207,15 +228,25 @@ async fn apply_makes_the_watches_equal_the_list() {
     let apply = format!("apply --config {}", file.path().display());
 
     let plan = says(&world, &format!("{apply} --dry-run"));
-    assert!(plan.contains("2 to add, 0 to change, 1 to remove, 0 unchanged") && plan.contains("dry run"), "{plan}");
+    assert!(
+        plan.contains("2 to add, 0 to change, 1 to remove, 0 unchanged")
+            && plan.contains("dry run"),
+        "{plan}"
+    );
     assert_eq!(rows(&world, "select table_name from unstale.watches").await, ["public.posts"]);
 
     let done = says(&world, &apply);
-    assert!(done.contains("public.users: added") && done.contains("public.posts: removed"), "{done}");
+    assert!(
+        done.contains("public.users: added") && done.contains("public.posts: removed"),
+        "{done}"
+    );
     let listed = "select format('%s %s', table_name, keys) from unstale.watches order by 1";
     assert_eq!(
         rows(&world, listed).await,
-        ["public.\"Odd one\" {odd:{id}}".replace("{odd:{id}}", "{\"odd:{id}\"}"), "public.users {\"user:{id}\",users}".to_owned()]
+        [
+            "public.\"Odd one\" {odd:{id}}".replace("{odd:{id}}", "{\"odd:{id}\"}"),
+            "public.users {\"user:{id}\",users}".to_owned()
+        ]
     );
     assert!(says(&world, &apply).contains("0 to add, 0 to change, 0 to remove, 2 unchanged"));
 
@@ -226,8 +257,16 @@ async fn apply_makes_the_watches_equal_the_list() {
     )
     .expect("it is ours");
     let done = says(&world, &apply);
-    assert!(done.contains("- key users\n") && done.contains("+ key by:{email}\n") && done.contains("public.users: changed"), "{done}");
-    assert!(done.contains("max_ttl  any -> 1h\n") && done.contains("guarantee  none -> bounded\n"), "{done}");
+    assert!(
+        done.contains("- key users\n")
+            && done.contains("+ key by:{email}\n")
+            && done.contains("public.users: changed"),
+        "{done}"
+    );
+    assert!(
+        done.contains("max_ttl  any -> 1h\n") && done.contains("guarantee  none -> bounded\n"),
+        "{done}"
+    );
     assert!(done.contains("version_path  none -> $.v\n"), "{done}");
     let policy = "select concat_ws(' ', guarantee, reason, version, version_path) from unstale.watches where table_name = 'public.users'";
     assert_eq!(rows(&world, policy).await, ["bounded slow id $.v"]);
@@ -257,11 +296,17 @@ async fn apply_prints_the_sql_of_each_watch_and_changes_nothing_and_waits_for_no
     let before = rows(&world, made).await;
 
     let mut busy = world.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql("lock table users, posts, \"Odd one\", parts in row exclusive mode").execute(&mut *busy).await.expect("they are free");
+    sqlx::raw_sql("lock table users, posts, \"Odd one\", parts in row exclusive mode")
+        .execute(&mut *busy)
+        .await
+        .expect("they are free");
     let printed = says(&world, &format!("{apply} --dry-run --sql"));
     busy.rollback().await.expect("they are free again");
     assert_eq!(rows(&world, made).await, before);
-    assert_eq!(rows(&world, "select table_name from unstale.watches order by 1").await, ["public.posts", "public.users"]);
+    assert_eq!(
+        rows(&world, "select table_name from unstale.watches order by 1").await,
+        ["public.posts", "public.users"]
+    );
     for part in [
         "-- ~ public.users will be watched differently\n--       + key by:{email}\n",
         "select unstale.unwatch('public.posts');\n",
@@ -272,12 +317,16 @@ async fn apply_prints_the_sql_of_each_watch_and_changes_nothing_and_waits_for_no
 
     let mut transaction = world.sql.begin().await.expect("a transaction");
     sqlx::raw_sql(AssertSqlSafe(printed)).execute(&mut *transaction).await.expect("it is SQL");
-    let pasted: Vec<String> = sqlx::query_scalar(made).fetch_all(&mut *transaction).await.expect("rows");
+    let pasted: Vec<String> =
+        sqlx::query_scalar(made).fetch_all(&mut *transaction).await.expect("rows");
     transaction.rollback().await.expect("it is ours");
     assert_ne!(pasted, before);
     says(&world, &apply);
     assert_eq!(rows(&world, made).await, pasted);
-    assert!(says(&world, &format!("{apply} --dry-run --sql")).starts_with("-- 0 to add, 0 to change, 0 to remove, 3 unchanged\n"));
+    assert!(
+        says(&world, &format!("{apply} --dry-run --sql"))
+            .starts_with("-- 0 to add, 0 to change, 0 to remove, 3 unchanged\n")
+    );
     let (code, complaint) = fails(&world, "apply --sql");
     assert!(code == Some(2) && complaint.contains("--dry-run"), "{complaint}");
 }
@@ -291,7 +340,10 @@ async fn apply_changes_nothing_if_one_watch_of_the_list_would_be_refused() {
     );
     let (code, complaint) = fails(&world, &format!("apply --config {}", file.path().display()));
     assert_eq!(code, Some(1));
-    assert!(complaint.contains("post:{nope}") && complaint.contains("Its columns are id"), "{complaint}");
+    assert!(
+        complaint.contains("post:{nope}") && complaint.contains("Its columns are id"),
+        "{complaint}"
+    );
     assert_eq!(rows(&world, "select table_name from unstale.watches").await, [""; 0]);
 }
 
@@ -313,11 +365,16 @@ async fn explain_prints_the_keys_of_a_row() {
     world
         .execute("create table users (id int, email text); select unstale.watch('users', array['user:{id}', 'by:{email}', 'users'])")
         .await;
-    assert_eq!(says(&world, "explain public.users id=42 email=a@b.c"), "user:42\nby:a@b.c\nusers\n");
+    assert_eq!(
+        says(&world, "explain public.users id=42 email=a@b.c"),
+        "user:42\nby:a@b.c\nusers\n"
+    );
     assert!(says(&world, "explain users id=42").contains("by:*"));
-    for (arguments, part) in
-        [("public.users nope=1", "id, email"), ("public.nope id=1", "there is no table"), ("unstale.gap id=1", "not watched")]
-    {
+    for (arguments, part) in [
+        ("public.users nope=1", "id, email"),
+        ("public.nope id=1", "there is no table"),
+        ("unstale.gap id=1", "not watched"),
+    ] {
         let (code, complaint) = fails(&world, &format!("explain {arguments}"));
         assert_eq!(code, Some(1));
         assert!(complaint.contains(part), "{complaint}");

@@ -21,7 +21,9 @@ const VICTIM: &str = "UNSTALE_TEST_VICTIM";
 fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // A zombie that nobody reaps, in a container without an init, does not run.
-    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// The System V segment that a postmaster names on line 7 of its file. It outlives a SIGKILL.
@@ -58,7 +60,13 @@ fn a_victim_waits_to_be_killed() {
     // The hardest case: one that hears no signal but SIGKILL.
     redis.pause();
     println!();
-    println!("victim {} {} {} {}", postgres.directory().display(), redis.directory().display(), pids[0], pids[1]);
+    println!(
+        "victim {} {} {} {}",
+        postgres.directory().display(),
+        redis.directory().display(),
+        pids[0],
+        pids[1]
+    );
     let _ = std::io::stdin().read(&mut [0]);
 }
 
@@ -72,16 +80,23 @@ async fn a_killed_owner_leaves_nothing_behind() {
         .spawn()
         .expect("the test binary starts");
     let output = BufReader::new(victim.stdout.take().expect("it is piped"));
-    let said = output.lines().map_while(Result::ok).find_map(|line| line.strip_prefix("victim ").map(str::to_owned));
+    let said = output
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("victim ").map(str::to_owned));
     let said = said.expect("the victim says what it has started");
     let words: Vec<&str> = said.split(' ').collect();
     let directories: Vec<&Path> = words[..2].iter().map(Path::new).collect();
     let pids: Vec<u32> = words[2..].iter().map(|pid| pid.parse().expect("a number")).collect();
-    assert!(directories.iter().all(|directory| directory.is_dir()) && pids.iter().all(|&pid| runs(pid)), "{said}");
+    assert!(
+        directories.iter().all(|directory| directory.is_dir()) && pids.iter().all(|&pid| runs(pid)),
+        "{said}"
+    );
     victim.kill().expect("SIGKILL");
     victim.wait().expect("it is our child");
     until("directories and processes are gone", async || {
-        !directories.iter().any(|directory| directory.exists()) && !pids.iter().any(|&pid| runs(pid))
+        !directories.iter().any(|directory| directory.exists())
+            && !pids.iter().any(|&pid| runs(pid))
     })
     .await;
 }
@@ -90,9 +105,11 @@ async fn a_killed_owner_leaves_nothing_behind() {
 fn a_guard_leaves_strangers_with_the_same_number_alone() {
     let guard = Guard::new().expect("a directory");
     let mut stranger = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat starts");
-    // As if the stranger had got the number of a process of ours that ended: the number is right, the start time wrong.
+    // As if the stranger had got the number of a process of ours that ended: the number is right,
+    // the start time wrong.
     let forged = format!("KILL 1\n{} KILL 1\n1 KILL", stranger.id());
-    let mut process = Process::start(guard.command(&forged, "true").expect("a pipe to share")).expect("sh starts");
+    let mut process = Process::start(guard.command(&forged, "true").expect("a pipe to share"))
+        .expect("sh starts");
     assert!(process.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
     let directory = guard.directory().to_owned();
     drop(guard);
@@ -107,19 +124,30 @@ async fn postgres_keeps_what_was_committed_over_kill_9_and_its_address() {
     let mut postgres = own_postgres();
     let url = postgres.url("postgres");
     let mut connection = PgConnection::connect(&url).await.expect("it is up");
-    sqlx::raw_sql("create table kept (); insert into kept default values").execute(&mut connection).await.expect("it works");
+    sqlx::raw_sql("create table kept (); insert into kept default values")
+        .execute(&mut connection)
+        .await
+        .expect("it works");
     for _ in 0..3 {
         postgres.kill9();
         sqlx::raw_sql("select 1").execute(&mut connection).await.expect_err("the server is gone");
         postgres.start_again().expect("it recovers");
         connection = PgConnection::connect(&url).await.expect("it is up again, in the same place");
-        let rows: i64 = sqlx::query_scalar("select count(*) from kept").fetch_one(&mut connection).await.expect("it works");
+        let rows: i64 = sqlx::query_scalar("select count(*) from kept")
+            .fetch_one(&mut connection)
+            .await
+            .expect("it works");
         assert_eq!(rows, 1);
     }
     postgres.restart().expect("it restarts");
     PgConnection::connect(&url).await.expect("it is up again");
-    let file = std::fs::read_to_string(postgres.directory().join("data/postmaster.pid")).expect("it runs");
-    let segment = file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)).expect("line 7 is key and id");
+    let file =
+        std::fs::read_to_string(postgres.directory().join("data/postmaster.pid")).expect("it runs");
+    let segment = file
+        .lines()
+        .nth(6)
+        .and_then(|line| line.split_whitespace().nth(1))
+        .expect("line 7 is key and id");
     assert!(shared_memory_is_there(segment));
     postgres.kill9();
     drop(postgres);
@@ -134,7 +162,10 @@ fn redis_forgets_on_kill_9_unless_asked_to_keep() {
         redis.kill9();
         redis.client().expect_err("it is gone");
         redis.start_again().expect("it starts");
-        assert_eq!((redis.client().expect("it is up").size().expect("it works"), redis.url()), (kept, url));
+        assert_eq!(
+            (redis.client().expect("it is up").size().expect("it works"), redis.url()),
+            (kept, url)
+        );
     }
 }
 
@@ -151,7 +182,10 @@ fn a_paused_redis_answers_when_it_is_resumed() {
 
 #[test]
 fn a_server_that_cannot_start_says_why() {
-    let options = redis::Options { arguments: ["--no-such-option", "1"].map(str::to_owned).to_vec(), ..Default::default() };
+    let options = redis::Options {
+        arguments: ["--no-such-option", "1"].map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
     let error = Redis::start(&options).expect_err("there is no such option").to_string();
     assert!(error.contains("no-such-option"), "{error}");
 }
@@ -187,7 +221,10 @@ async fn the_real_binary_is_started_watched_and_ended() {
     world.cache.put("user:1", "not found").expect("it works");
     world.execute("insert into public.users values (1)").await;
     until("the key is gone", async || !world.cache.has("user:1").expect("it works")).await;
-    until("the change is counted", async || daemon.metric("unstale_changes_total", &[("table", "public.users")]) == 1.0).await;
+    until("the change is counted", async || {
+        daemon.metric("unstale_changes_total", &[("table", "public.users")]) == 1.0
+    })
+    .await;
     assert!(daemon.peak_rss_bytes() >= daemon.rss_bytes() && daemon.rss_bytes() > 1 << 20);
     assert!(daemon.lines().iter().all(|line| line.starts_with('{')), "JSON: {:?}", daemon.lines());
     assert!(daemon.terminate().success());
@@ -221,8 +258,9 @@ fn echo(mut stream: &TcpStream, word: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Whether a read finds nothing in a tenth of a second. No marker can follow through a link that delivers nothing, so
-/// time it is; a machine that is too slow lets a broken link pass, never a good one fail.
+/// Whether a read finds nothing in a tenth of a second. No marker can follow through a link that
+/// delivers nothing, so time it is; a machine that is too slow lets a broken link pass, never a
+/// good one fail.
 fn silent(stream: &TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_millis(100))).expect("not zero");
     let read = (&*stream).read(&mut [0; 16]);

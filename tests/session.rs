@@ -1,4 +1,5 @@
-//! What can happen to the connections with PostgreSQL, and that nothing is missed and nobody has to help.
+//! What can happen to the connections with PostgreSQL, and that nothing is missed and nobody has to
+//! help.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use crate::support::wait::{until, until_within};
 use crate::support::world::World;
 use crate::tidy::read;
 
-/// A world, a link before its PostgreSQL, and a daemon behind that link, ready, with everything cached.
+/// A world, a link before its PostgreSQL, and a daemon behind that link, ready, with everything
+/// cached.
 async fn linked() -> (World, Link, Daemon) {
     let mut world = World::new().await;
     world.users(10).await;
@@ -36,7 +38,8 @@ async fn backends_may_be_terminated_again_and_again() {
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
-    // The first and the last that was started: the one that sends the heartbeats and the one that listens.
+    // The first and the last that was started: the one that sends the heartbeats and the one that
+    // listens.
     for round in 1..=6 {
         world.execute("truncate users; insert into users select n, n || '@old' from generate_series(1, 10) n").await;
         daemon.ready().await;
@@ -53,7 +56,8 @@ async fn backends_may_be_terminated_again_and_again() {
         world.change_users().await;
         daemon.opens_gap(gaps).await;
         daemon.ready().await;
-        // Some rows are as new as the gap, so that their keys may go, too: this is about what must not stay.
+        // Some rows are as new as the gap, so that their keys may go, too: this is about what must
+        // not stay.
         until("all stale keys are gone", async || world.left(World::STALE).is_empty()).await;
     }
 }
@@ -63,9 +67,15 @@ async fn a_link_that_is_cut_is_waited_for() {
     let (mut world, link, mut daemon) = linked().await;
     link.cut().await;
     world.change_users().await;
-    until("the reason names PostgreSQL", async || daemon.not_ready().await.contains("no session with PostgreSQL")).await;
+    until("the reason names PostgreSQL", async || {
+        daemon.not_ready().await.contains("no session with PostgreSQL")
+    })
+    .await;
     // It tries again, and again.
-    until("it has tried a few times", async || daemon.metric("unstale_reconnects_total", &[("side", "postgres")]) >= 4.0).await;
+    until("it has tried a few times", async || {
+        daemon.metric("unstale_reconnects_total", &[("side", "postgres")]) >= 4.0
+    })
+    .await;
     link.heal().await;
     recovers(&mut world, &mut daemon).await;
 }
@@ -75,7 +85,10 @@ async fn a_link_that_is_reset_is_opened_again() {
     let (mut world, link, mut daemon) = linked().await;
     for round in 1..=5 {
         link.reset().await;
-        until("the loss is counted", async || daemon.metric("unstale_reconnects_total", &[("side", "postgres")]) >= f64::from(round)).await;
+        until("the loss is counted", async || {
+            daemon.metric("unstale_reconnects_total", &[("side", "postgres")]) >= f64::from(round)
+        })
+        .await;
         daemon.ready().await;
     }
     world.fill_users();
@@ -140,7 +153,8 @@ async fn one_backend_that_hangs_is_found_whichever_it_is() {
                   order by backend_start {order} limit 1"
             ))
             .await;
-        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process number")).expect("not 0");
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process number"))
+            .expect("not 0");
         let gaps = daemon.gaps();
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("it runs");
         world.change_users().await;
@@ -157,10 +171,17 @@ async fn a_role_without_connections_left_is_told_so() {
     world.users(10).await;
     let role = format!("narrow_{}", world.database());
     // One is enough for the heartbeats, and not for the listening.
-    world.execute(&format!("create role {role} login connection limit 1; select unstale.grant_listener('{role}')")).await;
+    world
+        .execute(&format!(
+            "create role {role} login connection limit 1; select unstale.grant_listener('{role}')"
+        ))
+        .await;
     let url = world.database_url().replace("postgres@", &format!("{role}@"));
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
-    until("the reason names the limit", async || daemon.not_ready().await.contains("too many connections")).await;
+    until("the reason names the limit", async || {
+        daemon.not_ready().await.contains("too many connections")
+    })
+    .await;
     world.fill_users();
     world.change_users().await;
     world.execute(&format!("alter role {role} connection limit 10")).await;
@@ -182,15 +203,23 @@ async fn a_sweep_whose_backend_hangs_is_repeated() {
     world.fill_users();
     world.change_users().await;
     let mut lock = world.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql("lock table users in access exclusive mode").execute(&mut *lock).await.expect("it is free");
+    sqlx::raw_sql("lock table users in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .expect("it is free");
     let daemon = world.daemon().impatient().start();
     let waits = "select coalesce(max(pid), 0)::bigint from pg_stat_activity
                   where datname = current_database() and application_name = 'unstale' and wait_event_type = 'Lock'";
-    let pid = until("the sweep waits for the lock", async || Some(world.number(waits).await).filter(|&pid| pid > 0)).await;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process number")).expect("not 0");
+    let pid = until("the sweep waits for the lock", async || {
+        Some(world.number(waits).await).filter(|&pid| pid > 0)
+    })
+    .await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process number"))
+        .expect("not 0");
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("it runs");
     lock.rollback().await.expect("the lock is free");
-    until_within("the sweep is repeated", Duration::from_secs(120), async || daemon.is_ready()).await;
+    until_within("the sweep is repeated", Duration::from_secs(120), async || daemon.is_ready())
+        .await;
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("it is there");
     world.users_are_fresh(&daemon).await;
 }
@@ -203,7 +232,10 @@ async fn it_starts_into_a_black_hole_and_comes_out_of_it() {
     link.black_hole();
     let url = world.database_url_at(link.port());
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
-    until("the reason names PostgreSQL", async || daemon.get("/ready").is_some_and(|(_, reason)| reason.contains("PostgreSQL"))).await;
+    until("the reason names PostgreSQL", async || {
+        daemon.get("/ready").is_some_and(|(_, reason)| reason.contains("PostgreSQL"))
+    })
+    .await;
     world.fill_users();
     world.change_users().await;
     link.heal().await;
@@ -217,7 +249,8 @@ async fn sigterm_ends_it_while_postgres_is_a_black_hole_from_the_start() {
     let link = Link::to_port(world.postgres().port()).await;
     link.black_hole();
     // The defaults: nothing that would end a wait soon.
-    let mut daemon = Daemon::settings(&world.database_url_at(link.port()), &world.redis_url()).start();
+    let mut daemon =
+        Daemon::settings(&world.database_url_at(link.port()), &world.redis_url()).start();
     until("it lives", async || daemon.get("/live").is_some()).await;
     until("it connects", async || link.connections() > 0).await;
     assert_eq!(daemon.terminate().code(), Some(0));
@@ -241,12 +274,18 @@ async fn postgres_may_stop_at_once_be_killed_and_come_back() {
         } else {
             world.own_postgres().stop_immediately();
         }
-        until("the reason names PostgreSQL", async || daemon.not_ready().await.contains("no session with PostgreSQL")).await;
+        until("the reason names PostgreSQL", async || {
+            daemon.not_ready().await.contains("no session with PostgreSQL")
+        })
+        .await;
         world.own_postgres().start_again().expect("it recovers");
         daemon.ready().await;
         until("all stale keys are gone", async || world.left(World::STALE).is_empty()).await;
         // The pool's connections are dead; each is found out once.
-        until("the test's own connections work", async || sqlx::query("select 1").execute(&world.sql).await.is_ok()).await;
+        until("the test's own connections work", async || {
+            sqlx::query("select 1").execute(&world.sql).await.is_ok()
+        })
+        .await;
     }
 }
 
@@ -267,7 +306,8 @@ async fn a_database_in_sql_ascii_is_refused_with_a_sentence() {
     }
     pool.close().await;
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
-    until("the reason says SQL_ASCII", async || daemon.not_ready().await.contains("SQL_ASCII")).await;
+    until("the reason says SQL_ASCII", async || daemon.not_ready().await.contains("SQL_ASCII"))
+        .await;
     assert_eq!(daemon.terminate().code(), Some(0));
     world.execute(&format!("drop database {name} with (force)")).await;
 }
@@ -282,10 +322,14 @@ async fn a_standby_is_refused_with_a_sentence_until_it_is_promoted() {
     world.fill_users();
     world.change_users().await;
     world.own_postgres().stop_immediately();
-    std::fs::write(world.postgres().directory().join("data/standby.signal"), "").expect("it is ours");
+    std::fs::write(world.postgres().directory().join("data/standby.signal"), "")
+        .expect("it is ours");
     world.own_postgres().start_again().expect("it starts as a standby");
     until("the reason says standby", async || daemon.not_ready().await.contains("standby")).await;
-    until("it is promoted", async || sqlx::query("select pg_promote()").execute(&world.sql).await.is_ok()).await;
+    until("it is promoted", async || {
+        sqlx::query("select pg_promote()").execute(&world.sql).await.is_ok()
+    })
+    .await;
     daemon.ready().await;
     world.users_are_fresh(&daemon).await;
 }
@@ -323,17 +367,22 @@ async fn a_gap_is_one_row_of_the_ledger_over_however_many_sessions() {
     // It cannot catch up, because Redis does not answer, and loses one session after the other.
     world.redis.pause();
     world.change_users().await;
-    let terminate =
-        "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and application_name = 'unstale'";
+    let terminate = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and application_name = 'unstale'";
     for _ in 0..3 {
         let reconnects = daemon.metric("unstale_reconnects_total", &[("side", "postgres")]);
         until("sessions are there to be ended", async || world.number(terminate).await > 0).await;
-        until("the loss is seen", async || daemon.metric("unstale_reconnects_total", &[("side", "postgres")]) > reconnects).await;
+        until("the loss is seen", async || {
+            daemon.metric("unstale_reconnects_total", &[("side", "postgres")]) > reconnects
+        })
+        .await;
         until("it catches up", async || daemon.not_ready().await.contains("catching up")).await;
     }
     world.redis.resume();
     daemon.ready().await;
     world.users_are_fresh(&daemon).await;
-    until("the gap is closed", async || world.number("select count(*) from unstale.gap where not complete").await == 0).await;
+    until("the gap is closed", async || {
+        world.number("select count(*) from unstale.gap where not complete").await == 0
+    })
+    .await;
     assert_eq!(world.complete_gaps().await, 2);
 }

@@ -1,11 +1,15 @@
 //! The pure machine against a model of PostgreSQL, Redis and the application, on virtual time.
 //!
-//! A history is made from a seed: transactions that stay open for minutes or are prepared, writers that keep, forget or
-//! backdate `updated_at`, watches that change, messages that are forged, a clock that steps back, cut and black-holed sessions, a Redis that is away, late, or loses replies,
-//! listeners that are killed or restarted, a PostgreSQL that is restarted, or fails over and lacks its last commits. At the end everything heals, and no key may be cached with a value that is not the
-//! row's (P1). At every step: ready only while listening (P2), and everything bounded (P4).
+//! A history is made from a seed: transactions that stay open for minutes or are prepared, writers
+//! that keep, forget or backdate `updated_at`, watches that change, messages that are forged, a
+//! clock that steps back, cut and black-holed sessions, a Redis that is away, late, or loses
+//! replies, listeners that are killed or restarted, a PostgreSQL that is restarted, or fails over
+//! and lacks its last commits. At the end everything heals, and no key may be cached with a value
+//! that is not the row's (P1). At every step: ready only while listening (P2), and everything
+//! bounded (P4).
 //!
-//! `UNSTALE_SEED=42 cargo test simulation` replays one history and prints it; `UNSTALE_HISTORIES=100000` runs more.
+//! `UNSTALE_SEED=42 cargo test simulation` replays one history and prints it;
+//! `UNSTALE_HISTORIES=100000` runs more.
 
 mod world;
 
@@ -21,12 +25,15 @@ const HISTORIES: u64 = 400;
 /// Histories of seeds that no run had before.
 const FRESH: u64 = 100;
 
-/// Histories that failed once. 2533: Redis fails over, back to within an earlier fail-over that was not caught up with yet.
-/// 264: the answer of a new connection that found it comes after one of the next connection.
+/// Histories that failed once. 2533: Redis fails over, back to within an earlier fail-over that was
+/// not caught up with yet. 264: the answer of a new connection that found it comes after one of the
+/// next connection.
 const FAILED_ONCE: [u64; 2] = [2533, 264];
 
 fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
+    std::env::var(variable)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
 }
 
 /// Runs the seeds on all cores; returns those that fail, with why.
@@ -39,12 +46,17 @@ fn failing(flaw: Flaw, seeds: std::ops::Range<u64>) -> Vec<(u64, String)> {
                 scope.spawn(move || {
                     seeds
                         .filter(|seed| seed % workers == worker)
-                        .filter_map(|seed| World::new(seed, flaw, false).run().err().map(|why| (seed, why)))
+                        .filter_map(|seed| {
+                            World::new(seed, flaw, false).run().err().map(|why| (seed, why))
+                        })
                         .collect::<Vec<_>>()
                 })
             })
             .collect();
-        let mut failed: Vec<_> = workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect();
+        let mut failed: Vec<_> = workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("a worker panicked"))
+            .collect();
         failed.sort();
         failed
     })

@@ -1,4 +1,5 @@
-//! What can happen to Redis and to the connection with it, and that no deletion is lost and nothing counts as done that is not.
+//! What can happen to Redis and to the connection with it, and that no deletion is lost and nothing
+//! counts as done that is not.
 
 mod cluster;
 mod mark;
@@ -29,7 +30,11 @@ async fn linked_with(settings: impl FnOnce(Settings) -> Settings) -> (World, Lin
     let mut world = World::new().await;
     world.users(10).await;
     let link = Link::to_port(world.redis.port().expect("by TCP")).await;
-    let mut daemon = settings(Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port())).impatient()).start();
+    let mut daemon = settings(
+        Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port()))
+            .impatient(),
+    )
+    .start();
     daemon.ready().await;
     world.fill_users();
     (world, link, daemon)
@@ -42,19 +47,27 @@ fn daemon_at(world: &World, redis_url: &str) -> Daemon {
 
 /// Waits until /ready says no, with a reason that holds `text`.
 async fn not_ready_because(daemon: &Daemon, text: &str) -> String {
-    until(&format!("the reason holds {text:?}"), async || Some(daemon.not_ready().await).filter(|reason| reason.contains(text))).await
+    until(&format!("the reason holds {text:?}"), async || {
+        Some(daemon.not_ready().await).filter(|reason| reason.contains(text))
+    })
+    .await
 }
 
 #[tokio::test]
 async fn a_command_whose_reply_is_lost_does_not_count_as_done_and_is_repeated() {
-    // The UNLINK must run before its connection is given up, and must not wait behind the heartbeats of that time.
+    // The UNLINK must run before its connection is given up, and must not wait behind the
+    // heartbeats of that time.
     let settings = |settings: Settings| {
         let settings = settings.in_one_session().with("UNSTALE_REDIS__TIMEOUT", "20s");
         settings.with("UNSTALE_HEARTBEAT__INTERVAL", "500ms").with("UNSTALE_BATCH__IN_FLIGHT", "64")
     };
     let (mut world, link, mut daemon) = linked_with(settings).await;
-    let log_xmin = "select pg_snapshot_xmin(log)::text::bigint from unstale.instance where name = 'test'";
-    until("there is a checkpoint", async || world.number("select count(*) from unstale.instance where log is not null").await == 1).await;
+    let log_xmin =
+        "select pg_snapshot_xmin(log)::text::bigint from unstale.instance where name = 'test'";
+    until("there is a checkpoint", async || {
+        world.number("select count(*) from unstale.instance where log is not null").await == 1
+    })
+    .await;
     link.hold_replies();
     world.change_users().await;
     let xid = world.number("select min(xid::text::bigint) from unstale.change_log").await;
@@ -65,7 +78,10 @@ async fn a_command_whose_reply_is_lost_does_not_count_as_done_and_is_repeated() 
         let saved = "select (extract(epoch from saved_at) * 1000000)::bigint from unstale.instance where name = 'test'";
         let before = world.number(saved).await;
         until("the checkpoint is stored", async || world.number(saved).await > before).await;
-        assert!(world.number(log_xmin).await <= xid, "the checkpoint passed a change that Redis has not acknowledged");
+        assert!(
+            world.number(log_xmin).await <= xid,
+            "the checkpoint passed a change that Redis has not acknowledged"
+        );
     }
     // The replies are lost for good. Who took the commands for done would leave what is there now.
     world.fill_users();
@@ -148,10 +164,11 @@ async fn after_a_hundred_failed_connections_it_still_recovers() {
     world.users(10).await;
     let link = Link::to_port(world.redis.port().expect("by TCP")).await;
     // Many commands at the same time, each of which tries by itself.
-    let settings = Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port()))
-        .impatient()
-        .with("UNSTALE_BATCH__KEYS_PER_COMMAND", "1")
-        .with("UNSTALE_BATCH__IN_FLIGHT", "64");
+    let settings =
+        Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port()))
+            .impatient()
+            .with("UNSTALE_BATCH__KEYS_PER_COMMAND", "1")
+            .with("UNSTALE_BATCH__IN_FLIGHT", "64");
     let mut daemon = settings.start();
     daemon.ready().await;
     world.fill_users();
@@ -176,16 +193,18 @@ async fn more_commands_than_may_be_on_their_way_wait_and_are_done() {
     let mut world = World::new().await;
     world.users(5_000).await;
     let link = Link::to_port(world.redis.port().expect("by TCP")).await;
-    let settings = Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port()))
-        .with("UNSTALE_BATCH__KEYS_PER_COMMAND", "1")
-        .with("UNSTALE_BATCH__IN_FLIGHT", "64");
+    let settings =
+        Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port()))
+            .with("UNSTALE_BATCH__KEYS_PER_COMMAND", "1")
+            .with("UNSTALE_BATCH__IN_FLIGHT", "64");
     let mut daemon = settings.start();
     daemon.ready().await;
     world.fill((1..=5_000).map(|n| format!("user:{n}")));
     world.fill(["neighbour"]);
     link.slow(Duration::from_millis(5));
     world.change_each_user(1..=5_000).await;
-    until("all are received", async || daemon.metric("unstale_changes_total", &[]) >= 5_000.0).await;
+    until("all are received", async || daemon.metric("unstale_changes_total", &[]) >= 5_000.0)
+        .await;
     link.heal().await;
     world.gone((1..=5_000).map(|n| format!("user:{n}"))).await;
     daemon.settles().await;
@@ -217,20 +236,25 @@ async fn while_redis_is_away_postgres_is_drained_in_little_memory_and_a_sweep_fi
     let mut world = World::new().await;
     world.users(ROWS).await;
     let link = Link::to_port(world.redis.port().expect("by TCP")).await;
-    let settings = Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port()));
-    let settings = settings.with("UNSTALE_REDIS__TIMEOUT", "1s").with("UNSTALE_BATCH__STALL", "300ms");
+    let settings =
+        Daemon::settings(&world.database_url(), &format!("redis://127.0.0.1:{}", link.port()));
+    let settings =
+        settings.with("UNSTALE_REDIS__TIMEOUT", "1s").with("UNSTALE_BATCH__STALL", "300ms");
     let mut daemon = settings.with("UNSTALE_HEARTBEAT__INTERVAL", "200ms").start();
     daemon.ready().await;
     let keys = || (1..=ROWS).map(|n| format!("user:{n}"));
     world.fill(keys());
     world.fill(["neighbour", "email:1@old"]);
     link.black_hole();
-    world.execute("update users set name = 'bob', updated_at = clock_timestamp() where id % 2 = 0").await;
+    world
+        .execute("update users set name = 'bob', updated_at = clock_timestamp() where id % 2 = 0")
+        .await;
     world.execute("update users set name = 'bob' where id % 4 = 1").await;
     world.execute("delete from users where id % 4 = 3").await;
     let given_up = async || daemon.metric("unstale_gaps_total", &[("cause", "overflow")]) >= 1.0;
     until_within("the batch overflows", Duration::from_secs(60), given_up).await;
-    // Drained to the last: a heartbeat that was sent after all of it has come back, or PostgreSQL's queue would not be empty.
+    // Drained to the last: a heartbeat that was sent after all of it has come back, or PostgreSQL's
+    // queue would not be empty.
     until_within("PostgreSQL is drained", Duration::from_secs(60), async || {
         let state = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'unstale' and wait_event = 'ClientWrite'";
         daemon.metric("unstale_pending_keys", &[]) <= 50_512.0 && world.number(state).await == 0
@@ -270,7 +294,17 @@ async fn a_user_without_unlink_is_refused_with_the_remedy_and_what_the_remedy_na
     let mut world = World::new().await;
     world.users(10).await;
     let rule = |cache: &mut unstale::scratch::redis::Client, commands: &[&str]| {
-        let head = ["acl", "setuser", "app", "reset", "on", ">secret", "~user:*", "~email:*", "~unstale:*"];
+        let head = [
+            "acl",
+            "setuser",
+            "app",
+            "reset",
+            "on",
+            ">secret",
+            "~user:*",
+            "~email:*",
+            "~unstale:*",
+        ];
         let all: Vec<&str> = head.into_iter().chain(commands.iter().copied()).collect();
         let reply = cache.ask(&all).expect("it answers");
         assert_eq!(reply, unstale::scratch::redis::Reply::Status("OK".into()));
@@ -291,7 +325,8 @@ async fn a_user_without_unlink_is_refused_with_the_remedy_and_what_the_remedy_na
     world.gone(["user:1"]).await;
     daemon.settles().await;
     assert_eq!(world.left(["other:1"]), ["other:1"]);
-    let of_libraries: Vec<String> = daemon.lines().into_iter().filter(|line| line.contains("fred::")).collect();
+    let of_libraries: Vec<String> =
+        daemon.lines().into_iter().filter(|line| line.contains("fred::")).collect();
     assert!(of_libraries.is_empty(), "said twice: {of_libraries:?}");
 }
 
@@ -301,8 +336,11 @@ async fn a_url_may_name_a_database_and_a_password_or_a_socket() {
     world.users(10).await;
     world.cache.ask(&["config", "set", "requirepass", "p@ss/word"]).expect("it answers");
     let port = world.redis.port().expect("by TCP");
-    let socket = world.redis.socket_url().replace("redis+unix://", "redis+unix://:p%40ss%2Fword@localhost");
-    for (url, database) in [(format!("redis://:p%40ss%2Fword@127.0.0.1:{port}/5"), "5"), (socket, "0")] {
+    let socket =
+        world.redis.socket_url().replace("redis+unix://", "redis+unix://:p%40ss%2Fword@localhost");
+    for (url, database) in
+        [(format!("redis://:p%40ss%2Fword@127.0.0.1:{port}/5"), "5"), (socket, "0")]
+    {
         world.cache.ask(&["select", if database == "0" { "5" } else { "0" }]).expect("it answers");
         world.fill_users();
         world.cache.ask(&["select", database]).expect("it answers");

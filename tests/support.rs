@@ -1,7 +1,9 @@
-//! What the tests stand on: real servers, a link that fails on demand, the real binary, and patience.
+//! What the tests stand on: real servers, a link that fails on demand, the real binary, and
+//! patience.
 //!
-//! A test that cannot have its servers fails and says what to install; it never passes by not running.
-//! Except for [`machine`], which wants root: without it the test says loudly that it did not run, and fails in the CI.
+//! A test that cannot have its servers fails and says what to install; it never passes by not
+//! running. Except for [`machine`], which wants root: without it the test says loudly that it did
+//! not run, and fails in the CI.
 
 pub(crate) mod certificates;
 pub(crate) mod daemon;

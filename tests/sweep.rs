@@ -13,8 +13,8 @@ use crate::support::daemon::{BINARY, command};
 use crate::support::wait::until;
 use crate::support::world::World;
 
-/// Sweeps a table of 100 rows, 101 to 200, that one transaction has stamped, in pages of 10. `meanwhile` runs between two
-/// pages. Returns the ids that were not read.
+/// Sweeps a table of 100 rows, 101 to 200, that one transaction has stamped, in pages of 10.
+/// `meanwhile` runs between two pages. Returns the ids that were not read.
 async fn sweep_with(meanwhile: &str) -> BTreeSet<u32> {
     let world = World::new().await;
     world
@@ -30,7 +30,13 @@ async fn sweep_with(meanwhile: &str) -> BTreeSet<u32> {
 
     let postgres = Postgres::new(SecretString::from(world.database_url())).expect("a URL");
     let (out, mut swept) = mpsc::channel(1);
-    let from = sweep::From { checkpoint: None, done: HashMap::new(), log: None, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
+    let from = sweep::From {
+        checkpoint: None,
+        done: HashMap::new(),
+        log: None,
+        by_hand: None,
+        page_timeout: sweep::PAGE_TIMEOUT,
+    };
     let sweeper = tokio::spawn(sweep::run(postgres, from, 10, out));
     let mut missing: BTreeSet<u32> = (101..=200).collect();
     let mut pages = 0;
@@ -79,12 +85,18 @@ fn keys_of_users(rows: std::ops::RangeInclusive<u32>) -> impl Iterator<Item = St
 
 /// `unstale sweep`, which prints a line of JSON at its end.
 fn by_hand(world: &World, arguments: &str) -> Output {
-    command(&format!("sweep {arguments}"), &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())])
+    command(
+        &format!("sweep {arguments}"),
+        &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())],
+    )
 }
 
 fn last_line(output: &Output) -> serde_json::Value {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = text.lines().last().unwrap_or_else(|| panic!("no line: {}", String::from_utf8_lossy(&output.stderr)));
+    let line = text
+        .lines()
+        .last()
+        .unwrap_or_else(|| panic!("no line: {}", String::from_utf8_lossy(&output.stderr)));
     serde_json::from_str(line).expect("a line of JSON")
 }
 
@@ -102,9 +114,16 @@ async fn by_hand_the_rows_stamped_since_then_lose_their_keys_and_a_table_without
     assert_eq!(world.count(keys_of_users(1..=3)), 0);
     assert_eq!(world.count(keys_of_users(4..=50)), 47, "an hour old");
     assert_eq!(world.count((1..=20).map(|n| format!("plain:{n}"))), 0);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("public.plain has no column"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("public.plain has no column"),
+        "{output:?}"
+    );
     let done = last_line(&output);
-    assert_eq!((&done["event"], &done["deleted"], &done["dry_run"]), (&"done".into(), &23.into(), &false.into()), "{done}");
+    assert_eq!(
+        (&done["event"], &done["deleted"], &done["dry_run"]),
+        (&"done".into(), &23.into(), &false.into()),
+        "{done}"
+    );
 }
 
 /// A name in an SQL function is a column first, and a parameter if there is no such column.
@@ -155,8 +174,14 @@ async fn by_hand_a_dry_run_says_what_it_would_do_and_deletes_nothing() {
         let output = by_hand(&world, arguments);
         assert!(output.status.success(), "{output:?}");
         let done = last_line(&output);
-        assert!(done["keys"].as_u64() > Some(2) && done["deleted"] == 0 && done["dry_run"] == true, "{done}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("would delete plain:*"), "{output:?}");
+        assert!(
+            done["keys"].as_u64() > Some(2) && done["deleted"] == 0 && done["dry_run"] == true,
+            "{done}"
+        );
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("would delete plain:*"),
+            "{output:?}"
+        );
     }
     assert_eq!(world.count(keys_of_users(1..=50)), 50);
 }
@@ -167,17 +192,28 @@ async fn by_hand_a_signal_stops_it_and_the_same_command_does_the_rest() {
     let mut child = std::process::Command::new(BINARY)
         .args(["sweep", "--since", "2h", "--table", "users", "--rate", "1"])
         .env_clear()
-        .envs([("DATABASE_URL", world.database_url()), ("REDIS_URL", world.redis_url()), ("UNSTALE_BATCH__KEYS_PER_COMMAND", "1".into())])
+        .envs([
+            ("DATABASE_URL", world.database_url()),
+            ("REDIS_URL", world.redis_url()),
+            ("UNSTALE_BATCH__KEYS_PER_COMMAND", "1".into()),
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the binary is built before the tests");
     until("it has begun", async || world.count(keys_of_users(1..=50)) < 50).await;
     assert!(child.try_wait().expect("it runs").is_none());
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).expect("it runs");
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::INT,
+    )
+    .expect("it runs");
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("the same command does the rest"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("the same command does the rest"),
+        "{output:?}"
+    );
     assert!(last_line(&output)["deleted"].as_u64() >= Some(1), "{output:?}");
     assert!(by_hand(&world, "--since 2h").status.success());
     assert_eq!(world.count(keys_of_users(1..=50)), 0);

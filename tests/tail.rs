@@ -29,7 +29,10 @@ async fn tail(world: &World, arguments: &str) -> Daemon {
 async fn shown(tail: &Daemon, table: &str) -> Value {
     let text = format!(r#""table":"{table}""#);
     let line: Value = serde_json::from_str(&tail.says(&text).await).expect("JSON");
-    assert!(line["time"].as_str().is_some_and(|time| time.ends_with('Z') && time.len() == 24), "{line}");
+    assert!(
+        line["time"].as_str().is_some_and(|time| time.ends_with('Z') && time.len() == 24),
+        "{line}"
+    );
     json!([line["by"], line["rows"], line["keys"], line["patterns"]])
 }
 
@@ -42,11 +45,20 @@ async fn it_shows_the_keys_of_every_delivery_and_leaves_no_trace() {
     world.execute("insert into visits select n from generate_series(3, 5) n").await;
     assert_eq!(shown(&tail, "public.users").await, json!(["notify", 1, ["user:1", "by:a"], []]));
     assert_eq!(shown(&tail, "public.jobs").await, json!(["log", 1, ["job:2"], []]));
-    assert_eq!(shown(&tail, "public.visits").await, json!(["notify", 3, ["visit:3", "visit:4", "visit:5"], []]));
+    assert_eq!(
+        shown(&tail, "public.visits").await,
+        json!(["notify", 3, ["visit:3", "visit:4", "visit:5"], []])
+    );
 
     world.execute("create table later (id int); select unstale.watch('later', array['later:{id}', 'laters']); truncate later").await;
-    assert_eq!(shown(&tail, "public.later").await, json!(["notify", null, ["laters"], ["later:*"]]));
-    let listeners: i64 = sqlx::query_scalar("select count(*) from unstale.instance").fetch_one(&world.sql).await.expect("a count");
+    assert_eq!(
+        shown(&tail, "public.later").await,
+        json!(["notify", null, ["laters"], ["later:*"]])
+    );
+    let listeners: i64 = sqlx::query_scalar("select count(*) from unstale.instance")
+        .fetch_one(&world.sql)
+        .await
+        .expect("a count");
     assert_eq!(listeners, 0);
     assert!(tail.terminate().success());
 }
@@ -56,9 +68,12 @@ async fn people_read_a_line_for_each_change_of_the_tables_that_they_asked_for() 
     let world = tables().await;
     let tail = tail(&world, "tail --table visits --table public.users").await;
     world.execute("insert into jobs values (1); insert into users values (1, 'it''s')").await;
-    world.execute("insert into visits select n from generate_series(1, 12) n; truncate users").await;
+    world
+        .execute("insert into visits select n from generate_series(1, 12) n; truncate users")
+        .await;
     let shown = until("three lines", async || {
-        let lines: Vec<String> = tail.lines().iter().filter(|line| line.contains("public.")).cloned().collect();
+        let lines: Vec<String> =
+            tail.lines().iter().filter(|line| line.contains("public.")).cloned().collect();
         (lines.len() == 3).then_some(lines)
     })
     .await;

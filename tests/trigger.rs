@@ -1,6 +1,7 @@
 //! What each statement announces, on a real server.
 //!
-//! Owns: [`Ear`], which hears all that a statement says and nothing else: a marker is sent after it and seen first.
+//! Owns: [`Ear`], which hears all that a statement says and nothing else: a marker is sent after it
+//! and seen first.
 
 mod ddl;
 mod deliveries;
@@ -36,18 +37,21 @@ impl Ear {
 
     async fn in_world(world: World, sql: &str) -> Self {
         world.execute(sql).await;
-        let mut listener = PgListener::connect(&world.database_url()).await.expect("the cluster is up");
+        let mut listener =
+            PgListener::connect(&world.database_url()).await.expect("the cluster is up");
         sqlx::query("select unstale.listen()").execute(&mut listener).await.expect("LISTEN");
         Self { world, listener }
     }
 
-    /// What `sql` announces; of a change only what follows the watch, as in `1 "new":{"id":"1"}` for revision 1.
+    /// What `sql` announces; of a change only what follows the watch, as in `1 "new":{"id":"1"}`
+    /// for revision 1.
     pub(crate) async fn hears(&mut self, sql: &str) -> Vec<String> {
         self.world.execute(sql).await;
         self.world.execute("select pg_notify(unstale.channel(), 'marker')").await;
         let mut heard = Vec::new();
         loop {
-            let payload = self.listener.recv().await.expect("the connection holds").payload().to_owned();
+            let payload =
+                self.listener.recv().await.expect("the connection holds").payload().to_owned();
             match payload.as_str() {
                 "marker" => return heard,
                 r#"{"watches":true}"# => {}
@@ -64,7 +68,10 @@ impl Ear {
 
     /// The first column of a query, as text.
     pub(crate) async fn rows(&self, sql: &str) -> Vec<String> {
-        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&self.world.sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+        sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_all(&self.world.sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     /// The message, detail and hint with which `sql` fails.
@@ -103,12 +110,17 @@ impl Session {
 fn words(error: &sqlx::Error) -> String {
     let error = error.as_database_error().unwrap_or_else(|| panic!("{error}"));
     let error = error.downcast_ref::<PgDatabaseError>();
-    [Some(error.message()), error.detail(), error.hint()].into_iter().flatten().collect::<Vec<_>>().join("\n")
+    [Some(error.message()), error.detail(), error.hint()]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// `{"watch":7,"rev":2,"new":{...}}` as `2 "new":{...}`.
 fn shortened(payload: &str) -> String {
     let short = payload.strip_prefix(r#"{"watch":"#).and_then(|rest| rest.split_once(r#","rev":"#));
-    let short = short.and_then(|(_, rest)| rest.strip_suffix('}')).and_then(|rest| rest.split_once(','));
+    let short =
+        short.and_then(|(_, rest)| rest.strip_suffix('}')).and_then(|rest| rest.split_once(','));
     short.map_or_else(|| payload.to_owned(), |(rev, rest)| format!("{rev} {rest}"))
 }

@@ -10,8 +10,14 @@ const TRACES: &str = "select count(*) from (
     select from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'unstale') t";
 
 fn says(world: &World, arguments: &str) -> (Option<i32>, String) {
-    let output = command(arguments, &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())]);
-    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    let output = command(
+        arguments,
+        &[("DATABASE_URL", &world.database_url()), ("REDIS_URL", &world.redis_url())],
+    );
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+    )
 }
 
 async fn traces(world: &World) -> i64 {
@@ -35,9 +41,12 @@ async fn it_leaves_no_trace_and_no_stale_key() {
 
     let (code, said) = says(&world, "uninstall --dry-run");
     assert_eq!(code, Some(0), "{said}");
-    for step in
-        ["select unstale.unwatch('public.events');", "-- delete event:* from Redis", "drop schema unstale cascade;", "nothing was changed"]
-    {
+    for step in [
+        "select unstale.unwatch('public.events');",
+        "-- delete event:* from Redis",
+        "drop schema unstale cascade;",
+        "nothing was changed",
+    ] {
         assert!(said.contains(step), "{step}: {said}");
     }
     assert_eq!(world.left(["user:1", "event:7", "events", "others"]).len(), 4);
@@ -59,7 +68,11 @@ async fn it_refuses_while_a_listener_runs_and_can_be_repeated_where_a_lock_was_n
     let mut daemon = world.daemon().start();
     daemon.ready().await;
     let (code, said) = says(&world, "uninstall");
-    assert!(code == Some(1) && said.contains("other sessions of unstale are in this database; end them first"), "{said}");
+    assert!(
+        code == Some(1)
+            && said.contains("other sessions of unstale are in this database; end them first"),
+        "{said}"
+    );
     assert!(daemon.terminate().success());
     let sessions = "select count(*) from pg_stat_activity where application_name = 'unstale' and datname = current_database()";
     until("its sessions have ended", async || world.number(sessions).await == 0).await;

@@ -1,4 +1,5 @@
-//! From release 0.1.0: nothing is lost, no write fails, and the old release's code is gone. Its SQL is in tests/upgrade/0.1.0.
+//! From release 0.1.0: nothing is lost, no write fails, and the old release's code is gone. Its SQL
+//! is in tests/upgrade/0.1.0.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -63,13 +64,24 @@ async fn old_world(by_hand: bool, role: &str) -> World {
     if by_hand {
         psql(&world, &(1..=5).map(old_sql).collect::<Vec<_>>(), "select 1");
     } else {
-        let mut connection = PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
-        sqlx::raw_sql("create schema if not exists unstale").execute(&mut connection).await.expect("a schema");
+        let mut connection =
+            PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
+        sqlx::raw_sql("create schema if not exists unstale")
+            .execute(&mut connection)
+            .await
+            .expect("a schema");
         let migration = |(n, name): (usize, &&'static str)| {
             let sql = sqlx::SqlSafeStr::into_sql_str(AssertSqlSafe(read(&old_sql(n + 1))));
-            Migration::new(i64::try_from(n + 1).expect("small"), (*name).into(), MigrationType::Simple, sql, false)
+            Migration::new(
+                i64::try_from(n + 1).expect("small"),
+                (*name).into(),
+                MigrationType::Simple,
+                sql,
+                false,
+            )
         };
-        let mut migrator = Migrator::with_migrations(OLD.iter().enumerate().map(migration).collect());
+        let mut migrator =
+            Migrator::with_migrations(OLD.iter().enumerate().map(migration).collect());
         migrator.dangerous_set_table_name("unstale.migrations");
         migrator.set_locking(false);
         migrator.run_direct(None, &mut connection, false).await.expect("they apply");
@@ -85,7 +97,8 @@ async fn drop_role(world: &World, role: &str) {
     world.execute(&format!("drop owned by {role}; drop role {role}")).await;
 }
 
-/// Everything that a role has been granted, and all code, in the schema unstale: names, texts, owners, rights, triggers.
+/// Everything that a role has been granted, and all code, in the schema unstale: names, texts,
+/// owners, rights, triggers.
 async fn code(world: &World) -> Vec<String> {
     let sql = "
         select pg_get_functiondef(p.oid) || p.proowner::regrole::text || coalesce(p.proargnames::text, '') || coalesce((
@@ -109,9 +122,14 @@ async fn code(world: &World) -> Vec<String> {
 
 /// As the old listener knew the Redis that had acknowledged its progress.
 fn run_id(world: &mut World) -> String {
-    let Ok(Reply::Value(Some(info))) = world.cache.ask(&["info", "server"]) else { panic!("no answer to INFO") };
+    let Ok(Reply::Value(Some(info))) = world.cache.ask(&["info", "server"]) else {
+        panic!("no answer to INFO")
+    };
     let info = String::from_utf8(info).expect("UTF-8");
-    info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("every Redis has one").to_owned()
+    info.lines()
+        .find_map(|line| line.strip_prefix("run_id:"))
+        .expect("every Redis has one")
+        .to_owned()
 }
 
 /// Migrates until no watch is left as it was.
@@ -124,7 +142,8 @@ fn migrate(world: &World) {
     assert!((1..100).any(|round| !left(&round)), "the tables were never free");
 }
 
-/// Changes one row after the other of a table until it is stopped; how many. Each statement must succeed.
+/// Changes one row after the other of a table until it is stopped; how many. Each statement must
+/// succeed.
 async fn write(world: &World, table: &'static str, stop: Arc<AtomicBool>, written: Arc<AtomicU32>) {
     let url = world.database_url();
     let mut sql = PgConnection::connect(&url).await.expect("the cluster is up");
@@ -138,7 +157,10 @@ async fn write(world: &World, table: &'static str, stop: Arc<AtomicBool>, writte
             1 => format!("update {table} set email = 'new'{stamp} where id = {id}"),
             _ => format!("update {table} set email = 'new' where id = {id}"),
         };
-        sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut sql).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        sqlx::raw_sql(AssertSqlSafe(statement.clone()))
+            .execute(&mut sql)
+            .await
+            .unwrap_or_else(|error| panic!("{statement}: {error}"));
         written.store(id, Ordering::Relaxed);
     }
 }
@@ -151,13 +173,23 @@ async fn a_database_of_0_1_0_is_upgraded_under_writers_without_a_loss(by_hand: b
     world.fill(["other:1"]);
 
     // The old listener has done everything up to here, and stays.
-    let mut old_listener = PgListener::connect(&world.database_url()).await.expect("the cluster is up");
+    let mut old_listener =
+        PgListener::connect(&world.database_url()).await.expect("the cluster is up");
     old_listener.listen("unstale").await.expect("it listens");
     let run_id = run_id(&mut world);
-    sqlx::query(AssertSqlSafe(OLD_SAVE)).bind(&run_id).execute(&world.sql).await.expect("it stores its progress");
-    world.execute("delete from by_row where id = 95; update by_log set email = 'logged' where id = 96").await; // rows in the log
+    sqlx::query(AssertSqlSafe(OLD_SAVE))
+        .bind(&run_id)
+        .execute(&world.sql)
+        .await
+        .expect("it stores its progress");
+    world
+        .execute(
+            "delete from by_row where id = 95; update by_log set email = 'logged' where id = 96",
+        )
+        .await; // rows in the log
 
-    let (stop, written) = (Arc::new(AtomicBool::new(false)), WATCHED.map(|_| Arc::new(AtomicU32::new(0))));
+    let (stop, written) =
+        (Arc::new(AtomicBool::new(false)), WATCHED.map(|_| Arc::new(AtomicU32::new(0))));
     let writing = async {
         tokio::join!(
             write(&world, WATCHED[0], stop.clone(), written[0].clone()),
@@ -169,8 +201,14 @@ async fn a_database_of_0_1_0_is_upgraded_under_writers_without_a_loss(by_hand: b
     };
     let url = world.database_url();
     let upgrading = async {
-        until("the writers write", async || written.iter().all(|written| written.load(Ordering::Relaxed) > 3)).await;
-        let migrating = tokio::task::spawn_blocking(move || command("migrate", &[("DATABASE_URL", &url)])).await.expect("it ends");
+        until("the writers write", async || {
+            written.iter().all(|written| written.load(Ordering::Relaxed) > 3)
+        })
+        .await;
+        let migrating =
+            tokio::task::spawn_blocking(move || command("migrate", &[("DATABASE_URL", &url)]))
+                .await
+                .expect("it ends");
         assert!(migrating.status.success(), "{migrating:?}");
         stop.store(true, Ordering::Relaxed);
     };
@@ -186,18 +224,26 @@ async fn a_database_of_0_1_0_is_upgraded_under_writers_without_a_loss(by_hand: b
     let listener = world.database_url().replace("postgres@", &format!("{role}@"));
     let mut daemon = world.daemon().with("DATABASE_URL", &listener).in_one_session().start();
     daemon.ready().await;
-    let mut changed = vec!["by_row:95".to_owned(), "by_log:96".to_owned(), "by_row:97".to_owned(), "by_statement:97".to_owned()];
+    let mut changed = vec![
+        "by_row:95".to_owned(),
+        "by_log:96".to_owned(),
+        "by_row:97".to_owned(),
+        "by_statement:97".to_owned(),
+    ];
     for (table, written) in WATCHED.iter().zip(&written) {
         changed.extend((1..=written.load(Ordering::Relaxed)).map(|id| format!("{table}:{id}")));
     }
     world.gone(changed).await;
     daemon.settles().await;
     let kept = ["by_row:98", "by_statement:98", "by_log:97", "parts:99", "other:1"];
-    assert_eq!(world.left(kept), kept, "they did not change, and the checkpoint of the old listener was believed");
+    assert_eq!(
+        world.left(kept),
+        kept,
+        "they did not change, and the checkpoint of the old listener was believed"
+    );
     drop(daemon);
 
-    let roles_tables =
-        "select count(*) from pg_class c, aclexplode(c.relacl) a where c.relnamespace = 'unstale'::regnamespace and a.grantee = ";
+    let roles_tables = "select count(*) from pg_class c, aclexplode(c.relacl) a where c.relnamespace = 'unstale'::regnamespace and a.grantee = ";
     assert_eq!(world.number(&format!("{roles_tables}'{role}'::regrole")).await, 0);
     let fresh = World::new().await;
     fresh.execute(&format!("{TABLES}; {WATCHES}; select unstale.grant_listener('{role}')")).await;
@@ -226,22 +272,38 @@ fn only(of: &[String], not_in: &[String]) -> Vec<String> {
 #[tokio::test]
 async fn files_that_psql_applies_in_any_order_mean_the_same_as_migrate() {
     for old in [false, true] {
-        let world = if old { old_world(true, &format!("psql_{old}")).await } else { World::bare().await };
-        let (numbered, mut repeatable): (Vec<String>, Vec<String>) = files().into_iter().partition(|file| !file.contains("/repeatable/"));
+        let world =
+            if old { old_world(true, &format!("psql_{old}")).await } else { World::bare().await };
+        let (numbered, mut repeatable): (Vec<String>, Vec<String>) =
+            files().into_iter().partition(|file| !file.contains("/repeatable/"));
         repeatable.reverse();
-        let applied: Vec<String> = numbered.into_iter().skip(usize::from(old)).chain(repeatable).collect();
-        assert_eq!(psql(&world, &applied, "select unstale.regenerate()"), if old { "5\n" } else { "0\n" });
+        let applied: Vec<String> =
+            numbered.into_iter().skip(usize::from(old)).chain(repeatable).collect();
+        assert_eq!(
+            psql(&world, &applied, "select unstale.regenerate()"),
+            if old { "5\n" } else { "0\n" }
+        );
         if !old {
             world.execute(&format!("create role psql_{old}; {TABLES}; {WATCHES}; select unstale.grant_listener('psql_{old}')")).await;
         }
         let by_hand = code(&world).await;
         assert!(command("migrate", &[("DATABASE_URL", &world.database_url())]).status.success());
         let migrated = code(&world).await;
-        assert_eq!((only(&migrated, &by_hand), only(&by_hand, &migrated)), (vec![], vec![]), "by migrate alone, by hand alone");
+        assert_eq!(
+            (only(&migrated, &by_hand), only(&by_hand, &migrated)),
+            (vec![], vec![]),
+            "by migrate alone, by hand alone"
+        );
         let fresh = World::new().await;
-        fresh.execute(&format!("{TABLES}; {WATCHES}; select unstale.grant_listener('psql_{old}')")).await;
+        fresh
+            .execute(&format!("{TABLES}; {WATCHES}; select unstale.grant_listener('psql_{old}')"))
+            .await;
         let fresh_code = code(&fresh).await;
-        assert_eq!((only(&fresh_code, &by_hand), only(&by_hand, &fresh_code)), (vec![], vec![]), "of a fresh one alone, by hand alone");
+        assert_eq!(
+            (only(&fresh_code, &by_hand), only(&by_hand, &fresh_code)),
+            (vec![], vec![]),
+            "of a fresh one alone, by hand alone"
+        );
         fresh.execute(&format!("drop owned by psql_{old}")).await;
         drop_role(&world, &format!("psql_{old}")).await;
     }
@@ -282,7 +344,10 @@ async fn three_hundred_watches_are_upgraded_in_ten_seconds_under_writers() {
     let began = Instant::now();
     let rounds = {
         let url = world.database_url();
-        let output = tokio::task::spawn_blocking(move || command("migrate", &[("DATABASE_URL", &url)])).await.expect("it ends");
+        let output =
+            tokio::task::spawn_blocking(move || command("migrate", &[("DATABASE_URL", &url)]))
+                .await
+                .expect("it ends");
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout).matches("left as they are").count()
     };

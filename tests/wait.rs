@@ -1,4 +1,5 @@
-//! `unstale wait`: when it returns, everything that was committed before is gone, whatever fails meanwhile.
+//! `unstale wait`: when it returns, everything that was committed before is gone, whatever fails
+//! meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,8 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `unstale wait`: its exit code and what it complained of.
 fn run(world: &World, arguments: &str, role: Option<&str>) -> (Option<i32>, String) {
-    let url = role.map_or(world.database_url(), |role| world.database_url().replace("postgres@", &format!("{role}@")));
-    let output = command(&format!("wait {arguments}"), &[("DATABASE_URL", &url), ("UNSTALE_INSTANCE", "test")]);
+    let url = role.map_or(world.database_url(), |role| {
+        world.database_url().replace("postgres@", &format!("{role}@"))
+    });
+    let output = command(
+        &format!("wait {arguments}"),
+        &[("DATABASE_URL", &url), ("UNSTALE_INSTANCE", "test")],
+    );
     (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
 }
 
@@ -48,7 +54,10 @@ async fn never_early(world: &mut World, are_enough: impl Fn(u32) -> bool) -> Vec
         let change = format!("update {table} set n = {n}{stamp} where id = {id}");
         sqlx::raw_sql(AssertSqlSafe(change)).execute(&mut sql).await.expect("a write never fails");
         let began = Instant::now();
-        while let Some(reason) = wait::until(&mut asker, "test", Instant::now() + PATIENCE).await.expect("PostgreSQL answers") {
+        while let Some(reason) = wait::until(&mut asker, "test", Instant::now() + PATIENCE)
+            .await
+            .expect("PostgreSQL answers")
+        {
             println!("try {n}, after {:?}: {reason}", began.elapsed()); // not in time is not early
         }
         took.push(began.elapsed());
@@ -57,8 +66,15 @@ async fn never_early(world: &mut World, are_enough: impl Fn(u32) -> bool) -> Vec
     took
 }
 
-/// Cuts sessions, ends backends and takes Redis away until it is stopped, and says which it was; `done` counts them.
-async fn break_things(mut sql: PgConnection, to_postgres: &Link, to_redis: &Link, stop: &AtomicBool, done: &AtomicUsize) -> [u32; 4] {
+/// Cuts sessions, ends backends and takes Redis away until it is stopped, and says which it was;
+/// `done` counts them.
+async fn break_things(
+    mut sql: PgConnection,
+    to_postgres: &Link,
+    to_redis: &Link,
+    stop: &AtomicBool,
+    done: &AtomicUsize,
+) -> [u32; 4] {
     let mut count = [0; 4];
     for round in (0_usize..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         count[round % 4] += 1;
@@ -84,25 +100,36 @@ async fn break_things(mut sql: PgConnection, to_postgres: &Link, to_redis: &Link
 
 /// The time between faults, which is no wait for anything.
 async fn healthy_for(milliseconds: u64) {
-    tokio::time::timeout(Duration::from_millis(milliseconds), std::future::pending::<()>()).await.unwrap_or_default();
+    tokio::time::timeout(Duration::from_millis(milliseconds), std::future::pending::<()>())
+        .await
+        .unwrap_or_default();
 }
 
 async fn never_early_among_faults(tries: u32) {
     let mut world = World::new().await;
     world.execute(TABLES).await;
-    let (to_postgres, to_redis) = (Link::to_port(world.postgres().port()).await, link_to_redis(&world).await);
+    let (to_postgres, to_redis) =
+        (Link::to_port(world.postgres().port()).await, link_to_redis(&world).await);
     let redis_url = format!("redis://{}", to_redis.addr());
-    let mut daemon = Daemon::settings(&world.database_url_at(to_postgres.port()), &redis_url).impatient().start();
+    let mut daemon = Daemon::settings(&world.database_url_at(to_postgres.port()), &redis_url)
+        .impatient()
+        .start();
     daemon.ready().await;
     let (stop, broken) = (AtomicBool::new(false), AtomicUsize::new(0));
     let sql = PgConnection::connect(&world.database_url()).await.expect("the cluster is up");
     let trying = async {
-        let took = never_early(&mut world, |n| n >= tries && broken.load(Ordering::Relaxed) >= 4).await;
+        let took =
+            never_early(&mut world, |n| n >= tries && broken.load(Ordering::Relaxed) >= 4).await;
         stop.store(true, Ordering::Relaxed);
         took
     };
-    let (took, faults) = tokio::join!(trying, break_things(sql, &to_postgres, &to_redis, &stop, &broken));
-    println!("{} tries, the longest {:?}; resets, resets of Redis, cuts of Redis, terminations: {faults:?}", took.len(), took.iter().max());
+    let (took, faults) =
+        tokio::join!(trying, break_things(sql, &to_postgres, &to_redis, &stop, &broken));
+    println!(
+        "{} tries, the longest {:?}; resets, resets of Redis, cuts of Redis, terminations: {faults:?}",
+        took.len(),
+        took.iter().max()
+    );
     assert!(faults.iter().all(|count| *count > 0), "{faults:?}");
 }
 
@@ -157,21 +184,33 @@ async fn it_says_what_it_waits_for() {
     let world = World::new().await;
     world.execute(TABLES).await;
     let (code, complaint) = run(&world, "--timeout 2s --instance nobody", None);
-    assert!(code == Some(1) && complaint.contains("no listener of the name 'nobody' was ever here"), "{complaint}");
+    assert!(
+        code == Some(1) && complaint.contains("no listener of the name 'nobody' was ever here"),
+        "{complaint}"
+    );
 
     let link = link_to_redis(&world).await;
-    let mut daemon = Daemon::settings(&world.database_url(), &format!("redis://{}", link.addr())).impatient().start();
+    let mut daemon = Daemon::settings(&world.database_url(), &format!("redis://{}", link.addr()))
+        .impatient()
+        .start();
     daemon.ready().await;
     assert_eq!(run(&world, "", None).0, Some(0));
     link.cut().await;
     world.execute("update by_row set n = 2 where id = 1").await;
     let (code, complaint) = run(&world, "--timeout 2s", None);
-    assert!(code == Some(1) && complaint.contains("not within 2s: ") && complaint.contains("'test'"), "{complaint}");
+    assert!(
+        code == Some(1) && complaint.contains("not within 2s: ") && complaint.contains("'test'"),
+        "{complaint}"
+    );
     link.heal().await;
     assert_eq!(run(&world, "", None).0, Some(0));
 
     daemon.kill9();
-    assert_eq!(run(&world, "--timeout 2s", None).0, Some(1), "nobody is there, although nothing was committed since");
+    assert_eq!(
+        run(&world, "--timeout 2s", None).0,
+        Some(1),
+        "nobody is there, although nothing was committed since"
+    );
     world.execute("update unstale.instance set saved_at = saved_at - interval '1 hour'").await;
     let (_, complaint) = run(&world, "--timeout 2s", None);
     assert!(complaint.contains("the listener 'test' was last here at "), "{complaint}");
@@ -200,8 +239,10 @@ async fn a_snapshot_of_another_history_proves_nothing() {
     world.execute(TABLES).await;
     let mut daemon = world.daemon().start();
     daemon.ready().await;
-    eventually("its progress is stored", async || world.number("select count(*) from unstale.instance where log is not null").await == 1)
-        .await;
+    eventually("its progress is stored", async || {
+        world.number("select count(*) from unstale.instance where log is not null").await == 1
+    })
+    .await;
     daemon.kill9();
     world.execute("update unstale.instance set log = '900000000:900000000:', saved_at = clock_timestamp()").await;
     assert_eq!(run(&world, "--timeout 2s", None).0, Some(1));

@@ -1,5 +1,5 @@
-//! Writers of every kind at once, while the listener is killed and frozen and somebody else fills the notification queue: none fails,
-//! and nothing stale is left.
+//! Writers of every kind at once, while the listener is killed and frozen and somebody else fills
+//! the notification queue: none fails, and nothing stale is left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,26 +37,36 @@ async fn write(
         cache.put_all(keys, "a cached value").expect("Redis takes it");
         let statements = match kind {
             "preparing" => {
-                vec!["begin".to_owned(), update, format!("prepare transaction 'w{id}'"), format!("commit prepared 'w{id}'")]
+                vec![
+                    "begin".to_owned(),
+                    update,
+                    format!("prepare transaction 'w{id}'"),
+                    format!("commit prepared 'w{id}'"),
+                ]
             }
             _ => vec![update],
         };
         for statement in statements {
             let result = sql.execute(AssertSqlSafe(statement.clone())).await;
-            result.unwrap_or_else(|error| panic!("P5: a {kind} writer fails at {statement}: {error:#?}"));
+            result.unwrap_or_else(|error| {
+                panic!("P5: a {kind} writer fails at {statement}: {error:#?}")
+            });
         }
         pace(Duration::from_millis(2)).await; // for the listener, which is killed before it has caught up otherwise
     }
     (id, changes)
 }
 
-/// Another application in the same database, which notifies a thousand times a second, and another session that listens to it.
+/// Another application in the same database, which notifies a thousand times a second, and another
+/// session that listens to it.
 async fn notify(url: String, enough: Arc<AtomicBool>) -> u32 {
     let mut sql = PgConnection::connect(&url).await.expect("the cluster is up");
     let (mut every_millisecond, mut sent) = (tokio::time::interval(Duration::from_millis(1)), 0);
     while !enough.load(Ordering::Relaxed) {
         every_millisecond.tick().await;
-        sql.execute(AssertSqlSafe(format!("select pg_notify('theirs', '{sent}')"))).await.expect("nobody keeps it from notifying");
+        sql.execute(AssertSqlSafe(format!("select pg_notify('theirs', '{sent}')")))
+            .await
+            .expect("nobody keeps it from notifying");
         sent += 1;
     }
     sent
@@ -64,11 +74,16 @@ async fn notify(url: String, enough: Arc<AtomicBool>) -> u32 {
 
 /// Writes for so long at least, and until the listener was killed and frozen `times` times.
 async fn no_writer_fails(length: Duration, times: u32) {
-    let mut world = World::on(own_postgres_with([("max_prepared_transactions", "20"), ("max_connections", "60")])).await;
+    let mut world = World::on(own_postgres_with([
+        ("max_prepared_transactions", "20"),
+        ("max_connections", "60"),
+    ]))
+    .await;
     let count = WRITERS.iter().map(|(_, count)| count).sum();
     world.users(count).await;
     world.execute("update users set email = id || '@0'").await;
-    // With room: a table that grows is locked for it, watched or not, and a lock_timeout of a millisecond may be too short for that.
+    // With room: a table that grows is locked for it, watched or not, and a lock_timeout of a
+    // millisecond may be too short for that.
     world
         .execute("insert into users select n, 'filler', 'ann' from generate_series(1000, 10000) n; delete from users where id >= 1000")
         .await;
@@ -77,7 +92,8 @@ async fn no_writer_fails(length: Duration, times: u32) {
     daemon.ready().await;
     let enough = Arc::new(AtomicBool::new(false));
     let mut writers = JoinSet::new();
-    let kinds = WRITERS.iter().flat_map(|(kind, count)| std::iter::repeat_n(*kind, *count as usize));
+    let kinds =
+        WRITERS.iter().flat_map(|(kind, count)| std::iter::repeat_n(*kind, *count as usize));
     for (id, kind) in (1..).zip(kinds) {
         let cache = world.redis.client().expect("Redis is up");
         writers.spawn(write(world.database_url(), cache, kind, id, enough.clone()));
@@ -107,13 +123,17 @@ async fn no_writer_fails(length: Duration, times: u32) {
         keys.extend(World::keys_of_emails(id, changes));
     }
     let sent = other.await.expect("nobody keeps it from notifying");
-    eprintln!("{written} changes, {sent} notifications of others, the listener frozen and killed {broken} times each");
+    eprintln!(
+        "{written} changes, {sent} notifications of others, the listener frozen and killed {broken} times each"
+    );
     world.gone(keys).await;
 }
 
 /// Waits until writers have committed some hundred changes that the frozen listener has not read.
 async fn daemon_is_missed(world: &World) {
-    let xid = || async { world.number("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").await };
+    let xid = || async {
+        world.number("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").await
+    };
     let then = xid().await;
     until("writers go on", async || xid().await > then + 300).await;
 }
@@ -126,6 +146,7 @@ async fn no_writer_fails_whatever_it_sets_and_whatever_befalls_the_listener() {
 #[tokio::test]
 #[ignore = "takes an hour, or UNSTALE_SECONDS"]
 async fn no_writer_fails_in_an_hour() {
-    let seconds = std::env::var("UNSTALE_SECONDS").map_or(3_600, |seconds| seconds.parse().expect("UNSTALE_SECONDS is a number"));
+    let seconds = std::env::var("UNSTALE_SECONDS")
+        .map_or(3_600, |seconds| seconds.parse().expect("UNSTALE_SECONDS is a number"));
     Box::pin(no_writer_fails(Duration::from_secs(seconds), 1)).await;
 }

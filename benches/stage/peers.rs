@@ -45,9 +45,13 @@ pub(crate) fn install() -> anyhow::Result<()> {
     for file in ["package.json", "requirements.txt", "listen.cjs", "listen.py"] {
         std::fs::copy(from.join(file), to.join(file))?;
     }
-    run(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(&to))?;
+    run(Command::new("npm")
+        .args(["install", "--no-audit", "--no-fund", "--loglevel=error"])
+        .current_dir(&to))?;
     run(Command::new("python3").args(["-m", "venv", "venv"]).current_dir(&to))?;
-    run(Command::new(to.join("venv/bin/pip")).args(["install", "--quiet", "-r", "requirements.txt"]).current_dir(&to))?;
+    run(Command::new(to.join("venv/bin/pip"))
+        .args(["install", "--quiet", "-r", "requirements.txt"])
+        .current_dir(&to))?;
     std::fs::write(to.join("done"), "")?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! From the commit's answer to the key being gone, with the default delivery, while others write, announce or hold a transaction open.
+//! From the commit's answer to the key being gone, with the default delivery, while others write,
+//! announce or hold a transaction open.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,8 @@ const SECONDS: u32 = 15;
 /// How long a transaction that has announced stays open.
 const OPEN_SECONDS: u32 = 120;
 
-/// Changes a second of each writer whose transactions overlap, which are open for `OVERLAP` milliseconds.
+/// Changes a second of each writer whose transactions overlap, which are open for `OVERLAP`
+/// milliseconds.
 const PACE: Duration = Duration::from_millis(20);
 
 /// See [`PACE`]: taken in turn.
@@ -35,7 +37,12 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     let mut rows = vec![["while", "p50", "p99", "most", "probes"].map(str::to_owned).to_vec()];
     let mut say = |words: String, mut waits: Vec<Duration>| {
         waits.sort();
-        let at = |share: f64| format!("{:.2} ms", waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0);
+        let at = |share: f64| {
+            format!(
+                "{:.2} ms",
+                waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0
+            )
+        };
         eprintln!("{words}: p50 {}, p99 {}", at(0.5), at(0.99));
         rows.push(vec![words, at(0.5), at(0.99), at(1.0), waits.len().to_string()]);
     };
@@ -43,7 +50,10 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     for (sync, words) in [("on", "waiting for the disk"), ("off", "synchronous_commit = off")] {
         for clients in super::CLIENTS {
             let mut pgbench = bench.start_pgbench("row", clients, sync, SECONDS + 2)?;
-            say(format!("{clients} writers saturate the machine, {words}"), probe(bench, SECONDS, Duration::ZERO, 1).await?);
+            say(
+                format!("{clients} writers saturate the machine, {words}"),
+                probe(bench, SECONDS, Duration::ZERO, 1).await?,
+            );
             ensure!(pgbench.wait()?.success(), "pgbench failed");
             bench.settle().await?;
         }
@@ -54,20 +64,35 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     }
     let mut holder = PgConnection::connect(&bench.stage.postgres.url("postgres")).await?;
     holder.execute("begin; insert into marker values (-1)").await?;
-    say(format!("a transaction that has announced is open for {OPEN_SECONDS} s"), probe(bench, OPEN_SECONDS, Duration::ZERO, 1).await?);
+    say(
+        format!("a transaction that has announced is open for {OPEN_SECONDS} s"),
+        probe(bench, OPEN_SECONDS, Duration::ZERO, 1).await?,
+    );
     holder.execute("rollback").await?;
     bench.report.say("## From the commit's answer to the key being gone\n\nThe default delivery; each probe changes one row, 50 times a second at the most.");
     bench.report.table(&rows);
     Ok(())
 }
 
-/// Writers that each change rows of their own, one after the other; those of several stay in their transactions for a while.
-async fn probe(bench: &Bench, seconds: u32, open: Duration, writers: u32) -> anyhow::Result<Vec<Duration>> {
+/// Writers that each change rows of their own, one after the other; those of several stay in their
+/// transactions for a while.
+async fn probe(
+    bench: &Bench,
+    seconds: u32,
+    open: Duration,
+    writers: u32,
+) -> anyhow::Result<Vec<Duration>> {
     let mut tasks = Vec::new();
     for writer in 0..writers {
         let sql = PgConnection::connect(&bench.stage.postgres.url("postgres")).await?;
         let ids = (writer + 1..=PROBES).step_by(writers as usize).collect();
-        tasks.push(tokio::spawn(write(sql, bench.stage.redis.client()?, ids, Duration::from_secs(seconds.into()), !open.is_zero())));
+        tasks.push(tokio::spawn(write(
+            sql,
+            bench.stage.redis.client()?,
+            ids,
+            Duration::from_secs(seconds.into()),
+            !open.is_zero(),
+        )));
     }
     let mut waits = Vec::new();
     for task in tasks {
@@ -77,7 +102,13 @@ async fn probe(bench: &Bench, seconds: u32, open: Duration, writers: u32) -> any
     Ok(waits)
 }
 
-async fn write(mut sql: PgConnection, mut cache: Client, ids: Vec<u32>, length: Duration, overlaps: bool) -> anyhow::Result<Vec<Duration>> {
+async fn write(
+    mut sql: PgConnection,
+    mut cache: Client,
+    ids: Vec<u32>,
+    length: Duration,
+    overlaps: bool,
+) -> anyhow::Result<Vec<Duration>> {
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (began, mut waits) = (Instant::now(), Vec::new());
@@ -88,7 +119,9 @@ async fn write(mut sql: PgConnection, mut cache: Client, ids: Vec<u32>, length: 
         pace.tick().await;
         let key = format!("probe:{id}");
         cache.put(&key, "old")?;
-        let update = format!("update probe set name = 'new', updated_at = clock_timestamp() where id = {id}");
+        let update = format!(
+            "update probe set name = 'new', updated_at = clock_timestamp() where id = {id}"
+        );
         if overlaps {
             sql.execute(AssertSqlSafe(format!("begin; {update}"))).await?;
             tokio::time::sleep(Duration::from_millis(*open)).await;

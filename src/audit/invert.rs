@@ -1,8 +1,10 @@
 //! From a key back to the values of the columns that made it.
 //!
-//! `a:{x}:{y}` of `a:1:2:3` has two readings; all are handed out, and whoever asks the database for their rows makes the key of each again,
-//! so that one of them is right or none. Must hold: the columns of any row are among the readings of its key. Refuses templates whose
-//! keys do not tell where a column ends, as unstale.is_ambiguous() does (a test holds the two equal), and those without a column.
+//! `a:{x}:{y}` of `a:1:2:3` has two readings; all are handed out, and whoever asks the database for
+//! their rows makes the key of each again, so that one of them is right or none. Must hold: the
+//! columns of any row are among the readings of its key. Refuses templates whose keys do not tell
+//! where a column ends, as unstale.is_ambiguous() does (a test holds the two equal), and those
+//! without a column.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +23,9 @@ pub enum Obscure {
     #[error("it has no column, so that its value is of no row")]
     Constant,
     /// `{a}{b}`.
-    #[error("its columns stand side by side, so that a key does not say where one ends; put a literal between them")]
+    #[error(
+        "its columns stand side by side, so that a key does not say where one ends; put a literal between them"
+    )]
     Adjacent,
 }
 
@@ -44,7 +48,8 @@ pub struct Inverter {
 }
 
 impl Inverter {
-    /// `types`: each column and the name of its type (`pg_type.typname`, of a domain that of its base).
+    /// `types`: each column and the name of its type (`pg_type.typname`, of a domain that of its
+    /// base).
     ///
     /// # Errors
     /// [`Obscure`].
@@ -73,25 +78,38 @@ impl Inverter {
     }
 
     /// False: there are more than could be handed out.
-    fn readings<'k>(&'k self, parts: &'k [Part], rest: &'k str, so_far: &mut Vec<(&'k str, &'k str)>, out: &mut Vec<String>) -> bool {
+    fn readings<'k>(
+        &'k self,
+        parts: &'k [Part],
+        rest: &'k str,
+        so_far: &mut Vec<(&'k str, &'k str)>,
+        out: &mut Vec<String>,
+    ) -> bool {
         let Some((part, parts)) = parts.split_first() else {
             if rest.is_empty() {
-                let row: Map<String, Value> = so_far.iter().map(|(column, value)| ((*column).to_owned(), (*value).into())).collect();
+                let row: Map<String, Value> = so_far
+                    .iter()
+                    .map(|(column, value)| ((*column).to_owned(), (*value).into()))
+                    .collect();
                 out.push(Value::from(row).to_string());
             }
             return out.len() <= MOST_READINGS;
         };
         let column = match part {
             Part::Literal(literal) => {
-                return rest.strip_prefix(literal.as_str()).is_none_or(|rest| self.readings(parts, rest, so_far, out));
+                return rest
+                    .strip_prefix(literal.as_str())
+                    .is_none_or(|rest| self.readings(parts, rest, so_far, out));
             }
             Part::Column(column) => column,
         };
         // A column ends where the next literal begins, or at the end.
         let ends: Vec<usize> = match parts.first() {
-            Some(Part::Literal(literal)) => {
-                (0..=rest.len()).filter(|&end| rest.is_char_boundary(end) && rest[end..].starts_with(literal.as_str())).collect()
-            }
+            Some(Part::Literal(literal)) => (0..=rest.len())
+                .filter(|&end| {
+                    rest.is_char_boundary(end) && rest[end..].starts_with(literal.as_str())
+                })
+                .collect(),
             _ => vec![rest.len()],
         };
         for end in ends {
@@ -110,10 +128,15 @@ impl Inverter {
         true
     }
 
-    /// Could the column's type be written so? PostgreSQL would fail for a text that is none of an indexable type (audit.sql).
+    /// Could the column's type be written so? PostgreSQL would fail for a text that is none of an
+    /// indexable type (audit.sql).
     fn fits(&self, column: &str, value: &str) -> bool {
         let written = |number: Option<String>| number.is_some_and(|number| number == value);
-        let kind = self.types.iter().find(|(name, _)| name == column).map_or("", |(_, kind)| kind.as_str());
+        let kind = self
+            .types
+            .iter()
+            .find(|(name, _)| name == column)
+            .map_or("", |(_, kind)| kind.as_str());
         match kind {
             "int2" => written(value.parse::<i16>().ok().map(|number| number.to_string())),
             "int4" => written(value.parse::<i32>().ok().map(|number| number.to_string())),
@@ -141,7 +164,8 @@ mod tests {
     use crate::rule::Target;
 
     fn inverter(template: &str, types: &[(&str, &str)]) -> Result<Inverter, Obscure> {
-        let types: Vec<_> = types.iter().map(|(name, kind)| ((*name).to_owned(), (*kind).to_owned())).collect();
+        let types: Vec<_> =
+            types.iter().map(|(name, kind)| ((*name).to_owned(), (*kind).to_owned())).collect();
         Inverter::new(&Template::parse(template).expect("a template"), &types)
     }
 
@@ -153,8 +177,15 @@ mod tests {
     fn a_key_says_its_columns() {
         let users = inverter("user:{id}:profile", &[("id", "int4")]).expect("invertible");
         assert_eq!(users.invert("user:42:profile"), rows(&[r#"{"id":"42"}"#]));
-        for other in ["user:42", "user:x:profile", "user:042:profile", "user:+42:profile", "user:99999999999:profile", "user::profile", "x"]
-        {
+        for other in [
+            "user:42",
+            "user:x:profile",
+            "user:042:profile",
+            "user:+42:profile",
+            "user:99999999999:profile",
+            "user::profile",
+            "x",
+        ] {
             assert_eq!(users.invert(other), Reading::None, "{other}");
         }
         let tagged = inverter("{{user:{id}}}:{id}", &[("id", "int8")]).expect("invertible");
@@ -165,7 +196,10 @@ mod tests {
     #[test]
     fn what_has_several_readings_has_all_of_them() {
         let texts = inverter("{a}:{b}", &[("a", "text"), ("b", "text")]).expect("invertible");
-        assert_eq!(texts.invert("1:2:3"), rows(&[r#"{"a":"1","b":"2:3"}"#, r#"{"a":"1:2","b":"3"}"#]));
+        assert_eq!(
+            texts.invert("1:2:3"),
+            rows(&[r#"{"a":"1","b":"2:3"}"#, r#"{"a":"1:2","b":"3"}"#])
+        );
         assert_eq!(texts.invert(&":".repeat(17)), Reading::TooMany);
         let typed = inverter("{a}:{b}", &[("a", "int4"), ("b", "text")]).expect("invertible");
         assert_eq!(typed.invert("1:2:3"), rows(&[r#"{"a":"1","b":"2:3"}"#]));

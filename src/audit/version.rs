@@ -1,8 +1,9 @@
 //! Where a cached value carries the version of its row, and what it says there.
 //!
-//! A place is a JSONPath of names and indices in a JSON document, or a field of a hash; migrations/repeatable/policy.sql takes the same
-//! ones. A version is its text as it is written: what that means is PostgreSQL's to say, which has the column's type. Refuses to guess: a
-//! value without a scalar at its place is unreadable.
+//! A place is a JSONPath of names and indices in a JSON document, or a field of a hash;
+//! migrations/repeatable/policy.sql takes the same ones. A version is its text as it is written:
+//! what that means is PostgreSQL's to say, which has the column's type. Refuses to guess: a value
+//! without a scalar at its place is unreadable.
 
 use std::collections::BTreeMap;
 
@@ -58,7 +59,9 @@ impl Place {
     /// # Errors
     /// [`NoPlace`] with the path.
     pub fn parse(path: &str) -> Result<Self, NoPlace> {
-        let Some(mut rest) = path.strip_prefix('$') else { return Ok(Self::Field(path.to_owned())) };
+        let Some(mut rest) = path.strip_prefix('$') else {
+            return Ok(Self::Field(path.to_owned()));
+        };
         let refused = || NoPlace(path.to_owned());
         let mut steps = Vec::new();
         while !rest.is_empty() {
@@ -89,7 +92,8 @@ impl Place {
     }
 }
 
-/// The application's bytes; `None`: a lease without any. One that somebody loads early carries the previous value, which readers still get.
+/// The application's bytes; `None`: a lease without any. One that somebody loads early carries the
+/// previous value, which readers still get.
 #[must_use]
 pub fn without_lease(value: &[u8]) -> Option<&[u8]> {
     let (prefix, length) = LEASE;
@@ -109,14 +113,21 @@ fn step(rest: &str) -> Option<(Step, &str)> {
     if let Some(rest) = rest.strip_prefix('.') {
         let end = rest.find(['.', '[']).unwrap_or(rest.len());
         let (name, after) = rest.split_at(end);
-        let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && !"][.'\"\\*?@(),:".contains(c);
-        return (!name.is_empty() && name.chars().all(is_plain)).then(|| (Step::Name(name.to_owned()), after));
+        let is_plain =
+            |c: char| !c.is_whitespace() && !c.is_control() && !"][.'\"\\*?@(),:".contains(c);
+        return (!name.is_empty() && name.chars().all(is_plain))
+            .then(|| (Step::Name(name.to_owned()), after));
     }
     let rest = rest.strip_prefix('[')?;
     let Some(quote) = rest.chars().next().filter(|c| matches!(c, '\'' | '"')) else {
         let (index, after) = rest.split_once(']')?;
-        let is_index = index.len() <= 9 && index.bytes().all(|byte| byte.is_ascii_digit()) && (index == "0" || !index.starts_with('0'));
-        return is_index.then(|| index.parse().ok()).flatten().map(|index| (Step::Index(index), after));
+        let is_index = index.len() <= 9
+            && index.bytes().all(|byte| byte.is_ascii_digit())
+            && (index == "0" || !index.starts_with('0'));
+        return is_index
+            .then(|| index.parse().ok())
+            .flatten()
+            .map(|index| (Step::Index(index), after));
     };
     let (name, after) = rest[1..].split_once(quote)?;
     Some((Step::Name(name.to_owned()), after.strip_prefix(']')?)).filter(|_| !name.contains('\\'))
@@ -130,8 +141,12 @@ fn in_json(steps: &[Step], value: &[u8]) -> Seen {
     let mut at = text;
     for step in steps {
         let next = match step {
-            Step::Name(name) => serde_json::from_str::<BTreeMap<String, &RawValue>>(at).ok().and_then(|mut members| members.remove(name)),
-            Step::Index(index) => serde_json::from_str::<Vec<&RawValue>>(at).ok().and_then(|elements| elements.get(*index).copied()),
+            Step::Name(name) => serde_json::from_str::<BTreeMap<String, &RawValue>>(at)
+                .ok()
+                .and_then(|mut members| members.remove(name)),
+            Step::Index(index) => serde_json::from_str::<Vec<&RawValue>>(at)
+                .ok()
+                .and_then(|elements| elements.get(*index).copied()),
         };
         let Some(next) = next else { return Seen::Unreadable };
         at = next.get();
@@ -160,7 +175,10 @@ mod tests {
     #[test]
     fn a_version_is_found_where_the_path_says() {
         assert_eq!(seen("$.v", r#"{"a":1,"v":"x\ny"}"#), says("x\ny"));
-        assert_eq!(seen("$.data[1].v", r#"{"data":[0,{"v":12345678901234567890.10}]}"#), says("12345678901234567890.10"));
+        assert_eq!(
+            seen("$.data[1].v", r#"{"data":[0,{"v":12345678901234567890.10}]}"#),
+            says("12345678901234567890.10")
+        );
         assert_eq!(seen("$['a.b'][\"c'd\"][0]", r#" {"a.b" : {"c'd":[7]}} "#), says("7"));
         assert_eq!(seen("$[0]", "[1e3]"), says("1e3"));
         assert_eq!(seen("$.ü", r#"{"\u00fc":-1}"#), says("-1"));
@@ -201,9 +219,21 @@ mod tests {
 
     #[test]
     fn a_path_that_is_not_understood_is_refused_by_name() {
-        for path in
-            ["$", "$.", "$..a", "$.a[*]", "$.a[?(@.b)]", "$.a[-1]", "$.a[1:2]", "$[01]", "$['a\\'b']", "$.a b", "$a", "$['a'", "$.a]"]
-        {
+        for path in [
+            "$",
+            "$.",
+            "$..a",
+            "$.a[*]",
+            "$.a[?(@.b)]",
+            "$.a[-1]",
+            "$.a[1:2]",
+            "$[01]",
+            "$['a\\'b']",
+            "$.a b",
+            "$a",
+            "$['a'",
+            "$.a]",
+        ] {
             let error = Place::parse(path).expect_err(path);
             assert!(error.to_string().contains(path), "{error}");
         }

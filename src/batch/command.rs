@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-/// Bytes that a waiting target takes beside its text: its place in a set, its header, and the allocator's.
+/// Bytes that a waiting target takes beside its text: its place in a set, its header, and the
+/// allocator's.
 pub(super) const OVERHEAD: usize = 80;
 
-/// Bytes that a lane may hold for each of its `max_pending` targets: ordinary keys are shorter, so that their number decides.
+/// Bytes that a lane may hold for each of its `max_pending` targets: ordinary keys are shorter, so
+/// that their number decides.
 const BYTES_PER_TARGET: usize = 256;
 
 /// Bytes that a lane may hold at least, however few its targets may be.
@@ -20,7 +22,8 @@ pub enum Lane {
     CatchUp,
 }
 
-/// Is a key that is deleted deleted once more, later? What waits in one lane for several reasons has the greatest.
+/// Is a key that is deleted deleted once more, later? What waits in one lane for several reasons
+/// has the greatest.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Again {
     /// Nobody could have put it back.

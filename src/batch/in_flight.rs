@@ -1,11 +1,13 @@
-//! What Redis has not answered yet: commands of keys, in places, and one walk for patterns, which takes none. Pure.
+//! What Redis has not answered yet: commands of keys, in places, and one walk for patterns, which
+//! takes none. Pure.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{Again, Lane, Limits, Work};
 
-/// Bytes of keys on their way at the same time. The sink holds each of them up to three times: ours, fred's, and encoded.
+/// Bytes of keys on their way at the same time. The sink holds each of them up to three times:
+/// ours, fred's, and encoded.
 pub(super) const IN_FLIGHT_BYTES: usize = 4 << 20;
 
 /// One place of so many is for commands beside the lanes.
@@ -65,7 +67,8 @@ impl InFlight {
 
     /// May one more command of the lane be on its way? Catching up has half of the places.
     pub(super) fn has_place(&self, lane: Lane, limits: &Limits) -> bool {
-        self.has_room(limits) && (lane == Lane::Live || self.of_lane(lane).count() < limits.in_flight.div_ceil(2))
+        self.has_room(limits)
+            && (lane == Lane::Live || self.of_lane(lane).count() < limits.in_flight.div_ceil(2))
     }
 
     /// May one more command beside the lanes?
@@ -75,7 +78,9 @@ impl InFlight {
     }
 
     fn of_lane(&self, lane: Lane) -> impl Iterator<Item = &OnItsWay> {
-        self.commands.values().filter(move |command| command.of.is_some_and(|(other, _)| other == lane))
+        self.commands
+            .values()
+            .filter(move |command| command.of.is_some_and(|(other, _)| other == lane))
     }
 
     /// When the lane's oldest command was sent.
@@ -84,7 +89,13 @@ impl InFlight {
     }
 
     /// A command of keys is sent; its number.
-    pub(super) fn begin(&mut self, of: Option<(Lane, u64)>, again: Again, work: &Work, began: Instant) -> u64 {
+    pub(super) fn begin(
+        &mut self,
+        of: Option<(Lane, u64)>,
+        again: Again,
+        work: &Work,
+        began: Instant,
+    ) -> u64 {
         self.last_id += 1;
         self.bytes += work.bytes();
         self.commands.insert(self.last_id, OnItsWay { of, again, began, bytes: work.bytes() });

@@ -1,4 +1,5 @@
-//! A lane of the batch: what is collected, sealed into generations of commands, handed back, and not acknowledged yet. Pure.
+//! A lane of the batch: what is collected, sealed into generations of commands, handed back, and
+//! not acknowledged yet. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,21 +13,22 @@ use crate::rule::Target;
 /// Places that an empty set keeps after a burst.
 const KEPT: usize = 1_024;
 
-/// Bytes of keys in one command, unless a single key is longer. Redis is not held up by it, and a retry copies no more.
+/// Bytes of keys in one command, unless a single key is longer. Redis is not held up by it, and a
+/// retry copies no more.
 pub(super) const COMMAND_BYTES: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    generations: u64,                     // the generation that is being collected is the next one
-    open: IndexMap<Target, Again>,        // what it has so far
-    open_patterns: usize,                 // of these
-    keys: VecDeque<Sealed>,               // sealed, not on its way
-    patterns: IndexMap<String, u64>,      // likewise, with its generation; each pattern once, so that a template has one at the most
-    sealed: usize,                        // targets in `keys` and `patterns`
-    held: IndexMap<Target, Again>,        // handed back
-    held_generation: u64,                 // the earliest of those that they are of: each later point waits for it, too
-    bytes: usize,                         // of all that waits
+    generations: u64, // the generation that is being collected is the next one
+    open: IndexMap<Target, Again>, // what it has so far
+    open_patterns: usize, // of these
+    keys: VecDeque<Sealed>, // sealed, not on its way
+    patterns: IndexMap<String, u64>, // likewise, with its generation; each pattern once, so that a template has one at the most
+    sealed: usize,                   // targets in `keys` and `patterns`
+    held: IndexMap<Target, Again>,   // handed back
+    held_generation: u64, // the earliest of those that they are of: each later point waits for it, too
+    bytes: usize,         // of all that waits
     unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by generation
 }
 
@@ -62,7 +64,11 @@ impl Queue {
 
     /// Is everything acknowledged up to this generation?
     pub(super) fn is_settled(&self, until: u64) -> bool {
-        self.generations >= until && self.unacknowledged.first_key_value().is_none_or(|(&generation, _)| generation > until)
+        self.generations >= until
+            && self
+                .unacknowledged
+                .first_key_value()
+                .is_none_or(|(&generation, _)| generation > until)
     }
 
     /// Targets that wait.
@@ -108,7 +114,11 @@ impl Queue {
 
     /// Keeps what was handed back of a generation, until it is released.
     pub(super) fn hold(&mut self, generation: u64, left: &Work, again: Again) {
-        let generation = if self.owes_nothing_held() { generation } else { generation.min(self.held_generation) };
+        let generation = if self.owes_nothing_held() {
+            generation
+        } else {
+            generation.min(self.held_generation)
+        };
         if self.held.is_empty() || generation != self.held_generation {
             *self.unacknowledged.entry(generation).or_default() += 1;
             if !self.held.is_empty() {
@@ -116,7 +126,8 @@ impl Queue {
             }
         }
         self.held_generation = generation;
-        let target: fn(String) -> Target = if let Work::Keys(_) = left { Target::Key } else { Target::Pattern };
+        let target: fn(String) -> Target =
+            if let Work::Keys(_) = left { Target::Key } else { Target::Pattern };
         for target in left.texts().iter().cloned().map(target) {
             match self.held.entry(target) {
                 Entry::Occupied(mut known) => *known.get_mut() = again.max(*known.get()),
@@ -199,8 +210,15 @@ impl Queue {
     }
 
     /// Makes commands, and patterns that wait for a walk, of a generation.
-    fn divide(&mut self, generation: u64, targets: impl Iterator<Item = (Target, Again)>, limits: &Limits) {
-        let Some(slot) = limits.slot else { return self.divide_in_order(generation, targets, limits) };
+    fn divide(
+        &mut self,
+        generation: u64,
+        targets: impl Iterator<Item = (Target, Again)>,
+        limits: &Limits,
+    ) {
+        let Some(slot) = limits.slot else {
+            return self.divide_in_order(generation, targets, limits);
+        };
         let mut targets: Vec<_> = targets.collect();
         targets.sort_by_cached_key(|(target, _)| match target {
             Target::Key(key) => slot(key.as_bytes()),
@@ -215,7 +233,12 @@ impl Queue {
         self.keys.extend(divided.into_iter().map(|(_, sealed)| sealed));
     }
 
-    fn divide_in_order(&mut self, generation: u64, targets: impl Iterator<Item = (Target, Again)>, limits: &Limits) {
+    fn divide_in_order(
+        &mut self,
+        generation: u64,
+        targets: impl Iterator<Item = (Target, Again)>,
+        limits: &Limits,
+    ) {
         let before = self.keys.len() + self.patterns.len();
         let mut open: [(Vec<String>, usize); 3] = Default::default(); // keys and their bytes, by what becomes of them later
         for (target, again) in targets {
@@ -223,8 +246,11 @@ impl Queue {
             match target {
                 Target::Key(key) => {
                     let (keys, bytes) = &mut open[again as usize];
-                    if keys.len() == limits.keys_per_command || *bytes + cost > COMMAND_BYTES && !keys.is_empty() {
-                        let full = std::mem::replace(keys, Vec::with_capacity(limits.keys_per_command));
+                    if keys.len() == limits.keys_per_command
+                        || *bytes + cost > COMMAND_BYTES && !keys.is_empty()
+                    {
+                        let full =
+                            std::mem::replace(keys, Vec::with_capacity(limits.keys_per_command));
                         self.keys.push_back(Sealed { generation, again, keys: full });
                         *bytes = 0;
                     }
@@ -233,7 +259,8 @@ impl Queue {
                     self.sealed += 1;
                 }
                 Target::Pattern(pattern) => match self.patterns.get(&pattern) {
-                    // One that waits already will be sent after this change, too, and every later point waits for its generation.
+                    // One that waits already will be sent after this change, too, and every later
+                    // point waits for its generation.
                     Some(earlier) if *earlier <= generation => self.bytes -= cost,
                     Some(_) => {
                         self.bytes -= cost;
@@ -249,7 +276,9 @@ impl Queue {
                 },
             }
         }
-        for (again, (keys, _)) in [Again::Never, Again::Replicas, Again::Always].into_iter().zip(open) {
+        for (again, (keys, _)) in
+            [Again::Never, Again::Replicas, Again::Always].into_iter().zip(open)
+        {
             if !keys.is_empty() {
                 self.keys.push_back(Sealed { generation, again, keys });
             }

@@ -1,9 +1,11 @@
 //! `unstale audit`: compares what is cached with the database.
 //!
-//! Forward: rows that changed last and random ones, or all that changed since a time; the keys of each, what is cached there. Backward:
-//! keys found in Redis, the columns that made them, and their rows; a key whose row is gone is stale. What differs is looked at again
-//! after a while, on both sides, and is stale if nothing has changed. It needs no running listener and disturbs none. Must hold: bounded
-//! work at once, and no value of an application, nor a key, in anything that it prints.
+//! Forward: rows that changed last and random ones, or all that changed since a time; the keys of
+//! each, what is cached there. Backward: keys found in Redis, the columns that made them, and their
+//! rows; a key whose row is gone is stale. What differs is looked at again after a while, on both
+//! sides, and is stale if nothing has changed. It needs no running listener and disturbs none. Must
+//! hold: bounded work at once, and no value of an application, nor a key, in anything that it
+//! prints.
 
 mod find;
 mod judge;
@@ -35,7 +37,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Audits, and says how far it is.
 ///
 /// # Errors
-/// If anything is stale, a table that was named cannot be audited, a server fails, or a signal ends it.
+/// If anything is stale, a table that was named cannot be audited, a server fails, or a signal ends
+/// it.
 pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_source()?)?;
     let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
@@ -48,14 +51,20 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     let since = match args.since {
         Some(since) => {
             let now = pg::clock(&mut connection).await?;
-            Some(Stretch { postgres: postgres.clone(), from: super::beginning(since, now)?, until: now })
+            Some(Stretch {
+                postgres: postgres.clone(),
+                from: super::beginning(since, now)?,
+                until: now,
+            })
         }
         None => None,
     };
     drop(connection);
     let mut reader = Reader::open(postgres, TIMEOUT).await?;
     let subjects = look::subjects(&mut reader, &tables).await?;
-    if let Some(unknown) = tables.iter().find(|table| !subjects.iter().any(|subject| subject.table == **table)) {
+    if let Some(unknown) =
+        tables.iter().find(|table| !subjects.iter().any(|subject| subject.table == **table))
+    {
         bail!("{unknown} is not watched; `select * from unstale.watches` lists what is");
     }
     let longest = config.repeat.after.iter().max().copied().unwrap_or_default();
@@ -71,7 +80,8 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
         settle: longest + SETTLE,
         rate: args.rate,
     };
-    let report = Report::new(subjects.iter().map(|subject| subject.table.clone()).collect(), args.json);
+    let report =
+        Report::new(subjects.iter().map(|subject| subject.table.clone()).collect(), args.json);
     let mut search = Search::new(&subjects, Judge::new(Look::new(reader, sink), ways, report));
     let result = shutdown.run_until_cancelled(Box::pin(everything(&mut search, since, args))).await;
     let mut judge = search.judge;
@@ -97,7 +107,11 @@ pub async fn run(config: &Config, args: &Audit) -> anyhow::Result<()> {
     }
 }
 
-async fn everything(search: &mut Search<'_>, since: Option<Stretch>, args: &Audit) -> anyhow::Result<()> {
+async fn everything(
+    search: &mut Search<'_>,
+    since: Option<Stretch>,
+    args: &Audit,
+) -> anyhow::Result<()> {
     let sample = if args.all { None } else { Some(args.sample as usize) };
     let has_program = search.judge.has_program();
     let mut chosen = Vec::new(); // those whose rows are looked at
@@ -113,7 +127,10 @@ async fn everything(search: &mut Search<'_>, since: Option<Stretch>, args: &Audi
         }
         for (template, inverter) in subject.keys.iter().zip(&subject.inverters) {
             if let Err(obscure) = inverter {
-                note(&format!("{}: keys of '{template}' are not looked for in Redis: {obscure}", subject.table));
+                note(&format!(
+                    "{}: keys of '{template}' are not looked for in Redis: {obscure}",
+                    subject.table
+                ));
                 search.judge.report.tables[n].obscure.push(template.clone());
             }
         }
@@ -134,11 +151,17 @@ async fn everything(search: &mut Search<'_>, since: Option<Stretch>, args: &Audi
 
 /// For the policy. That it cannot be noted is said, and no failure.
 async fn save(judge: &mut Judge, subjects: &[Subject], complete: bool) {
-    for (subject, table) in subjects.iter().zip(&judge.report.tables).filter(|(_, table)| table.skipped.is_none()) {
+    for (subject, table) in
+        subjects.iter().zip(&judge.report.tables).filter(|(_, table)| table.skipped.is_none())
+    {
         let Count { compared, unreadable, .. } = table.count;
-        let counts = [compared, table.stale_keys(), unreadable].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
+        let counts = [compared, table.stale_keys(), unreadable]
+            .map(|count| i64::try_from(count).unwrap_or(i64::MAX));
         if let Err(error) = judge.look.reader().save(subject.watch, complete, counts).await {
-            note(&format!("what was found is not noted for `unstale policy`: {}", visible::line(&error.to_string())));
+            note(&format!(
+                "what was found is not noted for `unstale policy`: {}",
+                visible::line(&error.to_string())
+            ));
             return;
         }
     }

@@ -22,7 +22,8 @@ use crate::rule::{Rule, Target};
 use crate::sink::{self, Sink};
 use crate::visible;
 
-/// Clocks this far apart make times in logs and in the database hard to compare; nothing else depends on ours.
+/// Clocks this far apart make times in logs and in the database hard to compare; nothing else
+/// depends on ours.
 const CLOCKS: Duration = Duration::from_secs(5);
 
 /// What a user of Redis must be allowed to do.
@@ -41,16 +42,24 @@ const AWAY_SECONDS: f64 = 60.0;
 pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_source()?)?;
     let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
-    let exposures = [postgres.exposure(), sink.exposure(), config.http.listen.and_then(exposure::of_port)];
-    let exposed = |exposure: Exposure| Finding::warning(exposure.about, exposure.finding, exposure.remedy);
+    let exposures =
+        [postgres.exposure(), sink.exposure(), config.http.listen.and_then(exposure::of_port)];
+    let exposed =
+        |exposure: Exposure| Finding::warning(exposure.about, exposure.finding, exposure.remedy);
     let mut findings: Vec<Finding> = exposures.into_iter().flatten().map(exposed).collect();
     let mut connection = match in_postgres(config, &postgres, &mut findings).await {
         Ok(connection) => connection,
-        Err(error) if matches!(error.downcast_ref(), Some(pg::Error::SchemaNewer { .. })) => return Err(error),
+        Err(error) if matches!(error.downcast_ref(), Some(pg::Error::SchemaNewer { .. })) => {
+            return Err(error);
+        }
         // What was found before it is not lost.
         Err(error) => {
             let words = crate::error::one_line(&error);
-            findings.push(Finding::error(format!("PostgreSQL at {}", postgres.place()), words, "# see the server's log"));
+            findings.push(Finding::error(
+                format!("PostgreSQL at {}", postgres.place()),
+                words,
+                "# see the server's log",
+            ));
             None
         }
     };
@@ -59,7 +68,8 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
     {
         findings.push(check_end_to_end(config, &sink, &mut connection).await?);
         if args.keys {
-            findings.extend(keys::findings(&sink, &pg::watches::load(&mut connection).await?).await?);
+            findings
+                .extend(keys::findings(&sink, &pg::watches::load(&mut connection).await?).await?);
         }
     }
     let text = if args.json {
@@ -76,25 +86,45 @@ pub async fn run(config: &Config, args: &Check) -> anyhow::Result<()> {
 }
 
 /// Everything about PostgreSQL; the connection, if it is one that a listener could work with.
-async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Finding>) -> anyhow::Result<Option<PgConnection>> {
+async fn in_postgres(
+    config: &Config,
+    postgres: &Postgres,
+    findings: &mut Vec<Finding>,
+) -> anyhow::Result<Option<PgConnection>> {
     let place = postgres.place();
-    let (mut connection, route) = match tokio::time::timeout(config.heartbeat.timeout, postgres.route()).await {
-        Ok(Ok(connected)) => connected,
-        Ok(Err(error)) => {
-            findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), error.remedy()));
-            return Ok(None);
-        }
-        Err(_) => {
-            let sentence = format!("no answer within {:?}", config.heartbeat.timeout);
-            findings.push(Finding::error(format!("PostgreSQL at {place}"), sentence, "# look for a firewall, or for a server that hangs"));
-            return Ok(None);
-        }
-    };
+    let (mut connection, route) =
+        match tokio::time::timeout(config.heartbeat.timeout, postgres.route()).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => {
+                findings.push(Finding::error(
+                    format!("PostgreSQL at {place}"),
+                    error.in_full(),
+                    error.remedy(),
+                ));
+                return Ok(None);
+            }
+            Err(_) => {
+                let sentence = format!("no answer within {:?}", config.heartbeat.timeout);
+                findings.push(Finding::error(
+                    format!("PostgreSQL at {place}"),
+                    sentence,
+                    "# look for a firewall, or for a server that hangs",
+                ));
+                return Ok(None);
+            }
+        };
     if let Err(error) = pg::check_server(&mut connection).await {
-        findings.push(Finding::error(format!("PostgreSQL at {place}"), error.in_full(), error.remedy()));
+        findings.push(Finding::error(
+            format!("PostgreSQL at {place}"),
+            error.in_full(),
+            error.remedy(),
+        ));
         return Ok(None);
     }
-    findings.push(Finding::ok(format!("PostgreSQL at {place}"), "it is a primary of a version that will do"));
+    findings.push(Finding::ok(
+        format!("PostgreSQL at {place}"),
+        "it is a primary of a version that will do",
+    ));
     let lacking = pg::check::privileges(&mut connection).await?;
     if !lacking.is_empty() {
         findings.extend(lacking);
@@ -117,18 +147,36 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
         }
         Err(error) => Finding::error("LISTEN", error.in_full(), error.remedy()),
     });
-    let instance = Instance { name: config.instance.clone(), forget_after: config.checkpoint.forget_after };
-    match tokio::time::timeout(config.heartbeat.timeout, pg::session::check_permissions(&route, instance)).await {
-        Ok(Ok(())) => findings.push(Finding::ok("start", "all that a listener does at its start can be done")),
-        Ok(Err(error)) => findings.push(Finding::error("start", format!("a listener would fail: {}", error.in_full()), error.remedy())),
+    let instance =
+        Instance { name: config.instance.clone(), forget_after: config.checkpoint.forget_after };
+    match tokio::time::timeout(
+        config.heartbeat.timeout,
+        pg::session::check_permissions(&route, instance),
+    )
+    .await
+    {
+        Ok(Ok(())) => {
+            findings.push(Finding::ok("start", "all that a listener does at its start can be done"))
+        }
+        Ok(Err(error)) => findings.push(Finding::error(
+            "start",
+            format!("a listener would fail: {}", error.in_full()),
+            error.remedy(),
+        )),
         Err(_) => {
             let sentence = format!("no answer within {:?}", config.heartbeat.timeout);
-            findings.push(Finding::error("start", sentence, "# somebody holds a lock: select * from pg_locks where not granted"));
+            findings.push(Finding::error(
+                "start",
+                sentence,
+                "# somebody holds a lock: select * from pg_locks where not granted",
+            ));
         }
     }
-    let theirs = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(pg::clock(&mut connection).await?.0)?);
+    let theirs = SystemTime::UNIX_EPOCH
+        + Duration::from_micros(u64::try_from(pg::clock(&mut connection).await?.0)?);
     let ours = SystemTime::now();
-    let apart = ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours)).unwrap_or_default();
+    let apart =
+        ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours)).unwrap_or_default();
     if apart > CLOCKS {
         findings.push(Finding::warning(
             "clock",
@@ -140,16 +188,28 @@ async fn in_postgres(config: &Config, postgres: &Postgres, findings: &mut Vec<Fi
 }
 
 /// Everything about Redis; can it be worked with?
-async fn in_redis(sink: &Sink, connection: Option<&mut PgConnection>, findings: &mut Vec<Finding>) -> bool {
+async fn in_redis(
+    sink: &Sink,
+    connection: Option<&mut PgConnection>,
+    findings: &mut Vec<Finding>,
+) -> bool {
     let targets = targets(connection).await;
     let infos = match sink.infos().await {
         Ok(infos) => infos,
         Err(error @ sink::Error::Refused(_)) => {
-            findings.push(Finding::warning("Redis", format!("INFO: {error}"), grant(sink, "+info")));
+            findings.push(Finding::warning(
+                "Redis",
+                format!("INFO: {error}"),
+                grant(sink, "+info"),
+            ));
             Vec::new()
         }
         Err(error) => {
-            findings.push(Finding::error("Redis", error.to_string(), "# correct REDIS_URL, or start the server"));
+            findings.push(Finding::error(
+                "Redis",
+                error.to_string(),
+                "# correct REDIS_URL, or start the server",
+            ));
             return false;
         }
     };
@@ -193,7 +253,8 @@ async fn targets(connection: Option<&mut PgConnection>) -> BTreeSet<String> {
     rules.flat_map(|rule| rule.everything().map(text).collect::<Vec<_>>()).collect()
 }
 
-/// The keys that a user of Redis must be allowed to touch, as ACL rules. Where one cannot be quoted for a shell, all of them.
+/// The keys that a user of Redis must be allowed to touch, as ACL rules. Where one cannot be quoted
+/// for a shell, all of them.
 fn key_rules(targets: &BTreeSet<String>) -> String {
     let is_plain = |text: &String| text.chars().all(|c| c.is_ascii_graphic() && c != '\'');
     if targets.is_empty() || !targets.iter().all(is_plain) {
@@ -202,13 +263,22 @@ fn key_rules(targets: &BTreeSet<String>) -> String {
     targets.iter().map(|text| format!("'~{text}' ")).collect::<String>() + "'~unstale:*'"
 }
 
-/// A key of this check alone: put into this Redis, and its name said in this database, to this instance. Only a listener that hears
-/// this database under this name and deletes from this Redis takes it away, whoever else shares any of the three.
-async fn check_end_to_end(config: &Config, sink: &Sink, connection: &mut PgConnection) -> anyhow::Result<Finding> {
+/// A key of this check alone: put into this Redis, and its name said in this database, to this
+/// instance. Only a listener that hears this database under this name and deletes from this Redis
+/// takes it away, whoever else shares any of the three.
+async fn check_end_to_end(
+    config: &Config,
+    sink: &Sink,
+    connection: &mut PgConnection,
+) -> anyhow::Result<Finding> {
     let about = format!("listener {:?}", config.instance);
     let start = "systemctl start unstale   # or, to try it: unstale run";
     let Some(ago) = pg::check::last_seen(connection, &config.instance).await? else {
-        return Ok(Finding::error(about, "no listener of this name was ever here: nothing is deleted", start));
+        return Ok(Finding::error(
+            about,
+            "no listener of this name was ever here: nothing is deleted",
+            start,
+        ));
     };
     let [high, low] = [0, 1].map(|n| RandomState::new().hash_one(n));
     let probe = format!("{}:{high:016x}{low:016x}", config.instance);
@@ -217,7 +287,11 @@ async fn check_end_to_end(config: &Config, sink: &Sink, connection: &mut PgConne
     let began = Instant::now();
     if let Err(error) = sink.put(&key, patience * 2).await {
         let remedy = grant(sink, "+set +exists");
-        return Ok(Finding::warning(about, format!("the whole way was not tried: {error}"), remedy));
+        return Ok(Finding::warning(
+            about,
+            format!("the whole way was not tried: {error}"),
+            remedy,
+        ));
     }
     pg::check::probe(connection, &probe).await?;
     let gone = async {
@@ -230,17 +304,31 @@ async fn check_end_to_end(config: &Config, sink: &Sink, connection: &mut PgConne
         Ok::<_, sink::Error>(true)
     };
     Ok(match gone.await {
-        Ok(true) => Finding::ok(about, format!("a key went the whole way in {:.0?}", began.elapsed())),
+        Ok(true) => {
+            Finding::ok(about, format!("a key went the whole way in {:.0?}", began.elapsed()))
+        }
         Ok(false) => {
             let _ = sink.finish(Work::Keys(vec![key].into())).await;
             if ago > AWAY_SECONDS {
-                return Ok(Finding::error(about, format!("it was last here {ago:.0} seconds ago: nothing is deleted"), start));
+                return Ok(Finding::error(
+                    about,
+                    format!("it was last here {ago:.0} seconds ago: nothing is deleted"),
+                    start,
+                ));
             }
             let sentence = "it was here a moment ago, and a key that it was asked to delete is still there: \
                             it does not run, is not ready, has another Redis, or is of an older version";
-            Finding::error(about, sentence, "systemctl status unstale # says why it is not ready; its REDIS_URL must be this one")
+            Finding::error(
+                about,
+                sentence,
+                "systemctl status unstale # says why it is not ready; its REDIS_URL must be this one",
+            )
         }
-        Err(error) => Finding::warning(about, format!("the whole way was not tried: {error}"), grant(sink, "+set +exists")),
+        Err(error) => Finding::warning(
+            about,
+            format!("the whole way was not tried: {error}"),
+            grant(sink, "+set +exists"),
+        ),
     })
 }
 
@@ -262,11 +350,21 @@ fn in_words(finding: &Finding) -> String {
         Severity::Warning => "warning",
         Severity::Error => "error",
     };
-    let mut text = format!("{label:<8} {}: {}\n", visible::line(&finding.about), visible::line(&finding.finding));
+    let mut text = format!(
+        "{label:<8} {}: {}\n",
+        visible::line(&finding.about),
+        visible::line(&finding.finding)
+    );
     if let Some(remedy) = &finding.remedy {
-        // Escaped it would mean something else, and as it is it would be something else than what is seen.
+        // Escaped it would mean something else, and as it is it would be something else than what
+        // is seen.
         let withheld = "# the remedy holds a name that cannot be shown and pasted safely; it is in `unstale check --json`";
-        let _ = writeln!(text, "{:<8} {}", "", if visible::is_pastable(remedy) { remedy } else { withheld });
+        let _ = writeln!(
+            text,
+            "{:<8} {}",
+            "",
+            if visible::is_pastable(remedy) { remedy } else { withheld }
+        );
     }
     text
 }
@@ -277,10 +375,18 @@ mod tests {
 
     #[test]
     fn a_name_cannot_print_a_line_of_its_own_nor_a_remedy_that_is_not_what_it_seems() {
-        let finding =
-            Finding::error("public.\"a\nalter role m superuser;\"", "x\u{1b}[2K", "select unstale.watch('a\nalter role m superuser;')");
+        let finding = Finding::error(
+            "public.\"a\nalter role m superuser;\"",
+            "x\u{1b}[2K",
+            "select unstale.watch('a\nalter role m superuser;')",
+        );
         let text = in_words(&finding);
         assert_eq!(text.lines().count(), 2, "{text}");
-        assert!(text.contains(r"a\nalter role") && !text.contains('\u{1b}') && text.contains("# the remedy holds"), "{text}");
+        assert!(
+            text.contains(r"a\nalter role")
+                && !text.contains('\u{1b}')
+                && text.contains("# the remedy holds"),
+            "{text}"
+        );
     }
 }

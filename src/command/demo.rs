@@ -1,8 +1,8 @@
 //! `unstale demo`: the whole story on throw-away servers, in less than a minute.
 //!
-//! Owns: when the story begins and ends. Must hold: it needs nothing of the person who runs it but the server programs,
-//! touches nothing of theirs, and leaves nothing behind, however it ends. It fails if anything that it promises does not
-//! come out.
+//! Owns: when the story begins and ends. Must hold: it needs nothing of the person who runs it but
+//! the server programs, touches nothing of theirs, and leaves nothing behind, however it ends. It
+//! fails if anything that it promises does not come out.
 
 mod say;
 mod stage;
@@ -23,7 +23,8 @@ use story::Story;
 /// Tells the story; with `--keep`, leaves the servers running until a signal.
 ///
 /// # Errors
-/// When a server program is missing, when anything does not come out as promised, and when interrupted.
+/// When a server program is missing, when anything does not come out as promised, and when
+/// interrupted.
 pub async fn run(options: &Demo) -> anyhow::Result<()> {
     forget_postgres_variables()?;
     let mut interrupts = Interrupts::listen()?;
@@ -35,8 +36,8 @@ pub async fn run(options: &Demo) -> anyhow::Result<()> {
         () = interrupts.next() => {
             say.title("Interrupted; cleaning up.");
             story.abort();
-            // It ends at its next step, and takes everything down with it. Who cannot wait interrupts once more, and the
-            // guards do the rest.
+            // It ends at its next step, and takes everything down with it. Who cannot wait
+            // interrupts once more, and the guards do the rest.
             tokio::select! {
                 _ = story => {}
                 () = interrupts.next() => {}
@@ -68,7 +69,10 @@ async fn tell(say: Say) -> anyhow::Result<Stage> {
     story.crash().await?;
     // Last: a restart soon after it would have its hundred thousand rows to sweep again.
     story.bulk_import().await?;
-    say.title(&format!("Everything came out as promised, in {:.0} s.", start.elapsed().as_secs_f64()));
+    say.title(&format!(
+        "Everything came out as promised, in {:.0} s.",
+        start.elapsed().as_secs_f64()
+    ));
     Ok(stage)
 }
 
@@ -78,7 +82,11 @@ struct Interrupts([Signal; 3]);
 impl Interrupts {
     fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("no signals");
-        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ]))
     }
 
     /// Waits for the next of them, including one that came since the last.
@@ -92,15 +100,19 @@ impl Interrupts {
     }
 }
 
-/// Starts over without PGOPTIONS, PGSSLMODE and their like, if there are any: sqlx reads them for every connection, and a
-/// process cannot take a variable back safely once it has threads.
+/// Starts over without PGOPTIONS, PGSSLMODE and their like, if there are any: sqlx reads them for
+/// every connection, and a process cannot take a variable back safely once it has threads.
 fn forget_postgres_variables() -> anyhow::Result<()> {
     let theirs = |name: &str| name.starts_with("PG") && name != "PG_BIN_DIR";
-    let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| theirs(name)).collect();
+    let names: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| theirs(name))
+        .collect();
     if names.is_empty() {
         return Ok(());
     }
-    let mut again = Command::new(std::env::current_exe().context("this program cannot find itself")?);
+    let mut again =
+        Command::new(std::env::current_exe().context("this program cannot find itself")?);
     again.args(std::env::args_os().skip(1));
     for name in &names {
         again.env_remove(name);

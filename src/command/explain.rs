@@ -17,7 +17,10 @@ pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
     let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
     pg::migrate::check(&mut connection).await?;
     let table = super::full_name(&mut connection, &args.table).await?;
-    let watched = watches::load(&mut connection).await?.into_iter().find(|watched| watched.table == table && !watched.ended);
+    let watched = watches::load(&mut connection)
+        .await?
+        .into_iter()
+        .find(|watched| watched.table == table && !watched.ended);
     let watched = watched.with_context(|| {
         format!("{table} is not watched; call unstale.watch() for it, or list it as a [[watch]] and run `unstale apply`")
     })?;
@@ -26,16 +29,25 @@ pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
 }
 
 fn explain(rule: &Rule, columns: &[(String, String)]) -> anyhow::Result<String> {
-    let row = Row(columns.iter().map(|(name, value)| (name.into(), Some(Some(value.into())))).collect());
+    let row =
+        Row(columns.iter().map(|(name, value)| (name.into(), Some(Some(value.into())))).collect());
     if let Some((unknown, _)) = columns.iter().find(|(name, _)| !rule.columns().contains(name)) {
-        bail!("no key of {} depends on {unknown}; its keys are made of {}", rule.table, rule.columns_in_words());
+        bail!(
+            "no key of {} depends on {unknown}; its keys are made of {}",
+            rule.table,
+            rule.columns_in_words()
+        );
     }
     let mut text = String::new();
     for target in rule.row(&row) {
         match target {
             Target::Key(key) => text += &format!("{}\n", visible::line(&key)),
             Target::Pattern(pattern) => {
-                text += &format!("{}    (one of these: give {})\n", visible::line(&pattern), visible::line(&missing(rule, &row)));
+                text += &format!(
+                    "{}    (one of these: give {})\n",
+                    visible::line(&pattern),
+                    visible::line(&missing(rule, &row))
+                );
             }
         }
     }
@@ -43,8 +55,12 @@ fn explain(rule: &Rule, columns: &[(String, String)]) -> anyhow::Result<String> 
 }
 
 fn missing(rule: &Rule, row: &Row<'_>) -> String {
-    let missing: Vec<_> =
-        rule.columns().iter().filter(|column| row.value(column).is_none()).map(|column| format!("{column}=...")).collect();
+    let missing: Vec<_> = rule
+        .columns()
+        .iter()
+        .filter(|column| row.value(column).is_none())
+        .map(|column| format!("{column}=..."))
+        .collect();
     missing.join(" ")
 }
 
@@ -55,7 +71,8 @@ mod tests {
     use super::*;
 
     fn rule() -> Rule {
-        Rule::of(&Watched::of(1, 1, "public.users", &["user:{id}", "by:{email}", "users:count"])).expect("a rule")
+        Rule::of(&Watched::of(1, 1, "public.users", &["user:{id}", "by:{email}", "users:count"]))
+            .expect("a rule")
     }
 
     #[test]
@@ -66,7 +83,8 @@ mod tests {
 
     #[test]
     fn a_column_that_no_template_has_is_refused_with_those_there_are() {
-        let error = explain(&rule(), &[("name".into(), "x".into())]).expect_err("unknown").to_string();
+        let error =
+            explain(&rule(), &[("name".into(), "x".into())]).expect_err("unknown").to_string();
         assert!(error.contains("name") && error.contains("id, email"), "{error}");
     }
 }

@@ -11,5 +11,6 @@ use crate::cli::{Cli, Man};
 ///
 /// If that cannot be written to.
 pub fn run(args: &Man) -> anyhow::Result<()> {
-    clap_mangen::generate_to(Cli::command(), &args.directory).with_context(|| format!("the manual pages in {}", args.directory.display()))
+    clap_mangen::generate_to(Cli::command(), &args.directory)
+        .with_context(|| format!("the manual pages in {}", args.directory.display()))
 }

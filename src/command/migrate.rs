@@ -6,7 +6,8 @@ use crate::pg::{Postgres, migrate};
 /// Applies what is missing or differs, and says each step as it is done.
 ///
 /// # Errors
-/// Without `DATABASE_URL`, if the schema is newer than this program or belongs to somebody else, or what the server says.
+/// Without `DATABASE_URL`, if the schema is newer than this program or belongs to somebody else, or
+/// what the server says.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
     let migrated = migrate::migrate(&mut connection).await?;
@@ -17,12 +18,18 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         let said = if migrate::regenerate(&mut connection, outdated).await? {
             format!("triggers of {} made anew\n", outdated.table)
         } else {
-            format!("triggers of {} are left as they are, and work: the table is in use. Run this again\n", outdated.table)
+            format!(
+                "triggers of {} are left as they are, and work: the table is in use. Run this again\n",
+                outdated.table
+            )
         };
         super::print(said.as_bytes())?;
     }
     if migrated.applied.is_empty() && migrated.outdated.is_empty() {
-        super::print(format!("nothing to do: the schema is at version {}\n", migrate::known_version()).as_bytes())?;
+        super::print(
+            format!("nothing to do: the schema is at version {}\n", migrate::known_version())
+                .as_bytes(),
+        )?;
     }
     Ok(())
 }

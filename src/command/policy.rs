@@ -1,7 +1,7 @@
 //! `unstale policy`: the caching policy of a database as a document, from its watches.
 //!
-//! With `--check` also what is missing of it: a watch without guarantee, longest life or reason, and keys in Redis that begin as those
-//! of a watch and are deleted by none.
+//! With `--check` also what is missing of it: a watch without guarantee, longest life or reason,
+//! and keys in Redis that begin as those of a watch and are deleted by none.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -32,7 +32,11 @@ pub async fn run(config: &Config, args: &Policy) -> anyhow::Result<()> {
     let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
     pg::check_server(&mut connection).await?;
     pg::migrate::check(&mut connection).await?;
-    let watches: Vec<Watched> = watches::load(&mut connection).await?.into_iter().filter(|watched| !watched.ended).collect();
+    let watches: Vec<Watched> = watches::load(&mut connection)
+        .await?
+        .into_iter()
+        .filter(|watched| !watched.ended)
+        .collect();
     drop(connection);
     let mut missing = Vec::new();
     if args.check {
@@ -57,14 +61,22 @@ pub async fn run(config: &Config, args: &Policy) -> anyhow::Result<()> {
 fn unsaid(watched: &Watched) -> Vec<String> {
     let spec = &watched.spec;
     let parts = [
-        (spec.guarantee.is_none(), "guarantee, what its readers were promised: guarantee => 'lease', 'bounded' or 'eventual'"),
+        (
+            spec.guarantee.is_none(),
+            "guarantee, what its readers were promised: guarantee => 'lease', 'bounded' or 'eventual'",
+        ),
         (spec.max_ttl.is_none(), "longest life, the last line of defence: max_ttl => '1 hour'"),
         (spec.reason.is_none(), "reason, why it is cached, and for so long: reason => '...'"),
     ];
-    parts.iter().filter(|(lacks, _)| *lacks).map(|(_, what)| format!("{} has no {what}", watched.table)).collect()
+    parts
+        .iter()
+        .filter(|(lacks, _)| *lacks)
+        .map(|(_, what)| format!("{} has no {what}", watched.table))
+        .collect()
 }
 
-/// Keys that begin as those of a template do, and that no template makes: deleted by nobody. One sentence a prefix.
+/// Keys that begin as those of a template do, and that no template makes: deleted by nobody. One
+/// sentence a prefix.
 async fn uncovered(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<String>> {
     let mut globs = Vec::new();
     for watched in watches {
@@ -74,9 +86,13 @@ async fn uncovered(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<Strin
             globs.push(Glob::parse(&text)?);
         }
     }
-    let prefixes =
-        globs.iter().map(Glob::prefix).filter(|prefix| !prefix.is_empty()).map(|prefix| String::from_utf8_lossy(prefix).into_owned());
-    let mut found: BTreeMap<String, (u64, Vec<String>)> = prefixes.map(|prefix| (prefix, (0, Vec::new()))).collect();
+    let prefixes = globs
+        .iter()
+        .map(Glob::prefix)
+        .filter(|prefix| !prefix.is_empty())
+        .map(|prefix| String::from_utf8_lossy(prefix).into_owned());
+    let mut found: BTreeMap<String, (u64, Vec<String>)> =
+        prefixes.map(|prefix| (prefix, (0, Vec::new()))).collect();
     let mut cursor = "0".to_owned();
     loop {
         let began = Instant::now();
@@ -87,7 +103,8 @@ async fn uncovered(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<Strin
             if is_covered || key.starts_with("unstale:") {
                 continue;
             }
-            let prefix = found.keys().filter(|prefix| key.starts_with(*prefix)).max_by_key(longest).cloned();
+            let prefix =
+                found.keys().filter(|prefix| key.starts_with(*prefix)).max_by_key(longest).cloned();
             if let Some((count, examples)) = prefix.and_then(|prefix| found.get_mut(&prefix)) {
                 *count += 1;
                 if examples.len() < EXAMPLES && !examples.contains(&key) {
@@ -139,25 +156,33 @@ fn in_markdown(watches: &[Watched], missing: &[String]) -> String {
     }
     for watched in watches {
         let spec = &watched.spec;
-        let codes = |texts: &[String]| texts.iter().map(|text| code(text)).collect::<Vec<_>>().join(", ");
+        let codes =
+            |texts: &[String]| texts.iter().map(|text| code(text)).collect::<Vec<_>>().join(", ");
         let lines = [
             ("keys", codes(&spec.keys)),
             ("guarantee", guarantee(spec.guarantee.as_deref(), spec.max_ttl)),
-            ("longest life", spec.max_ttl.map_or("not said".to_owned(), |ttl| humantime::format_duration(ttl).to_string())),
+            (
+                "longest life",
+                spec.max_ttl.map_or("not said".to_owned(), |ttl| {
+                    humantime::format_duration(ttl).to_string()
+                }),
+            ),
             ("why", spec.reason.as_deref().map_or("not said".to_owned(), prose)),
             ("deleted", mechanism(watched)),
             (
                 "an UPDATE counts",
-                spec.only_columns
-                    .as_ref()
-                    .map_or("always".to_owned(), |columns| format!("if one of {} or of a key changed", codes(columns))),
+                spec.only_columns.as_ref().map_or("always".to_owned(), |columns| {
+                    format!("if one of {} or of a key changed", codes(columns))
+                }),
             ),
             (
                 "version",
                 spec.version
                     .as_deref()
                     .zip(spec.version_path.as_deref())
-                    .map_or("not said".to_owned(), |(column, path)| format!("{} at {}", code(column), code(path))),
+                    .map_or("not said".to_owned(), |(column, path)| {
+                        format!("{} at {}", code(column), code(path))
+                    }),
             ),
             ("last audited", watched.audited.map_or("never".to_owned(), audit)),
         ];
@@ -178,10 +203,19 @@ fn in_markdown(watches: &[Watched], missing: &[String]) -> String {
 fn guarantee(guarantee: Option<&str>, max_ttl: Option<Duration>) -> String {
     match (guarantee, max_ttl) {
         (None, _) => "not said".to_owned(),
-        (Some("lease"), _) => "lease: readers hold one, so that nothing older than a delivered change is stored again".to_owned(),
-        (Some("bounded"), Some(ttl)) => format!("bounded: nothing is older than {}, whoever stores it", humantime::format_duration(ttl)),
+        (Some("lease"), _) => {
+            "lease: readers hold one, so that nothing older than a delivered change is stored again"
+                .to_owned()
+        }
+        (Some("bounded"), Some(ttl)) => format!(
+            "bounded: nothing is older than {}, whoever stores it",
+            humantime::format_duration(ttl)
+        ),
         (Some("bounded"), None) => "bounded, and by what is not said".to_owned(),
-        (Some("eventual"), _) => "eventual: a reader may store an old value again, until its next change or its end".to_owned(),
+        (Some("eventual"), _) => {
+            "eventual: a reader may store an old value again, until its next change or its end"
+                .to_owned()
+        }
         (Some(other), _) => prose(other),
     }
 }
@@ -195,8 +229,12 @@ fn moment(audited: Audited) -> Option<String> {
 fn audit(audited: Audited) -> String {
     let Audited { complete, compared, stale, unreadable, .. } = audited;
     let of = if complete { "all" } else { "a sample" };
-    let unreadable = if unreadable > 0 { format!(", {unreadable} without a version") } else { String::new() };
-    format!("{}, {of}: {stale} of {compared} cached values stale{unreadable}", moment(audited).unwrap_or_default())
+    let unreadable =
+        if unreadable > 0 { format!(", {unreadable} without a version") } else { String::new() };
+    format!(
+        "{}, {of}: {stale} of {compared} cached values stale{unreadable}",
+        moment(audited).unwrap_or_default()
+    )
 }
 
 fn mechanism(watched: &Watched) -> String {
@@ -226,7 +264,10 @@ fn prose(text: &str) -> String {
 fn code(text: &str) -> String {
     let text = visible::line(text).replace('|', r"\|");
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or_default();
-    let (fence, space) = ("`".repeat(longest + 1), if text.starts_with('`') || text.ends_with('`') { " " } else { "" });
+    let (fence, space) = (
+        "`".repeat(longest + 1),
+        if text.starts_with('`') || text.ends_with('`') { " " } else { "" },
+    );
     format!("{fence}{space}{text}{space}{fence}")
 }
 

@@ -1,7 +1,8 @@
 //! `unstale sweep`: deletes, by hand, the keys of what no trigger announced.
 //!
-//! It needs no running listener and disturbs none: it reads as the listener does after a gap, and deletes on its own. Stopped
-//! in the middle, it has deleted what it says, and the same command does all of it.
+//! It needs no running listener and disturbs none: it reads as the listener does after a gap, and
+//! deletes on its own. Stopped in the middle, it has deleted what it says, and the same command
+//! does all of it.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
@@ -36,7 +37,8 @@ const PROGRESS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs
 /// Sweeps, and says how far it is.
 ///
 /// # Errors
-/// If a table is not watched, a server fails, or a signal ends it. What was deleted until then is deleted.
+/// If a table is not watched, a server fails, or a signal ends it. What was deleted until then is
+/// deleted.
 pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_source()?)?;
     let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
@@ -75,13 +77,21 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(config.redis.timeout, sweep.settle()).await;
     sweep.end();
     match result {
-        Some(result) => result.context("not all is swept; what was deleted stays deleted, and the same command does the rest"),
-        None => bail!("stopped before the end; what was deleted stays deleted, and the same command does the rest"),
+        Some(result) => result.context(
+            "not all is swept; what was deleted stays deleted, and the same command does the rest",
+        ),
+        None => bail!(
+            "stopped before the end; what was deleted stays deleted, and the same command does the rest"
+        ),
     }
 }
 
-/// The rules of the tables that were named, or of all, and those of them that cannot be swept by a stamp.
-async fn chosen(connection: &mut sqlx::postgres::PgConnection, tables: &[String]) -> anyhow::Result<(Vec<Rule>, HashSet<i32>)> {
+/// The rules of the tables that were named, or of all, and those of them that cannot be swept by a
+/// stamp.
+async fn chosen(
+    connection: &mut sqlx::postgres::PgConnection,
+    tables: &[String],
+) -> anyhow::Result<(Vec<Rule>, HashSet<i32>)> {
     let mut wanted = HashSet::new();
     for table in tables {
         wanted.insert(super::full_name(connection, table).await?);
@@ -136,7 +146,9 @@ impl ManualSweep {
                 Some(only) if !only.contains(&watch) => continue,
                 Some(_) => {
                     let table = self.intake.table(watch).unwrap_or_default();
-                    note(&format!("{table} has no column that says when a row changed: all its keys are deleted"));
+                    note(&format!(
+                        "{table} has no column that says when a row changed: all its keys are deleted"
+                    ));
                 }
                 None => {}
             }
@@ -145,8 +157,14 @@ impl ManualSweep {
         self.send_until(|batch| !batch.is_full(Lane::Live)).await
     }
 
-    /// The rows stamped since then, and everything in the log, which is no longer than it has to be.
-    async fn since(&mut self, postgres: Postgres, start: PgTime, page_rows: u32) -> anyhow::Result<()> {
+    /// The rows stamped since then, and everything in the log, which is no longer than it has to
+    /// be.
+    async fn since(
+        &mut self,
+        postgres: Postgres,
+        start: PgTime,
+        page_rows: u32,
+    ) -> anyhow::Result<()> {
         let (out, mut swept) = mpsc::channel(CHUNKS);
         let checkpoint = Checkpoint { watermark: Some(start), log: Snapshot::nothing() };
         let from = From {
@@ -170,9 +188,9 @@ impl ManualSweep {
                     note(&format!("{table}: {reason}; all its keys are deleted"));
                     self.intake.everything(&mut self.batch, Lane::Live, watch);
                 }
-                Swept::NoIndex { table, remedy } => {
-                    note(&format!("{table} is read page by page without an index; mend that with: {remedy}"))
-                }
+                Swept::NoIndex { table, remedy } => note(&format!(
+                    "{table} is read page by page without an index; mend that with: {remedy}"
+                )),
                 Swept::Failed(reason) => bail!(reason),
                 Swept::Page(..) | Swept::LogPage(_) | Swept::Ended => {}
             }
@@ -298,7 +316,11 @@ impl ManualSweep {
         if stdout().is_terminal() {
             let _ = writeln!(stdout(), "{}", in_words(self.count, self.workers.is_none()));
         } else {
-            let _ = writeln!(stdout(), "{}", as_json("done", self.count, self.workers.is_none(), self.began.elapsed()));
+            let _ = writeln!(
+                stdout(),
+                "{}",
+                as_json("done", self.count, self.workers.is_none(), self.began.elapsed())
+            );
         }
     }
 
@@ -306,7 +328,11 @@ impl ManualSweep {
         if stderr().is_terminal() {
             let _ = write!(stderr(), "\r\x1b[K{}", in_words(self.count, self.workers.is_none()));
         } else {
-            let _ = writeln!(stdout(), "{}", as_json("progress", self.count, self.workers.is_none(), self.began.elapsed()));
+            let _ = writeln!(
+                stdout(),
+                "{}",
+                as_json("progress", self.count, self.workers.is_none(), self.began.elapsed())
+            );
         }
     }
 }
@@ -315,15 +341,27 @@ fn in_words(Count { rows, keys, deleted }: Count, dry: bool) -> String {
     if dry {
         format!("{rows} rows read; {keys} keys and patterns would be deleted")
     } else {
-        format!("{rows} rows read, {keys} keys and patterns asked for; {deleted} keys were cached, and are not any more")
+        format!(
+            "{rows} rows read, {keys} keys and patterns asked for; {deleted} keys were cached, and are not any more"
+        )
     }
 }
 
-fn as_json(event: &str, Count { rows, keys, deleted }: Count, dry: bool, took: Duration) -> serde_json::Value {
+fn as_json(
+    event: &str,
+    Count { rows, keys, deleted }: Count,
+    dry: bool,
+    took: Duration,
+) -> serde_json::Value {
     serde_json::json!({ "event": event, "rows": rows, "keys": keys, "deleted": deleted, "dry_run": dry, "seconds": took.as_secs_f64() })
 }
 
 /// Something to know, on a line of its own.
 fn note(text: &str) {
-    let _ = writeln!(stderr(), "{}{}", if stderr().is_terminal() { "\r\x1b[K" } else { "" }, visible::line(text));
+    let _ = writeln!(
+        stderr(),
+        "{}{}",
+        if stderr().is_terminal() { "\r\x1b[K" } else { "" },
+        visible::line(text)
+    );
 }

@@ -1,4 +1,5 @@
-//! `unstale tail`: changes as they are committed, and the keys that they make stale, for a person who looks for a fault.
+//! `unstale tail`: changes as they are committed, and the keys that they make stale, for a person
+//! who looks for a fault.
 //!
 //! It deletes nothing and needs no Redis: what it prints is what a listener deletes.
 
@@ -34,14 +35,20 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
     let _ = writeln!(stderr(), "listening at {}; Ctrl-C ends it", visible::line(&postgres.place()));
     loop {
         let Some(heard) = shutdown.run_until_cancelled(tail.next()).await else { return Ok(()) };
-        let (source, text) = heard.context("what was committed from now on is not shown; start it again")?;
+        let (source, text) =
+            heard.context("what was committed from now on is not shown; start it again")?;
         let change = match change::parse(&text) {
             Ok(Announcement::Change(change)) => change,
             Ok(Announcement::Watches) => {
                 rules = self::rules(tail.watches().await?)?;
                 continue;
             }
-            Ok(Announcement::Bell | Announcement::Heartbeat(_) | Announcement::Wait | Announcement::Probe(_)) => continue,
+            Ok(
+                Announcement::Bell
+                | Announcement::Heartbeat(_)
+                | Announcement::Wait
+                | Announcement::Probe(_),
+            ) => continue,
             Err(malformed) => {
                 let _ = writeln!(stderr(), "skipped: {}", visible::line(&malformed.to_string()));
                 continue;
@@ -53,7 +60,11 @@ pub async fn run(config: &Config, args: &Tail) -> anyhow::Result<()> {
         let Some(rule) = rules.get(&change.watch) else { continue }; // it ended long ago
         if wanted.is_empty() || wanted.contains(&rule.table) {
             let seen = seen(rule, source, &change)?;
-            let line = if args.json { visible::json(&seen.to_string()).into_owned() } else { visible::line(&in_words(&seen)).into_owned() };
+            let line = if args.json {
+                visible::json(&seen.to_string()).into_owned()
+            } else {
+                visible::line(&in_words(&seen)).into_owned()
+            };
             match writeln!(stdout(), "{line}") {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
                 written => written?,
@@ -67,12 +78,16 @@ fn rules(watches: Vec<Watched>) -> anyhow::Result<Rules> {
     watches.into_iter().map(rule).collect()
 }
 
-/// The full names of the tables that were asked for. A name without a schema means the table of that name in any.
+/// The full names of the tables that were asked for. A name without a schema means the table of
+/// that name in any.
 fn wanted(rules: &Rules, tables: &[String]) -> anyhow::Result<HashSet<String>> {
     let mut wanted = HashSet::new();
     for table in tables {
-        let is_it = |name: &&str| name == table || name.split_once('.').is_some_and(|(_, name)| name == table);
-        let names: Vec<&str> = rules.values().map(|rule| rule.table.as_str()).filter(is_it).collect();
+        let is_it = |name: &&str| {
+            name == table || name.split_once('.').is_some_and(|(_, name)| name == table)
+        };
+        let names: Vec<&str> =
+            rules.values().map(|rule| rule.table.as_str()).filter(is_it).collect();
         if names.is_empty() {
             bail!("{table} is not watched; `select * from unstale.watches` lists what is");
         }
@@ -104,7 +119,15 @@ fn seen(rule: &Rule, source: Source, change: &Change<'_>) -> anyhow::Result<Valu
 }
 
 fn in_words(seen: &Value) -> String {
-    let texts = |name: &str| seen[name].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
+    let texts = |name: &str| {
+        seen[name]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     let mut keys: Vec<String> = texts("keys").into_iter().chain(texts("patterns")).collect();
     let others = keys.len().saturating_sub(SHOWN);
     keys.truncate(SHOWN);

@@ -1,6 +1,8 @@
-//! `unstale uninstall`: takes away all that `unstale` put into a database, and the keys that nobody would delete from then on.
+//! `unstale uninstall`: takes away all that `unstale` put into a database, and the keys that nobody
+//! would delete from then on.
 //!
-//! In this order, so that it may fail at any point and be called again: the triggers, the keys, the schema.
+//! In this order, so that it may fail at any point and be called again: the triggers, the keys, the
+//! schema.
 
 use anyhow::bail;
 use sqlx::postgres::PgConnection;
@@ -17,7 +19,8 @@ use crate::visible;
 /// Says each step, and does it unless `--dry-run`.
 ///
 /// # Errors
-/// If a listener is running, a lock is not to be had, or a server fails. What was done until then stays; another call does the rest.
+/// If a listener is running, a lock is not to be had, or a server fails. What was done until then
+/// stays; another call does the rest.
 pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
     let postgres = Postgres::new(config.database_source()?)?;
     let sink = Sink::new(config.redis_source()?, &config.redis.tls, config.redis.timeout)?;
@@ -34,7 +37,10 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
     for watched in &watches {
         if !watched.ended {
             let table = visible::in_sql(&watched.table);
-            say(&table.map_or_else(|| format!("-- unwatch {}", watched.table), |table| format!("select unstale.unwatch({table});")))?;
+            say(&table.map_or_else(
+                || format!("-- unwatch {}", watched.table),
+                |table| format!("select unstale.unwatch({table});"),
+            ))?;
             if !args.dry_run {
                 watches::unwatch(&mut connection, watched).await?;
             }
@@ -60,7 +66,9 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
     if !args.dry_run {
         pg::migrate::remove(&mut connection).await?;
     }
-    say("-- Left to you: the service (systemctl disable --now unstale), and the listener's role (as an administrator:")?;
+    say(
+        "-- Left to you: the service (systemctl disable --now unstale), and the listener's role (as an administrator:",
+    )?;
     say("-- drop owned by unstale_listener; drop role unstale_listener;).")?;
     if args.dry_run { say("-- dry run: nothing was changed") } else { Ok(()) }
 }
@@ -74,11 +82,14 @@ fn marks(instance: &str) -> (String, String) {
     (mark, pattern)
 }
 
-/// Its session would end with the schema, and it would come back for ever to say that the schema is missing.
+/// Its session would end with the schema, and it would come back for ever to say that the schema is
+/// missing.
 async fn refuse_running(connection: &mut PgConnection) -> anyhow::Result<()> {
     match pg::check::others(connection).await? {
         0 => Ok(()),
-        others => bail!("{others} other sessions of unstale are in this database; end them first (systemctl disable --now unstale)"),
+        others => bail!(
+            "{others} other sessions of unstale are in this database; end them first (systemctl disable --now unstale)"
+        ),
     }
 }
 

@@ -13,7 +13,8 @@ use crate::visible::line;
 
 /// Between two questions, at first; it doubles up to [`LONGEST`].
 const SHORTEST: Duration = Duration::from_millis(1);
-/// Between two questions, at last: a listener that is away is not asked for a thousand times a second.
+/// Between two questions, at last: a listener that is away is not asked for a thousand times a
+/// second.
 const LONGEST: Duration = Duration::from_millis(50);
 /// A listener that has not heard the call was not listening; it may be now.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -25,13 +26,22 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub async fn run(config: &Config, args: &Wait) -> anyhow::Result<()> {
     let deadline = Instant::now() + args.timeout;
     let instance = args.instance.as_deref().unwrap_or(&config.instance);
-    let mut connection = match timeout_at(deadline, super::connect(&Postgres::new(config.database_source()?)?)).await {
+    let mut connection = match timeout_at(
+        deadline,
+        super::connect(&Postgres::new(config.database_source()?)?),
+    )
+    .await
+    {
         Ok(connected) => connected?,
-        Err(_) => bail!("PostgreSQL did not answer within {}", humantime::format_duration(args.timeout)),
+        Err(_) => {
+            bail!("PostgreSQL did not answer within {}", humantime::format_duration(args.timeout))
+        }
     };
     match until(&mut connection, instance, deadline).await? {
         None => Ok(()),
-        Some(reason) => bail!("not within {}: {}", humantime::format_duration(args.timeout), line(&reason)),
+        Some(reason) => {
+            bail!("not within {}: {}", humantime::format_duration(args.timeout), line(&reason))
+        }
     }
 }
 
@@ -39,7 +49,11 @@ pub async fn run(config: &Config, args: &Wait) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If PostgreSQL cannot be asked.
-pub async fn until(connection: &mut PgConnection, instance: &str, deadline: Instant) -> Result<Option<String>, pg::Error> {
+pub async fn until(
+    connection: &mut PgConnection,
+    instance: &str,
+    deadline: Instant,
+) -> Result<Option<String>, pg::Error> {
     let mut reason = "PostgreSQL did not answer".to_owned();
     let waiting = async {
         let barrier = barrier::raise(connection).await?;

@@ -1,12 +1,14 @@
 //! The environment, and systemd's credentials: a figment provider of our own.
 //!
-//! figment's `Env` lower-cases names, guesses types (an instance named 42 becomes a number, and the error shows the
-//! value) and cannot read files. This one looks every variable up among the keys that exist, so a problem carries the
-//! variable's real name, texts stay texts, and nothing is shown that may be a secret.
+//! figment's `Env` lower-cases names, guesses types (an instance named 42 becomes a number, and the
+//! error shows the value) and cannot read files. This one looks every variable up among the keys
+//! that exist, so a problem carries the variable's real name, texts stay texts, and nothing is
+//! shown that may be a secret.
 //!
-//! Refused: an `UNSTALE_` variable that is no key, and a secret that is given twice (`X` and `X_FILE`). Ignored: an empty
-//! secret (Compose writes those for unset variables), and the variables that Kubernetes makes up for a service called
-//! `unstale` (`UNSTALE_SERVICE_HOST`, `UNSTALE_PORT=tcp://...`), which nobody typed and which no key can look like.
+//! Refused: an `UNSTALE_` variable that is no key, and a secret that is given twice (`X` and
+//! `X_FILE`). Ignored: an empty secret (Compose writes those for unset variables), and the
+//! variables that Kubernetes makes up for a service called `unstale` (`UNSTALE_SERVICE_HOST`,
+//! `UNSTALE_PORT=tcp://...`), which nobody typed and which no key can look like.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,14 +28,17 @@ pub(super) const CONFIG_FILE: &str = "UNSTALE_CONFIG";
 /// Where systemd puts what `LoadCredential=` names; files, one a credential.
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// Where the authorities are that the system trusts; the libraries of TLS read it, and would wait for a pipe.
+/// Where the authorities are that the system trusts; the libraries of TLS read it, and would wait
+/// for a pipe.
 pub(super) const AUTHORITIES: &str = "SSL_CERT_FILE";
 
 /// Whether a variable is one of ours; values of all others may be anything, even not UTF-8.
 pub(super) fn is_ours(variable: &str) -> bool {
     variable.starts_with("UNSTALE_")
         || variable == CREDENTIALS
-        || ["DATABASE_URL", "REDIS_URL"].iter().any(|name| variable.strip_prefix(name).is_some_and(|rest| matches!(rest, "" | "_FILE")))
+        || ["DATABASE_URL", "REDIS_URL"].iter().any(|name| {
+            variable.strip_prefix(name).is_some_and(|rest| matches!(rest, "" | "_FILE"))
+        })
 }
 
 /// Values by key, each with the name under which it was found.
@@ -59,11 +64,18 @@ impl Found {
 
 impl Environment {
     /// What the variables say; what they say wrongly goes to `problems`.
-    pub(super) fn from_variables(variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Self {
+    pub(super) fn from_variables(
+        variables: &BTreeMap<String, String>,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
         let mut environment = Self { name: "environment", found: BTreeMap::new() };
         let keys = keys();
         for key in &keys {
-            let found = if key.is_secret { secret(key, variables, problems) } else { plain(key, variables, problems) };
+            let found = if key.is_secret {
+                secret(key, variables, problems)
+            } else {
+                plain(key, variables, problems)
+            };
             environment.found.extend(found.map(|found| (key.path.clone(), found)));
         }
         for (variable, value) in variables {
@@ -79,7 +91,9 @@ impl Environment {
             let file = directory.join(key.path.replace('.', "_"));
             let place = file.display().to_string();
             match reading::secret(&file) {
-                Ok(text) => found.extend(Found::new(&key, place, &text, Some(file)).map(|found| (key.path, found))),
+                Ok(text) => found.extend(
+                    Found::new(&key, place, &text, Some(file)).map(|found| (key.path, found)),
+                ),
                 Err(Unreadable::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => problems.push(Problem::new(place, error.to_string())),
             }
@@ -87,11 +101,17 @@ impl Environment {
         Self { name: "credentials", found }
     }
 
-    /// Where each secret can be read again. What was found here is what counts: a text in the place of a file takes the file away.
+    /// Where each secret can be read again. What was found here is what counts: a text in the place
+    /// of a file takes the file away.
     pub(super) fn name_files(&self, files: &mut BTreeMap<String, SecretFile>) {
         for (path, Found { place, file, .. }) in &self.found {
             match file {
-                Some(file) => drop(files.insert(path.clone(), SecretFile { place: place.clone(), path: file.clone() })),
+                Some(file) => {
+                    drop(files.insert(
+                        path.clone(),
+                        SecretFile { place: place.clone(), path: file.clone() },
+                    ))
+                }
                 None => drop(files.remove(path)),
             }
         }
@@ -100,7 +120,8 @@ impl Environment {
 
 impl Provider for Environment {
     fn metadata(&self) -> Metadata {
-        let places: BTreeMap<String, String> = self.found.iter().map(|(path, found)| (path.clone(), found.place.clone())).collect();
+        let places: BTreeMap<String, String> =
+            self.found.iter().map(|(path, found)| (path.clone(), found.place.clone())).collect();
         Metadata::named(self.name).interpolater(move |_: &Profile, keys: &[&str]| {
             let path = keys.join(".");
             places.get(of_list(&path)).cloned().unwrap_or(path)
@@ -131,14 +152,25 @@ fn merge(values: &mut Dict, nested: Dict) {
     }
 }
 
-fn plain(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Option<Found> {
-    let value = key.read(variables.get(&key.variable)?).map_err(|fault| problems.push(Problem::new(&key.variable, fault))).ok()?;
+fn plain(
+    key: &Key,
+    variables: &BTreeMap<String, String>,
+    problems: &mut Vec<Problem>,
+) -> Option<Found> {
+    let value = key
+        .read(variables.get(&key.variable)?)
+        .map_err(|fault| problems.push(Problem::new(&key.variable, fault)))
+        .ok()?;
     Some(Found { place: key.variable.clone(), value, file: None })
 }
 
-/// The secret under its own name, else under the usual one: an application's `DATABASE_URL` may lead through a pooler
-/// that cannot LISTEN, and `UNSTALE_DATABASE__URL` beside it need not.
-fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) -> Option<Found> {
+/// The secret under its own name, else under the usual one: an application's `DATABASE_URL` may
+/// lead through a pooler that cannot LISTEN, and `UNSTALE_DATABASE__URL` beside it need not.
+fn secret(
+    key: &Key,
+    variables: &BTreeMap<String, String>,
+    problems: &mut Vec<Problem>,
+) -> Option<Found> {
     [Some(key.variable.clone()), usual_name(key)].into_iter().flatten().find_map(|variable| {
         let written = |name: &str| variables.get(name).filter(|text| !text.is_empty());
         let file_variable = format!("{variable}_FILE");
@@ -153,7 +185,8 @@ fn secret(key: &Key, variables: &BTreeMap<String, String>, problems: &mut Vec<Pr
                 }
             },
             (Some(_), Some(_)) => {
-                let fault = format!("{variable} is set too, and only one of them can be meant; unset one");
+                let fault =
+                    format!("{variable} is set too, and only one of them can be meant; unset one");
                 problems.push(Problem::new(file_variable, fault));
                 None
             }
@@ -170,7 +203,10 @@ fn refuse_unknown(variable: &str, value: &str, keys: &[Key], problems: &mut Vec<
     let Some(rest) = variable.strip_prefix("UNSTALE_") else {
         return;
     };
-    let is_key = |key: &Key| key.variable == variable || (key.is_secret && variable.strip_suffix("_FILE") == Some(&key.variable));
+    let is_key = |key: &Key| {
+        key.variable == variable
+            || (key.is_secret && variable.strip_suffix("_FILE") == Some(&key.variable))
+    };
     if variable == CONFIG_FILE || keys.iter().any(is_key) || is_service_link(rest, value) {
         return;
     }
@@ -183,8 +219,9 @@ fn refuse_unknown(variable: &str, value: &str, keys: &[Key], problems: &mut Vec<
     problems.push(Problem::unknown(variable, variable, names));
 }
 
-/// Whether Kubernetes made this variable, for a service `unstale` or `unstale-...` of the namespace.
-/// Shapes: `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]`, `{SVC}_PORT`, `{SVC}_PORT_9464_TCP[_PROTO|_PORT|_ADDR]`
+/// Whether Kubernetes made this variable, for a service `unstale` or `unstale-...` of the
+/// namespace. Shapes: `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]`, `{SVC}_PORT`,
+/// `{SVC}_PORT_9464_TCP[_PROTO|_PORT|_ADDR]`
 /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
 fn is_service_link(rest: &str, value: &str) -> bool {
     // A key's sections are parted by two underscores, a service's name never is.
@@ -199,7 +236,10 @@ fn is_service_link(rest: &str, value: &str) -> bool {
         parts.next().is_some_and(|number| number.parse::<u16>().is_ok())
             && parts.next().is_some_and(|protocol| matches!(protocol, "TCP" | "UDP" | "SCTP"))
     });
-    name.ends_with("_SERVICE_HOST") || (name.contains("_SERVICE_PORT") && is_number) || (name.ends_with("_PORT") && is_url) || numbered
+    name.ends_with("_SERVICE_HOST")
+        || (name.contains("_SERVICE_PORT") && is_number)
+        || (name.ends_with("_PORT") && is_url)
+        || numbered
 }
 
 #[cfg(test)]
@@ -207,7 +247,10 @@ mod tests {
     use super::*;
 
     fn problems(variables: &[(&str, &str)]) -> Vec<String> {
-        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         let mut problems = Vec::new();
         Environment::from_variables(&variables, &mut problems);
         problems.iter().map(Problem::to_string).collect()
@@ -257,6 +300,9 @@ mod tests {
     #[test]
     fn a_secret_and_its_file_are_one_too_many() {
         let found = problems(&[("REDIS_URL", "redis://h"), ("REDIS_URL_FILE", "/x")]);
-        assert_eq!(found, ["REDIS_URL_FILE: REDIS_URL is set too, and only one of them can be meant; unset one"]);
+        assert_eq!(
+            found,
+            ["REDIS_URL_FILE: REDIS_URL is set too, and only one of them can be meant; unset one"]
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! What can be wrong with a configuration, as sentences for the person who has to change it.
 //!
-//! Every sentence names the place as its author wrote it (the variable, or the key and its file), the value unless it
-//! is a secret, and the fix. Nothing here may hold a secret: [`Problem`]s are built from names and from values that
-//! were checked not to be one, and a TOML error keeps its position but never the line, which could be a URL's.
+//! Every sentence names the place as its author wrote it (the variable, or the key and its file),
+//! the value unless it is a secret, and the fix. Nothing here may hold a secret: [`Problem`]s are
+//! built from names and from values that were checked not to be one, and a TOML error keeps its
+//! position but never the line, which could be a URL's.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -57,7 +58,8 @@ pub enum Error {
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// A variable (`UNSTALE_HTTP__LISTEN`), or a key and its file (`http.listen in /etc/unstale/unstale.toml`).
+    /// A variable (`UNSTALE_HTTP__LISTEN`), or a key and its file (`http.listen in
+    /// /etc/unstale/unstale.toml`).
     pub place: String,
     /// What is wrong and how to fix it.
     pub fault: String,
@@ -69,7 +71,11 @@ impl Problem {
     }
 
     /// A key that nobody knows; `known` are the names it could have been meant to be.
-    pub(super) fn unknown<'a>(place: impl Into<String>, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(super) fn unknown<'a>(
+        place: impl Into<String>,
+        name: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
         let fault = match nearest(name, known) {
             Some(nearest) => format!("unknown key; did you mean {nearest}?"),
             None => "unknown key".to_owned(),
@@ -95,7 +101,8 @@ impl From<figment::Error> for Problem {
         let fault = match error.kind {
             Kind::Message(message) => message,
             Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
-                let actual = if file::is_secret(&key) { "the value".to_owned() } else { shown(&actual) };
+                let actual =
+                    if file::is_secret(&key) { "the value".to_owned() } else { shown(&actual) };
                 format!("{actual} is not {}", in_words(&expected))
             }
             Kind::UnknownVariant(found, known) => {
@@ -107,7 +114,8 @@ impl From<figment::Error> for Problem {
     }
 }
 
-/// The known name that is most like `name`. Nobody mistypes a name into a hundred letters, and to compare takes the square of them.
+/// The known name that is most like `name`. Nobody mistypes a name into a hundred letters, and to
+/// compare takes the square of them.
 fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known.into_iter().filter(|_| name.len() <= 100).max_by(|a, b| {
         let a = strsim::normalized_damerau_levenshtein(name, a);

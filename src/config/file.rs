@@ -1,7 +1,8 @@
 //! The configuration file, held against the keys that exist.
 //!
-//! Owns the provider that parses a file. It refuses unknown keys, all of them at once, each with the key that was probably meant,
-//! and turns whole numbers into texts where a text belongs. What is wrong with a value is said by the key's type.
+//! Owns the provider that parses a file. It refuses unknown keys, all of them at once, each with
+//! the key that was probably meant, and turns whole numbers into texts where a text belongs. What
+//! is wrong with a value is said by the key's type.
 
 use std::path::Path;
 
@@ -18,9 +19,12 @@ pub(super) fn is_secret(path: &str) -> bool {
     keys().iter().any(|key| key.is_secret && key.path == of_list(path))
 }
 
-/// The key of a list for one of its entries, which figment counts as if they were keys: repeat.after.0.
+/// The key of a list for one of its entries, which figment counts as if they were keys:
+/// repeat.after.0.
 pub(super) fn of_list(path: &str) -> &str {
-    path.rsplit_once('.').filter(|(_, entry)| entry.parse::<usize>().is_ok()).map_or(path, |(list, _)| list)
+    path.rsplit_once('.')
+        .filter(|(_, entry)| entry.parse::<usize>().is_ok())
+        .map_or(path, |(list, _)| list)
 }
 
 /// A configuration file that was read: TOML whose keys are all known.
@@ -31,7 +35,11 @@ pub(super) struct Source {
 
 impl Source {
     /// Parses `text`, the content of `path`; unknown keys are added to `problems`.
-    pub(super) fn parse(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Result<Self, Error> {
+    pub(super) fn parse(
+        path: &Path,
+        text: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Self, Error> {
         let mut values: Dict = Toml::from_str(text).map_err(|error| {
             let before = &text[..error.span().map_or(0, |span| span.start.min(text.len()))];
             Error::Syntax {
@@ -44,7 +52,11 @@ impl Source {
         let name = path.display().to_string();
         let keys = keys();
         let names = keys.iter().map(|key| key.path.clone()).chain(["watch".to_owned()]).collect();
-        Conform { file: &name, keys, names, problems }.section("", &mut values, &tree(&Config::default()));
+        Conform { file: &name, keys, names, problems }.section(
+            "",
+            &mut values,
+            &tree(&Config::default()),
+        );
         Ok(Self { name, values })
     }
 }
@@ -65,7 +77,8 @@ impl Provider for Source {
 fn in_file(path: &str, file: &str) -> String {
     // figment counts the entries of a list from 0 and joins them like keys: watch.0.table.
     let mut parts = path.splitn(3, '.');
-    if let (Some("watch"), Some(Ok(number))) = (parts.next(), parts.next().map(str::parse::<usize>)) {
+    if let (Some("watch"), Some(Ok(number))) = (parts.next(), parts.next().map(str::parse::<usize>))
+    {
         let key = parts.next().map_or(String::new(), |key| format!("{key} of "));
         return format!("{key}[[watch]] number {} in {file}", number + 1);
     }
@@ -93,9 +106,10 @@ impl Conform<'_> {
                 (Some(Value::Dict(_, known)), Value::Dict(_, inner)) => {
                     self.section(&format!("{path}."), inner, known);
                 }
-                (Some(Value::Dict(..)), _) => self
-                    .problems
-                    .push(Problem::new(in_file(&path, self.file), format!("is a section; write [{path}] and its keys on lines below"))),
+                (Some(Value::Dict(..)), _) => self.problems.push(Problem::new(
+                    in_file(&path, self.file),
+                    format!("is a section; write [{path}] and its keys on lines below"),
+                )),
                 (Some(Value::Array(..)), Value::Array(_, entries)) if path == "watch" => {
                     self.watches(entries);
                 }
@@ -111,7 +125,11 @@ impl Conform<'_> {
         let Some(key) = self.keys.iter().find(|key| key.path == path) else { return };
         match value {
             Value::Array(_, entries) => entries.iter_mut().for_each(as_if_quoted),
-            value => *value = as_text(value).and_then(|text| key.read(&text).ok()).unwrap_or_else(|| value.clone()),
+            value => {
+                *value = as_text(value)
+                    .and_then(|text| key.read(&text).ok())
+                    .unwrap_or_else(|| value.clone())
+            }
         }
     }
 

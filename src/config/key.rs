@@ -1,9 +1,10 @@
 //! One row of the table of keys, and the macro that makes the table.
 //!
-//! `table!` is written in `section.rs` as structs whose fields have a default, and how a change of the value is taken. It makes the
-//! structs, their `Default`, the [`Key`]s with their descriptions, and the comparison of two configurations. From the keys come the
-//! variables, `config/unstale.toml` and the table of `docs/reference.md` (tests/documents.rs). The default and the kind of a value are
-//! read off the serialized structs, so they cannot be out of date.
+//! `table!` is written in `section.rs` as structs whose fields have a default, and how a change of
+//! the value is taken. It makes the structs, their `Default`, the [`Key`]s with their descriptions,
+//! and the comparison of two configurations. From the keys come the variables,
+//! `config/unstale.toml` and the table of `docs/reference.md` (tests/documents.rs). The default and
+//! the kind of a value are read off the serialized structs, so they cannot be out of date.
 
 use figment::value::{Dict, Num, Value};
 use serde::Serialize;
@@ -51,7 +52,13 @@ enum Kind {
 
 impl Key {
     /// A row of the table, whose default is among these.
-    pub(super) fn new(path: &str, about: &'static [&'static str], taken: Taken, example: Option<(&str, Value)>, defaults: &Value) -> Self {
+    pub(super) fn new(
+        path: &str,
+        about: &'static [&'static str],
+        taken: Taken,
+        example: Option<(&str, Value)>,
+        defaults: &Value,
+    ) -> Self {
         let none = Value::from("");
         let default = defaults.find_ref(path).unwrap_or(&none);
         let shown = example.as_ref().map_or(default, |(_, example)| example);
@@ -60,7 +67,10 @@ impl Key {
             variable: format!("UNSTALE_{}", path.replace('.', "__").to_uppercase()),
             about,
             default: in_a_variable(default),
-            shown: serde_json::to_string(shown).unwrap_or_default().replace("null", "\"\"").replace("\",\"", "\", \""),
+            shown: serde_json::to_string(shown)
+                .unwrap_or_default()
+                .replace("null", "\"\"")
+                .replace("\",\"", "\", \""),
             shows_default: example.is_none(),
             taken,
             is_secret: example.is_some_and(|(why, _)| why == "secret"),
@@ -78,14 +88,21 @@ impl Key {
         let not = |expected| format!("\"{text}\" is not {expected}");
         match self.kind {
             Kind::Text => Ok(Value::from(text)),
-            Kind::Whole => text.trim().parse::<u64>().map(Value::from).map_err(|_| not("a whole number")),
+            Kind::Whole => {
+                text.trim().parse::<u64>().map(Value::from).map_err(|_| not("a whole number"))
+            }
             Kind::Fraction => {
                 let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
                 number.map(Value::from).ok_or_else(|| not("a number, as in 0.001"))
             }
             // A URL may have a comma, a duration a blank.
             Kind::List if self.is_secret => Ok(text.split_whitespace().collect::<Vec<_>>().into()),
-            Kind::List => Ok(text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().into()),
+            Kind::List => Ok(text
+                .split(',')
+                .map(str::trim)
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .into()),
         }
     }
 }
@@ -99,26 +116,31 @@ pub(super) fn tree<T: Serialize>(defaults: &T) -> Dict {
 fn in_a_variable(value: &Value) -> String {
     match value {
         Value::Num(_, Num::F64(number)) => number.to_string(),
-        Value::Array(_, entries) => entries.iter().filter_map(as_text).collect::<Vec<_>>().join(", "),
+        Value::Array(_, entries) => {
+            entries.iter().filter_map(as_text).collect::<Vec<_>>().join(", ")
+        }
         value => as_text(value).unwrap_or_default(),
     }
 }
 
-/// A scalar as one would write it; `None` for what has no such form. A fraction has none: 1.10 would become 1.1.
+/// A scalar as one would write it; `None` for what has no such form. A fraction has none: 1.10
+/// would become 1.1.
 pub(super) fn as_text(value: &Value) -> Option<String> {
     match value {
         Value::String(_, text) => Some(text.clone()),
         Value::Bool(_, value) => Some(value.to_string()),
         Value::Num(_, Num::F32(_) | Num::F64(_)) => None,
-        Value::Num(_, number) => {
-            number.to_u128().map(|number| number.to_string()).or_else(|| number.to_i128().map(|number| number.to_string()))
-        }
+        Value::Num(_, number) => number
+            .to_u128()
+            .map(|number| number.to_string())
+            .or_else(|| number.to_i128().map(|number| number.to_string())),
         _ => None,
     }
 }
 
-/// Makes the structs below `$Whole` (`at []` is itself). A field is a key if it has `= default, how a change is taken`, and is else a part
-/// with a `Default` of its own. After that may come `example value`, which the file shows in the place of the default, or `secret value`.
+/// Makes the structs below `$Whole` (`at []` is itself). A field is a key if it has `= default, how
+/// a change is taken`, and is else a part with a `Default` of its own. After that may come `example
+/// value`, which the file shows in the place of the default, or `secret value`.
 macro_rules! table {
     ($Whole:ident: $(
         $(#[doc = $about:literal])+
@@ -210,10 +232,13 @@ mod tests {
             };
             section.iter().flat_map(below).collect()
         }
-        for (defaults, keys) in [(tree(&Config::default()), Config::keys()), (tree(&Watch::default()), Watch::keys())] {
+        for (defaults, keys) in
+            [(tree(&Config::default()), Config::keys()), (tree(&Watch::default()), Watch::keys())]
+        {
             let mut keys: Vec<_> = keys.into_iter().map(|key| key.path).collect();
             keys.sort();
-            let fields: Vec<_> = leaves("", &defaults).into_iter().filter(|path| path != "watch").collect();
+            let fields: Vec<_> =
+                leaves("", &defaults).into_iter().filter(|path| path != "watch").collect();
             assert_eq!(fields, keys);
         }
     }

@@ -1,6 +1,7 @@
 //! What a value's type cannot say: ranges, one key against another, the shape of names and URLs.
 //!
-//! Finds all problems at once. A secret's value is looked at here, and must not get into a sentence.
+//! Finds all problems at once. A secret's value is looked at here, and must not get into a
+//! sentence.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -58,7 +59,10 @@ impl Limits<'_> {
         self.number("batch.max_pending", config.batch.max_pending, 1_000..=10_000_000);
         let forget_after = config.checkpoint.forget_after;
         if !(LONGEST / 24..=LONGEST * 365).contains(&forget_after) {
-            self.problem("checkpoint.forget_after", format!("{} is not between 1h and 1y", written(forget_after)));
+            self.problem(
+                "checkpoint.forget_after",
+                format!("{} is not between 1h and 1y", written(forget_after)),
+            );
         }
         self.number("sweep.page_rows", config.sweep.page_rows, 100..=1_000_000);
 
@@ -72,7 +76,10 @@ impl Limits<'_> {
     /// What waits is bounded in bytes; the number of delays is how often each key goes to Redis.
     fn repeats(&mut self, after: &[Duration]) {
         if after.len() > MOST_REPEATS {
-            self.problem("repeat.after", format!("lists {} durations; write {MOST_REPEATS} at the most", after.len()));
+            self.problem(
+                "repeat.after",
+                format!("lists {} durations; write {MOST_REPEATS} at the most", after.len()),
+            );
         }
         for delay in after {
             self.span("repeat.after", *delay, Duration::from_millis(1));
@@ -82,7 +89,10 @@ impl Limits<'_> {
     fn sample(&mut self, audit: &Audit) {
         self.number("audit.sample", audit.sample, 0.0..=1.0);
         if audit.after.len() > MOST_LOOKS {
-            self.problem("audit.after", format!("lists {} durations; write {MOST_LOOKS} at the most", audit.after.len()));
+            self.problem(
+                "audit.after",
+                format!("lists {} durations; write {MOST_LOOKS} at the most", audit.after.len()),
+            );
         }
         for delay in &audit.after {
             self.span("audit.after", *delay, Duration::from_millis(1));
@@ -117,27 +127,38 @@ impl Limits<'_> {
         let instance = &config.instance;
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         if !(1..=63).contains(&instance.len()) || !instance.bytes().all(is_allowed) {
-            let fault = format!("\"{instance}\" is not 1 to 63 of A-Z a-z 0-9 _ . -, as in eu-west-1");
+            let fault =
+                format!("\"{instance}\" is not 1 to 63 of A-Z a-z 0-9 _ . -, as in eu-west-1");
             self.problem("instance", fault);
         }
         let written = &config.log.filter;
         if let Err(error) = filter::targets(written) {
-            let fault = format!("\"{written}\" is not a filter ({error}); write it as in info or warn,unstale=debug");
+            let fault = format!(
+                "\"{written}\" is not a filter ({error}); write it as in info or warn,unstale=debug"
+            );
             self.problem("log.filter", fault);
         }
     }
 
     fn urls(&mut self, config: &Config) {
-        for (key, url) in [("database.url", &config.database.url), ("redis.url", &config.redis.url)] {
+        for (key, url) in [("database.url", &config.database.url), ("redis.url", &config.redis.url)]
+        {
             if let Some(fault) = url.as_ref().and_then(|url| fault_of_url(key, url)) {
                 self.problem(key, fault);
             }
         }
         let urls = &config.replicas.urls;
         if urls.len() > MOST_REPLICAS {
-            self.problem("replicas.urls", format!("lists {} replicas; {MOST_REPLICAS} can be followed", urls.len()));
+            self.problem(
+                "replicas.urls",
+                format!("lists {} replicas; {MOST_REPLICAS} can be followed", urls.len()),
+            );
         }
-        for (number, fault) in urls.iter().enumerate().filter_map(|(n, url)| Some((n + 1, fault_of_url("replicas.urls", url)?))) {
+        for (number, fault) in urls
+            .iter()
+            .enumerate()
+            .filter_map(|(n, url)| Some((n + 1, fault_of_url("replicas.urls", url)?)))
+        {
             self.problem("replicas.urls", format!("number {number} {fault}"));
         }
     }
@@ -145,7 +166,11 @@ impl Limits<'_> {
     /// Only the names: a command that needs no Redis must not fail for the files.
     fn tls(&mut self, config: &Config) {
         let Tls { ca_file, cert_file, key_file } = &config.redis.tls;
-        let names = [("redis.tls.ca_file", ca_file), ("redis.tls.cert_file", cert_file), ("redis.tls.key_file", key_file)];
+        let names = [
+            ("redis.tls.ca_file", ca_file),
+            ("redis.tls.cert_file", cert_file),
+            ("redis.tls.key_file", key_file),
+        ];
         if let Some(url) = &config.redis.url
             && !has_tls(scheme(url))
         {
@@ -155,8 +180,14 @@ impl Limits<'_> {
             }
         }
         match (cert_file, key_file) {
-            (Some(_), None) => self.problem("redis.tls.cert_file", "needs its private key; name that file in redis.tls.key_file"),
-            (None, Some(_)) => self.problem("redis.tls.key_file", "is for a certificate; name that file in redis.tls.cert_file"),
+            (Some(_), None) => self.problem(
+                "redis.tls.cert_file",
+                "needs its private key; name that file in redis.tls.key_file",
+            ),
+            (None, Some(_)) => self.problem(
+                "redis.tls.key_file",
+                "is for a certificate; name that file in redis.tls.cert_file",
+            ),
             _ => {}
         }
     }
@@ -168,20 +199,28 @@ impl Limits<'_> {
                 self.problem(&key("table"), "is missing; name the table as in public.users");
             }
             if watches[..index].iter().any(|earlier| earlier.table == watch.table) {
-                let fault = format!("\"{}\" is listed twice; put its keys in one [[watch]]", watch.table);
+                let fault =
+                    format!("\"{}\" is listed twice; put its keys in one [[watch]]", watch.table);
                 self.problem(&key("table"), fault);
             }
             if watch.keys.is_empty() {
-                self.problem(&key("keys"), "names no key; write at least one, as in [\"user:{id}\"]");
+                self.problem(
+                    &key("keys"),
+                    "names no key; write at least one, as in [\"user:{id}\"]",
+                );
             }
             if watch.only_columns.as_ref().is_some_and(Vec::is_empty) {
-                let fault = "is empty, so that no UPDATE would count; leave it out if all columns do";
+                let fault =
+                    "is empty, so that no UPDATE would count; leave it out if all columns do";
                 self.problem(&key("only_columns"), fault);
             }
             if let Some(ttl) = watch.max_ttl
                 && !(Duration::from_secs(1)..=LONGEST * 365).contains(&ttl)
             {
-                let fault = format!("{} is out of range; write 1s to 365days, or leave it out if any will do", written(ttl));
+                let fault = format!(
+                    "{} is out of range; write 1s to 365days, or leave it out if any will do",
+                    written(ttl)
+                );
                 self.problem(&key("max_ttl"), fault);
             }
         }
@@ -220,16 +259,22 @@ impl Limits<'_> {
     }
 }
 
-/// What is wrong with the URL of a key, as far as can be said without its parser: what the libraries say may show the URL.
+/// What is wrong with the URL of a key, as far as can be said without its parser: what the
+/// libraries say may show the URL.
 pub(super) fn fault_of_url(key: &str, url: &SecretString) -> Option<&'static str> {
-    // A parser of URLs leaves out line breaks without a word; and a NUL ends a text of PostgreSQL's protocol.
+    // A parser of URLs leaves out line breaks without a word; and a NUL ends a text of PostgreSQL's
+    // protocol.
     let text = url.expose_secret();
     if text.contains(char::is_control) || text.contains("%00") {
-        return Some("holds a line break, a NUL or another control character; write the URL on one line, and nothing else");
+        return Some(
+            "holds a line break, a NUL or another control character; write the URL on one line, and nothing else",
+        );
     }
     match key {
         "database.url" | "replicas.urls" if !matches!(scheme(url), "postgres" | "postgresql") => {
-            Some("is not a PostgreSQL URL; write it as in postgres://user:password@host:5432/database")
+            Some(
+                "is not a PostgreSQL URL; write it as in postgres://user:password@host:5432/database",
+            )
         }
         "redis.url" if !is_redis_scheme(scheme(url)) => Some(
             "is not a Redis URL; write it as in redis://:password@host:6379/0, rediss:// (TLS) \
@@ -250,7 +295,8 @@ fn scheme(url: &SecretString) -> &str {
 /// fred's schemes.
 fn is_redis_scheme(scheme: &str) -> bool {
     let (name, suffix) = scheme.split_once(['-', '+']).unwrap_or((scheme, ""));
-    matches!(name, "redis" | "rediss" | "valkey" | "valkeys") && matches!(suffix, "" | "cluster" | "sentinel" | "unix")
+    matches!(name, "redis" | "rediss" | "valkey" | "valkeys")
+        && matches!(suffix, "" | "cluster" | "sentinel" | "unix")
 }
 
 /// Whether a scheme of Redis means TLS.

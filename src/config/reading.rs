@@ -1,7 +1,8 @@
 //! Reading files that somebody else put there: secrets, the configuration, certificates.
 //!
-//! Must hold: a name can neither make the program wait (a FIFO) nor eat its memory (a device, a file of any size), and what was read
-//! is text as an editor shows it. [`Aside`] is for what can still hang, a file on a network, while the program runs.
+//! Must hold: a name can neither make the program wait (a FIFO) nor eat its memory (a device, a
+//! file of any size), and what was read is text as an editor shows it. [`Aside`] is for what can
+//! still hang, a file on a network, while the program runs.
 
 use std::fs::{FileType, OpenOptions};
 use std::io::{self, Read as _};
@@ -46,7 +47,8 @@ pub enum Unreadable {
 /// # Errors
 /// See [`Unreadable`].
 pub fn bytes(file: &Path, most: u64) -> Result<Vec<u8>, Unreadable> {
-    // Before it is opened, because to open a device may do something; and after, because it may be another one by then.
+    // Before it is opened, because to open a device may do something; and after, because it may be
+    // another one by then.
     regular(std::fs::metadata(file)?.file_type())?;
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
     let open = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(file)?;
@@ -64,7 +66,10 @@ fn regular(kind: FileType) -> Result<(), Unreadable> {
         (kind.is_char_device() || kind.is_block_device(), "a device"),
         (!kind.is_file(), "no file"),
     ];
-    kinds.into_iter().find(|(is_it, _)| *is_it).map_or(Ok(()), |(_, name)| Err(Unreadable::Kind(name)))
+    kinds
+        .into_iter()
+        .find(|(is_it, _)| *is_it)
+        .map_or(Ok(()), |(_, name)| Err(Unreadable::Kind(name)))
 }
 
 /// The text of such a file, without the byte-order mark that some editors put before it.
@@ -100,7 +105,8 @@ pub struct Stuck(pub Duration);
 
 /// Does what may hang on a thread of its own, one at a time, and gives up waiting for it.
 ///
-/// Not tokio's `spawn_blocking`: the end of the program would wait for a thread that hangs, and each new attempt would be another one.
+/// Not tokio's `spawn_blocking`: the end of the program would wait for a thread that hangs, and
+/// each new attempt would be another one.
 #[derive(Debug, Clone)]
 pub struct Aside(Arc<Semaphore>);
 
@@ -115,7 +121,11 @@ impl Aside {
     ///
     /// # Errors
     /// [`Stuck`], at once if an earlier work still hangs after `patience`.
-    pub async fn run<T: Send + 'static>(&self, patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stuck> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Stuck> {
         let stuck = || Stuck(patience);
         let done = async {
             let permit = Arc::clone(&self.0).acquire_owned().await.map_err(|_| stuck())?;

@@ -1,7 +1,8 @@
 //! A secret that is read anew each time it is used.
 //!
-//! A password is rotated where its file is (`DATABASE_URL_FILE`, systemd's credentials, a Kubernetes secret), and the old one ends:
-//! whoever connects asks here for what holds now. Refuses to show it, and to wait for its file for long.
+//! A password is rotated where its file is (`DATABASE_URL_FILE`, systemd's credentials, a
+//! Kubernetes secret), and the old one ends: whoever connects asks here for what holds now. Refuses
+//! to show it, and to wait for its file for long.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -52,8 +53,8 @@ impl Source {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// As it is now. A file that cannot be read at this moment is no reason not to try what it held; the problem is for whoever fails
-    /// with that.
+    /// As it is now. A file that cannot be read at this moment is no reason not to try what it
+    /// held; the problem is for whoever fails with that.
     pub async fn read(&self) -> (SecretString, Option<Problem>) {
         match self.anew().await {
             Ok(secret) => {
@@ -68,16 +69,25 @@ impl Source {
         let Some(SecretFile { place, path }) = &self.file else { return Ok(self.known()) };
         let problem = |fault: String| Problem::new(place, format!("{} {fault}", path.display()));
         let file = path.clone();
-        let read = self.aside.run(PATIENCE, move || reading::secret(&file).map(SecretString::from)).await;
-        let secret = read.map_err(|stuck| problem(format!("does not answer: {stuck}")))?.map_err(|error| problem(error.to_string()))?;
+        let read =
+            self.aside.run(PATIENCE, move || reading::secret(&file).map(SecretString::from)).await;
+        let secret = read
+            .map_err(|stuck| problem(format!("does not answer: {stuck}")))?
+            .map_err(|error| problem(error.to_string()))?;
         let secret = match self.nth {
             None => secret,
             Some(nth) => match secret.expose_secret().split_whitespace().nth(nth) {
                 Some(text) => SecretString::from(text.to_owned()),
-                None => return Err(problem(format!("holds less than {} URLs now; reload the configuration", nth + 1))),
+                None => {
+                    return Err(problem(format!(
+                        "holds less than {} URLs now; reload the configuration",
+                        nth + 1
+                    )));
+                }
             },
         };
-        limits::fault_of_url(self.key, &secret).map_or(Ok(secret), |fault| Err(problem(fault.to_owned())))
+        limits::fault_of_url(self.key, &secret)
+            .map_or(Ok(secret), |fault| Err(problem(fault.to_owned())))
     }
 }
 
@@ -90,6 +100,9 @@ impl From<SecretString> for Source {
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("key", &self.key).field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Source")
+            .field("key", &self.key)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,8 @@
 //! `/` and `/status.json`: how the listener is, for people and their programs.
 //!
-//! Must hold: whatever is asked for, and however often, the document is made and written at most twice a second, because the listener's
-//! thread does it. Nothing here changes anything, so that whose page asks does not matter; nobody's page may show it or read it.
+//! Must hold: whatever is asked for, and however often, the document is made and written at most
+//! twice a second, because the listener's thread does it. Nothing here changes anything, so that
+//! whose page asks does not matter; nobody's page may show it or read it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -52,7 +53,11 @@ impl Written {
     fn write(&self) -> Last {
         let status = (self.shown)();
         let json = serde_json::to_string(&status).unwrap_or_default() + "\n"; // it has no keys but texts, and no writer that fails
-        Last { at: Instant::now(), json: visible::json(&json).into(), page: page::page(&status).into() }
+        Last {
+            at: Instant::now(),
+            json: visible::json(&json).into(),
+            page: page::page(&status).into(),
+        }
     }
 }
 
@@ -65,12 +70,19 @@ const HEADERS: [(HeaderName, &str); 4] = [
 ];
 
 async fn html(State(written): State<Written>) -> impl IntoResponse {
-    let kind = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, &page::CONTENT_SECURITY_POLICY)];
+    let kind = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, &page::CONTENT_SECURITY_POLICY),
+    ];
     (HEADERS, kind, written.now(|last| last.page.to_string()))
 }
 
 async fn json(State(written): State<Written>) -> impl IntoResponse {
-    (HEADERS, [(header::CONTENT_TYPE, "application/json")], written.now(|last| last.json.to_string()))
+    (
+        HEADERS,
+        [(header::CONTENT_TYPE, "application/json")],
+        written.now(|last| last.json.to_string()),
+    )
 }
 
 #[cfg(test)]
@@ -99,7 +111,12 @@ mod tests {
     #[test]
     fn texts_of_others_are_exact_in_json_and_change_no_terminal() {
         let written = Written { shown: Arc::new(hostile), last: Arc::default() }.write();
-        assert!(!written.json.trim_end().contains(char::is_control) && !written.json.contains('\u{202e}'), "{}", written.json);
+        assert!(
+            !written.json.trim_end().contains(char::is_control)
+                && !written.json.contains('\u{202e}'),
+            "{}",
+            written.json
+        );
         assert_eq!(serde_json::from_str::<Status>(&written.json).expect("JSON"), hostile());
     }
 }

@@ -1,7 +1,9 @@
-//! What the status page is made of: kept by the driver and the tasks beside it, read by whoever asks.
+//! What the status page is made of: kept by the driver and the tasks beside it, read by whoever
+//! asks.
 //!
-//! Must hold: the driver never waits. What it notes are a few copies under a lock that nobody holds for longer than it takes to copy what
-//! is there, and at most four times a second; to order, to cut and to write is for who asks. Bounded by the number of watches.
+//! Must hold: the driver never waits. What it notes are a few copies under a lock that nobody holds
+//! for longer than it takes to copy what is there, and at most four times a second; to order, to
+//! cut and to write is for who asks. Bounded by the number of watches.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,14 +14,18 @@ use crate::finding::Finding;
 use crate::messages::Readiness;
 use crate::observe::Observation;
 use crate::pg::gaps::Gap;
-use crate::status::{self, Findings, Nines, Place, Rank, SAMPLES, SCHEMA, SPAN_SECONDS, Status, Times, WATCHES, Watch};
+use crate::status::{
+    self, Findings, Nines, Place, Rank, SAMPLES, SCHEMA, SPAN_SECONDS, Status, Times, WATCHES,
+    Watch,
+};
 use crate::watched::Watched;
 use crate::watermark::PgTime;
 
 /// A rate is over about so long: a younger change counts more.
 const RATE_SECONDS: f64 = 60.0;
 
-/// Findings that are older than this are not what is known: the database could not be asked for a while.
+/// Findings that are older than this are not what is known: the database could not be asked for a
+/// while.
 const FINDINGS_LAST: Duration = Duration::from_mins(5);
 
 /// See the module.
@@ -67,7 +73,9 @@ impl Samples {
 
     fn times(&self, now: Instant) -> Times {
         let rounded = |seconds: f64, parts: f64| (seconds * parts).round() / parts;
-        let samples = self.0.iter().map(|(at, took)| (now.saturating_duration_since(*at).as_secs_f64(), took.as_secs_f64()));
+        let samples = self.0.iter().map(|(at, took)| {
+            (now.saturating_duration_since(*at).as_secs_f64(), took.as_secs_f64())
+        });
         let young = samples.filter(|(age, _)| *age <= SPAN_SECONDS);
         Times::of(young.map(|(age, took)| (rounded(age, 10.0), rounded(took, 1e6))).collect())
     }
@@ -80,7 +88,9 @@ impl Rate {
     }
 
     fn level(self, now: Instant) -> f64 {
-        self.0.map_or(0.0, |(at, level)| level * (-now.saturating_duration_since(at).as_secs_f64() / RATE_SECONDS).exp())
+        self.0.map_or(0.0, |(at, level)| {
+            level * (-now.saturating_duration_since(at).as_secs_f64() / RATE_SECONDS).exp()
+        })
     }
 
     fn per_second(self, now: Instant) -> f64 {
@@ -121,7 +131,8 @@ impl Board {
         let counted = |watched: &Watched| {
             let Watched { id, table, sweepable, spec, .. } = watched;
             let before = known.remove(id);
-            let (changes, deleted) = before.as_ref().map(|before| (before.changes, before.deleted)).unwrap_or_default();
+            let (changes, deleted) =
+                before.as_ref().map(|before| (before.changes, before.deleted)).unwrap_or_default();
             let counts = before.map(|before| before.watch);
             let watch = Watch {
                 table: table.clone(),
@@ -150,7 +161,8 @@ impl Board {
         }
     }
 
-    /// Cached values of a watch were compared with their rows: so many more, of which so many were stale.
+    /// Cached values of a watch were compared with their rows: so many more, of which so many were
+    /// stale.
     pub fn audited(&self, watch: i32, audited: u64, stale: u64) {
         if let Some(counted) = self.inner().watches.get_mut(&watch) {
             let nines = counted.watch.nines.get_or_insert(Nines { audited: 0, stale: 0 });
@@ -171,12 +183,23 @@ impl Board {
 
     /// The document.
     #[must_use]
-    pub fn status(&self, now: Instant, wall: SystemTime, readiness: &Readiness, postgres: String, redis: status::Redis) -> Status {
+    pub fn status(
+        &self,
+        now: Instant,
+        wall: SystemTime,
+        readiness: &Readiness,
+        postgres: String,
+        redis: status::Redis,
+    ) -> Status {
         let inner = self.inner();
         let standing = inner.standing.as_ref();
-        let since_beat = inner.beat.map_or(Duration::ZERO, |beat| now.saturating_duration_since(beat));
+        let since_beat =
+            inner.beat.map_or(Duration::ZERO, |beat| now.saturating_duration_since(beat));
         let age = standing.and_then(|standing| standing.watermark_age);
-        let findings = inner.findings.as_ref().map(|(asked, findings)| (now.saturating_duration_since(*asked), findings));
+        let findings = inner
+            .findings
+            .as_ref()
+            .map(|(asked, findings)| (now.saturating_duration_since(*asked), findings));
         let findings = findings.filter(|(ago, _)| *ago <= FINDINGS_LAST);
         let why_not = match readiness {
             Readiness::Ready => None,
@@ -201,8 +224,14 @@ impl Board {
             waiting: standing.map(|standing| standing.waiting).unwrap_or_default(),
             gap: standing.and_then(|standing| standing.gap.clone()),
             gaps: inner.gaps.as_ref().map(|gaps| gaps.iter().map(shown).collect()),
-            findings: findings.map(|(ago, findings)| Findings { asked_seconds_ago: tenth(ago), ..findings.clone() }),
-            redis: with_failure(redis, standing.and_then(|standing| standing.redis_failure.as_deref())),
+            findings: findings.map(|(ago, findings)| Findings {
+                asked_seconds_ago: tenth(ago),
+                ..findings.clone()
+            }),
+            redis: with_failure(
+                redis,
+                standing.and_then(|standing| standing.redis_failure.as_deref()),
+            ),
             watches: inner.busiest(now),
         };
         drop(inner);
@@ -214,7 +243,8 @@ impl Board {
 impl Inner {
     /// Only these are copied: who asks is served by the listener's thread.
     fn busiest(&self, now: Instant) -> status::Watches {
-        let mut ranked: Vec<_> = self.watches.values().map(|counted| (counted.rank(now), counted)).collect();
+        let mut ranked: Vec<_> =
+            self.watches.values().map(|counted| (counted.rank(now), counted)).collect();
         ranked.sort_by(|(a, _), (b, _)| status::busiest_first(a, b));
         let list = ranked.iter().take(WATCHES).map(|(_, counted)| counted.shown(now)).collect();
         status::Watches { count: u64::try_from(ranked.len()).unwrap_or(u64::MAX), more: 0, list }
@@ -223,12 +253,20 @@ impl Inner {
 
 impl Counted {
     fn rank(&self, now: Instant) -> Rank<'_> {
-        (self.changes.per_second(now) + self.deleted.per_second(now), self.watch.changes, &self.watch.table)
+        (
+            self.changes.per_second(now) + self.deleted.per_second(now),
+            self.watch.changes,
+            &self.watch.table,
+        )
     }
 
     fn shown(&self, now: Instant) -> Watch {
         let Self { watch, changes, deleted } = self;
-        Watch { changes_per_second: changes.per_second(now), deleted_per_second: deleted.per_second(now), ..watch.clone() }
+        Watch {
+            changes_per_second: changes.per_second(now),
+            deleted_per_second: deleted.per_second(now),
+            ..watch.clone()
+        }
     }
 }
 
@@ -267,8 +305,20 @@ mod tests {
     use crate::watched::Spec;
 
     fn watched(id: i32, table: &str) -> Watched {
-        let spec = Spec { keys: vec![format!("{table}:{{id}}")], delivery: "row".into(), ..Spec::default() };
-        Watched { id, rev: 1, table: table.into(), ended: false, sweepable: true, spec, audited: None }
+        let spec = Spec {
+            keys: vec![format!("{table}:{{id}}")],
+            delivery: "row".into(),
+            ..Spec::default()
+        };
+        Watched {
+            id,
+            rev: 1,
+            table: table.into(),
+            ended: false,
+            sweepable: true,
+            spec,
+            audited: None,
+        }
     }
 
     fn status(board: &Board, now: Instant) -> Status {
@@ -286,7 +336,10 @@ mod tests {
             board.counted(now, 2, Tally { changes: 10, keys: 30, swept: 0 });
         }
         let busy = status(&board, now).watches;
-        assert_eq!((busy.count, busy.list[0].table.as_str(), busy.list[0].changes, busy.list[0].deleted), (2, "b", 6_000, 18_000));
+        assert_eq!(
+            (busy.count, busy.list[0].table.as_str(), busy.list[0].changes, busy.list[0].deleted),
+            (2, "b", 6_000, 18_000)
+        );
         assert!((9.5..=10.5).contains(&busy.list[0].changes_per_second), "{busy:?}");
         assert!((28.5..=31.5).contains(&busy.list[0].deleted_per_second), "{busy:?}");
         let quiet = status(&board, now + Duration::from_mins(10)).watches.list.remove(0);
@@ -306,7 +359,10 @@ mod tests {
         board.counted(now, 2, Tally { changes: 3, keys: 4, swept: 0 });
         let watches = status(&board, now).watches;
         let [one] = &watches.list[..] else { panic!("{watches:?}") };
-        assert_eq!((one.table.as_str(), one.changes, one.nines), ("a2", 3, Some(Nines { audited: 20, stale: 1 })));
+        assert_eq!(
+            (one.table.as_str(), one.changes, one.nines),
+            ("a2", 3, Some(Nines { audited: 20, stale: 1 }))
+        );
         assert!(one.changes_per_second > 0.0);
     }
 
@@ -315,7 +371,10 @@ mod tests {
         let start = Instant::now();
         let board = Board::new("test".into(), start);
         for n in 0..SAMPLES as u64 * 3 {
-            board.note(start + Duration::from_millis(n), &Observation::Fresh { took: Duration::from_micros(n) });
+            board.note(
+                start + Duration::from_millis(n),
+                &Observation::Fresh { took: Duration::from_micros(n) },
+            );
         }
         let fresh = status(&board, start + Duration::from_secs(10)).freshness;
         assert_eq!((fresh.samples.len(), fresh.samples[SAMPLES - 1]), (SAMPLES, (9.1, 0.000_899)));
@@ -328,7 +387,13 @@ mod tests {
         let board = Board::new("test".into(), now);
         assert_eq!(status(&board, now).findings, None);
         board.found(now, Some(Vec::new()));
-        assert_eq!(status(&board, now + Duration::from_secs(60)).findings.expect("known").asked_seconds_ago, 60.0);
+        assert_eq!(
+            status(&board, now + Duration::from_secs(60))
+                .findings
+                .expect("known")
+                .asked_seconds_ago,
+            60.0
+        );
         assert_eq!(status(&board, now + Duration::from_mins(6)).findings, None);
     }
 
@@ -348,8 +413,17 @@ mod tests {
         board.stands(standing);
         let server = status::Server { address: Some("h:1".into()), answers: true, why_not: None };
         let redis = status::Redis { kind: "server".into(), more: 0, servers: vec![server] };
-        let later = board.status(now + Duration::from_secs(5), UNIX_EPOCH, &Readiness::NotReady("x".into()), String::new(), redis);
-        assert_eq!((later.watermark.at.as_deref(), later.watermark.age_seconds), (Some("1970-01-01T00:00:01Z"), Some(15.0)));
+        let later = board.status(
+            now + Duration::from_secs(5),
+            UNIX_EPOCH,
+            &Readiness::NotReady("x".into()),
+            String::new(),
+            redis,
+        );
+        assert_eq!(
+            (later.watermark.at.as_deref(), later.watermark.age_seconds),
+            (Some("1970-01-01T00:00:01Z"), Some(15.0))
+        );
         assert_eq!((later.ready, later.redis.servers[0].why_not.as_deref()), (false, Some("gone")));
     }
 }

@@ -1,7 +1,9 @@
-//! Does what the machine decides: the only reader of the clock, and the place where PostgreSQL and Redis meet.
+//! Does what the machine decides: the only reader of the clock, and the place where PostgreSQL and
+//! Redis meet.
 //!
-//! One task owns the machine. Sessions, sweeps and commands to Redis run in tasks of their own and talk to it through bounded
-//! channels; it stops taking from a channel when the machine does not accept more.
+//! One task owns the machine. Sessions, sweeps and commands to Redis run in tasks of their own and
+//! talk to it through bounded channels; it stops taking from a channel when the machine does not
+//! accept more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -34,8 +36,8 @@ const BURST: usize = 128;
 /// Between two copies for the status page.
 const SHOWN_EVERY: Duration = Duration::from_millis(250);
 
-/// What the driver is made of. All of it may be replaced while it runs: sessions and commands to Redis take what there is when
-/// they begin, or begin again.
+/// What the driver is made of. All of it may be replaced while it runs: sessions and commands to
+/// Redis take what there is when they begin, or begin again.
 #[derive(Clone)]
 pub struct Dependencies {
     /// Where changes come from.
@@ -56,8 +58,8 @@ pub struct Dependencies {
     pub sampling: Sampling,
 }
 
-/// Listens until `shutdown`, then drains. The probes read `readiness`, the status page the board, and what is deleted is
-/// offered to the sampler.
+/// Listens until `shutdown`, then drains. The probes read `readiness`, the status page the board,
+/// and what is deleted is offered to the sampler.
 pub async fn run(
     mut parts: watch::Receiver<Dependencies>,
     readiness: watch::Sender<Readiness>,
@@ -152,7 +154,9 @@ impl Driver {
                 self.starting_due = None; // it would put off the end instead
                 self.handle(Input::Shutdown);
             }
-            Wake::Session(event) => self.session_says(event.unwrap_or_else(|| Event::Lost("the session's task ended".into()))),
+            Wake::Session(event) => self.session_says(
+                event.unwrap_or_else(|| Event::Lost("the session's task ended".into())),
+            ),
             Wake::Arrived => self.arrived.extend(burst.drain(..)),
             Wake::Swept(swept) => {
                 let swept = swept.unwrap_or_else(|| Swept::Failed("the sweep's task ended".into()));
@@ -166,7 +170,9 @@ impl Driver {
                 self.sampler.offer(&done.delivered);
                 self.handle(Input::Acknowledged { id, delivered: done.delivered });
             }
-            Wake::Redis(Report::Failed { id, reason }) => self.handle(Input::RedisFailed { id, reason }),
+            Wake::Redis(Report::Failed { id, reason }) => {
+                self.handle(Input::RedisFailed { id, reason })
+            }
             Wake::Replicas(report) => self.replica(report),
             Wake::OtherParts => {
                 self.replicas = None; // they may be others
@@ -180,7 +186,13 @@ impl Driver {
         while self.machine.accepts(Lane::Live)
             && let Some(notification) = self.arrived.pop_front()
         {
-            self.machine.handle(now, Input::Notified { backend: notification.process_id(), payload: notification.payload() });
+            self.machine.handle(
+                now,
+                Input::Notified {
+                    backend: notification.process_id(),
+                    payload: notification.payload(),
+                },
+            );
         }
         self.turn();
         self.report();
@@ -203,9 +215,14 @@ impl Driver {
 
     /// When to wake at the latest: the machine's timers, readiness that expires, the watchdog.
     fn deadline(&self) -> Instant {
-        let soon = Instant::now() + self.parts.borrow().settings.interval.min(systemd::START_INTERVAL);
+        let soon =
+            Instant::now() + self.parts.borrow().settings.interval.min(systemd::START_INTERVAL);
         let machine = self.machine.deadline().unwrap_or(soon);
-        if self.watchdog.is_some() { machine.min(soon).min(self.watchdog_due) } else { machine.min(soon) }
+        if self.watchdog.is_some() {
+            machine.min(soon).min(self.watchdog_due)
+        } else {
+            machine.min(soon)
+        }
     }
 
     /// The watches that it has read are also shown.
@@ -220,10 +237,18 @@ impl Driver {
 
     fn replica(&mut self, report: replicas::Report) {
         match report {
-            replicas::Report::Primary { asked, position } => self.handle(Input::PrimaryAt { asked, position }),
-            replicas::Report::Replica { number, position } => self.handle(Input::ReplicaAt { replica: number, position: Some(position) }),
+            replicas::Report::Primary { asked, position } => {
+                self.handle(Input::PrimaryAt { asked, position })
+            }
+            replicas::Report::Replica { number, position } => {
+                self.handle(Input::ReplicaAt { replica: number, position: Some(position) })
+            }
             replicas::Report::Failed { number, place, reason } => {
-                let again = self.replicas_told.entry(number).or_default().is_repeat(Instant::now(), &reason);
+                let again = self
+                    .replicas_told
+                    .entry(number)
+                    .or_default()
+                    .is_repeat(Instant::now(), &reason);
                 observe(&Observation::ReplicaFailed { place, reason, again });
                 if let Some(replica) = number {
                     self.handle(Input::ReplicaAt { replica, position: None });
@@ -247,7 +272,8 @@ impl Driver {
         match action {
             Action::OpenSession => {
                 let parts = self.parts.borrow().clone();
-                self.session = Some(Session::open(parts.postgres, parts.instance, parts.settings.timeout));
+                self.session =
+                    Some(Session::open(parts.postgres, parts.instance, parts.settings.timeout));
             }
             Action::CloseSession => {
                 self.session = None;
@@ -261,7 +287,13 @@ impl Driver {
                 }
             }
             Action::Sweep { checkpoint, done, log } => {
-                let from = sweep::From { checkpoint, done, log, by_hand: None, page_timeout: sweep::PAGE_TIMEOUT };
+                let from = sweep::From {
+                    checkpoint,
+                    done,
+                    log,
+                    by_hand: None,
+                    page_timeout: sweep::PAGE_TIMEOUT,
+                };
                 let (out, swept) = mpsc::channel(4);
                 let mut task = JoinSet::new();
                 let Dependencies { postgres, page_rows, .. } = self.parts.borrow().clone();
@@ -335,8 +367,14 @@ impl Driver {
     }
 }
 
-async fn next_of_session(session: &mut Option<Session>, burst: &mut Vec<PgNotification>, take_notifications: bool) -> Wake {
-    let Some(Session { events, notifications, .. }) = session else { return std::future::pending().await };
+async fn next_of_session(
+    session: &mut Option<Session>,
+    burst: &mut Vec<PgNotification>,
+    take_notifications: bool,
+) -> Wake {
+    let Some(Session { events, notifications, .. }) = session else {
+        return std::future::pending().await;
+    };
     tokio::select! {
         event = events.recv() => Wake::Session(event),
         taken = notifications.recv_many(burst, BURST), if take_notifications => {

@@ -6,15 +6,16 @@
 //!      +-- Waiting <-+                                            +-- any of them, and Waiting: a shutdown
 //! ```
 //!
-//! [`Machine::handle`] takes in what happened, one thing at a time; [`Machine::poll`] lets the time pass and says what is to be done, after
-//! a burst of inputs and at [`Machine::deadline`].
+//! [`Machine::handle`] takes in what happened, one thing at a time; [`Machine::poll`] lets the time
+//! pass and says what is to be done, after a burst of inputs and at [`Machine::deadline`].
 //!
 //! What must hold:
-//! - LISTEN is active before anything is read (P2): the driver subscribes, then reads watches and checkpoint, then says
-//!   [`Event::Subscribed`](crate::messages::Event::Subscribed); the sweep starts after the first heartbeat has proved that NOTIFY arrives.
+//! - LISTEN is active before anything is read (P2): the driver subscribes, then reads watches and
+//!   checkpoint, then says [`Event::Subscribed`](crate::messages::Event::Subscribed); the sweep
+//!   starts after the first heartbeat has proved that NOTIFY arrives.
 //! - While a gap is open the watermark stands still (P3) and the listener is not ready (P2).
-//! - Everything is bounded (P4): a full batch stops reading; if Redis does nothing about it for a while, what waits is
-//!   replaced by a new sweep from the watermark, and PostgreSQL is drained on.
+//! - Everything is bounded (P4): a full batch stops reading; if Redis does nothing about it for a
+//!   while, what waits is replaced by a new sweep from the watermark, and PostgreSQL is drained on.
 //!
 //! Each part owns what it is about:
 //!
@@ -127,7 +128,8 @@ impl Machine {
         }
     }
 
-    /// Other settings, from now on. A longer `replay.window` begins to count now: what is further back was not kept.
+    /// Other settings, from now on. A longer `replay.window` begins to count now: what is further
+    /// back was not kept.
     pub fn reconfigure(&mut self, settings: Settings) {
         self.batch.set_limits(settings.limits);
         self.watermark.set_window(settings.window);
@@ -144,7 +146,9 @@ impl Machine {
             Input::Swept(swept) => self.swept(now, swept),
             Input::Acknowledged { id, delivered } => self.acknowledged(now, id, delivered),
             Input::RedisFailed { id, reason } => self.redis_failed(now, id, reason),
-            Input::PrimaryAt { asked, position } => self.second_deletes.note_primary_at(asked, position),
+            Input::PrimaryAt { asked, position } => {
+                self.second_deletes.note_primary_at(asked, position)
+            }
             Input::ReplicaAt { replica, position } => {
                 if let Some(lag) = self.second_deletes.note_replica_at(replica, position) {
                     self.say(lag);
@@ -201,7 +205,9 @@ impl Machine {
 
     /// What may be stored: nothing while a gap is open.
     fn progress(&self) -> Option<Progress> {
-        self.gap.is_none().then(|| Progress { proven: self.watermark.proven(), redis: self.link.stored() })
+        self.gap
+            .is_none()
+            .then(|| Progress { proven: self.watermark.proven(), redis: self.link.stored() })
     }
 }
 
@@ -237,7 +243,8 @@ impl Machine {
         self.say(Observation::SessionLost { reason, retry_in, again });
     }
 
-    /// The only place where a gap opens. One that opens while the session goes on is noted at once, another by the next session.
+    /// The only place where a gap opens. One that opens while the session goes on is noted at once,
+    /// another by the next session.
     fn open_gap(&mut self, now: Instant, cause: Cause) {
         if self.gap.is_some() {
             return;
@@ -385,14 +392,16 @@ impl Machine {
         }
     }
 
-    /// What may be sent to Redis now: first what was not deleted yet, then what is deleted once more, as far as there are places.
+    /// What may be sent to Redis now: first what was not deleted yet, then what is deleted once
+    /// more, as far as there are places.
     fn send(&mut self, now: Instant) {
         while let Some(command) = self.batch.next_command(now) {
             self.actions.push(Action::Send(command));
         }
         while !self.state.is_leaving()
             && self.batch.has_place_aside()
-            && let Some((keys, cause)) = self.second_deletes.next(now, self.settings.limits.keys_per_command)
+            && let Some((keys, cause)) =
+                self.second_deletes.next(now, self.settings.limits.keys_per_command)
         {
             self.say(Observation::Repeated { keys: keys.len(), cause });
             let command = self.batch.aside(keys, now);

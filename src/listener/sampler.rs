@@ -1,4 +1,5 @@
-//! Which of the deleted keys are looked at again: a random share, offered to whoever looks, who never holds up the driver.
+//! Which of the deleted keys are looked at again: a random share, offered to whoever looks, who
+//! never holds up the driver.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
@@ -77,10 +78,14 @@ mod tests {
 
     #[test]
     fn about_so_many_are_drawn() {
-        let mut sampler = Sampler::new(&Sampling { share: 0.1, after: vec![Duration::ZERO] }, mpsc::channel(1).0);
+        let mut sampler =
+            Sampler::new(&Sampling { share: 0.1, after: vec![Duration::ZERO] }, mpsc::channel(1).0);
         let drawn = (0..100_000).filter(|_| sampler.draw() < sampler.share).count();
         assert!((9_400..=10_600).contains(&drawn), "{drawn}");
-        for off in [Sampling { share: 0.0, after: vec![Duration::ZERO] }, Sampling { share: 1.0, after: Vec::new() }] {
+        for off in [
+            Sampling { share: 0.0, after: vec![Duration::ZERO] },
+            Sampling { share: 1.0, after: Vec::new() },
+        ] {
             sampler.reconfigure(&off);
             assert!(!off.is_wanted() && sampler.share <= 0.0, "{off:?}");
         }

@@ -1,7 +1,9 @@
-//! Lines for systemd's journal, each an entry with fields: `journalctl -u unstale -p warning`, `journalctl UNSTALE_TABLE=public.users`.
+//! Lines for systemd's journal, each an entry with fields: `journalctl -u unstale -p warning`,
+//! `journalctl UNSTALE_TABLE=public.users`.
 //!
-//! An entry's MESSAGE is what a terminal would show, fields and all. That is why this is not tracing-journald, whose MESSAGE is
-//! without them: `journalctl -u unstale` would say that a session ended, and not why.
+//! An entry's MESSAGE is what a terminal would show, fields and all. That is why this is not
+//! tracing-journald, whose MESSAGE is without them: `journalctl -u unstale` would say that a
+//! session ended, and not why.
 
 use std::fmt::{self, Debug};
 use std::os::unix::net::UnixDatagram;
@@ -20,10 +22,12 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 /// Is stderr connected to the journal? systemd.exec(5): `JOURNAL_STREAM` is its device and inode.
 pub(super) fn is_stderr() -> bool {
     let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
-    rustix::fs::fstat(io::stderr()).is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+    rustix::fs::fstat(io::stderr())
+        .is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
-/// The journal's socket, or stderr if it cannot take an entry: it is missing, or the entry is larger than a datagram.
+/// The journal's socket, or stderr if it cannot take an entry: it is missing, or the entry is
+/// larger than a datagram.
 pub(super) struct Journal(UnixDatagram);
 
 impl Journal {
@@ -35,7 +39,9 @@ impl Journal {
 /// One write is one entry: tracing-subscriber makes one of each event.
 impl io::Write for &Journal {
     fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
-        self.0.send_to(entry, SOCKET).or_else(|_| io::stderr().write_all(entry).map(|()| entry.len()))
+        self.0
+            .send_to(entry, SOCKET)
+            .or_else(|_| io::stderr().write_all(entry).map(|()| entry.len()))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -43,7 +49,8 @@ impl io::Write for &Journal {
     }
 }
 
-/// An event as an entry: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>, of which it uses `NAME=value`, one to a line.
+/// An event as an entry: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>, of which it uses
+/// `NAME=value`, one to a line.
 pub(super) struct Entry;
 
 impl<S, N> FormatEvent<S, N> for Entry
@@ -51,11 +58,20 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut message = String::new();
         context.format_fields(Writer::new(&mut message), event)?;
         writeln!(writer, "MESSAGE={}", visible::line(&message))?; // a line break would begin another field
-        writeln!(writer, "PRIORITY={}\nSYSLOG_IDENTIFIER=unstale", priority(*event.metadata().level()))?;
+        writeln!(
+            writer,
+            "PRIORITY={}\nSYSLOG_IDENTIFIER=unstale",
+            priority(*event.metadata().level())
+        )?;
         let mut fields = Fields(writer, Ok(()));
         event.record(&mut fields);
         fields.1
@@ -81,14 +97,22 @@ impl Visit for Fields<'_> {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         if field.name() != "message" && self.1.is_ok() {
-            self.1 = writeln!(self.0, "UNSTALE_{}={}", name(field.name()), visible::line(&format!("{value:?}")));
+            self.1 = writeln!(
+                self.0,
+                "UNSTALE_{}={}",
+                name(field.name()),
+                visible::line(&format!("{value:?}"))
+            );
         }
     }
 }
 
 /// The journal drops a field with another character in its name.
 fn name(field: &str) -> String {
-    field.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+    field
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
+        .collect()
 }
 
 #[cfg(test)]

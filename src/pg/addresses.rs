@@ -6,13 +6,16 @@ use std::time::Duration;
 /// A resolver that does not answer keeps nobody from the name's own connection.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Each address of a name once, in the resolver's order. None for a socket's directory, an address, and a name that nobody knows: whoever
-/// connects says so.
+/// Each address of a name once, in the resolver's order. None for a socket's directory, an address,
+/// and a name that nobody knows: whoever connects says so.
 pub(super) async fn of(name: &str, port: u16) -> Vec<IpAddr> {
     if name.is_empty() || name.starts_with('/') || name.parse::<IpAddr>().is_ok() {
         return Vec::new();
     }
-    let Ok(Ok(found)) = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((name, port))).await else { return Vec::new() };
+    let Ok(Ok(found)) = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((name, port))).await
+    else {
+        return Vec::new();
+    };
     let mut addresses = Vec::new();
     for address in found.map(|found| found.ip()) {
         if !addresses.contains(&address) {

@@ -1,4 +1,5 @@
-//! What in the database would make a promise untrue: `unstale.findings()`, and what depends on the role that asks.
+//! What in the database would make a promise untrue: `unstale.findings()`, and what depends on the
+//! role that asks.
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use sqlx::postgres::{PgConnection, PgRow};
 use super::{Error, Route, identity, session, sweep};
 use crate::finding::{Finding, Severity};
 
-/// The functions that the role of a listener calls, beside the pages of the sweep, as in migrations/repeatable/privileges.sql; a test
-/// holds the two equal.
+/// The functions that the role of a listener calls, beside the pages of the sweep, as in
+/// migrations/repeatable/privileges.sql; a test holds the two equal.
 pub const LISTENER_FUNCTIONS: &[&str] = &[
     "version",
     "listen",
@@ -51,7 +52,11 @@ pub async fn of_database(connection: &mut PgConnection) -> Result<Vec<Finding>, 
         .await
         .map_err(Error::of("looking at the database"))?;
     let finding = |row: &PgRow| Finding {
-        severity: if row.get::<&str, _>(0) == "error" { Severity::Error } else { Severity::Warning },
+        severity: if row.get::<&str, _>(0) == "error" {
+            Severity::Error
+        } else {
+            Severity::Warning
+        },
         about: row.get(1),
         finding: row.get(2),
         remedy: row.get(3),
@@ -74,8 +79,8 @@ pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Err
     Ok(findings)
 }
 
-/// What the role may not do in the schema `unstale`: one call that grants it all; nothing if there is no schema. Without these, nothing
-/// else can be looked at.
+/// What the role may not do in the schema `unstale`: one call that grants it all; nothing if there
+/// is no schema. Without these, nothing else can be looked at.
 ///
 /// # Errors
 /// [`Error::Statement`].
@@ -95,30 +100,43 @@ pub async fn privileges(connection: &mut PgConnection) -> Result<Vec<Finding>, E
     .map_err(Error::of("looking at the role"))?;
     let finding = |row: &PgRow| {
         let (role, needed): (String, String) = (row.get(0), row.get(1));
-        let remedy = format!("select unstale.grant_listener('{}'); -- as the owner of the schema unstale", role.replace('\'', "''"));
+        let remedy = format!(
+            "select unstale.grant_listener('{}'); -- as the owner of the schema unstale",
+            role.replace('\'', "''")
+        );
         Finding::error(format!("role {role}"), format!("it lacks {needed}"), remedy)
     };
     Ok(rows.iter().map(finding).collect())
 }
 
-/// What the listener does at its start and would stumble over, beyond rights in our schema: a server that does not tell who it is, and
-/// too few connections.
+/// What the listener does at its start and would stumble over, beyond rights in our schema: a
+/// server that does not tell who it is, and too few connections.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn surroundings(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
     let mut findings = connections(connection).await?;
     if let (_, Some(sentence)) = identity::ask(connection).await? {
-        findings.push(Finding::warning("PostgreSQL", sentence, identity::remedy(connection).await?));
+        findings.push(Finding::warning(
+            "PostgreSQL",
+            sentence,
+            identity::remedy(connection).await?,
+        ));
     }
-    let row = sqlx::query("select quote_ident(session_user), quote_ident(current_user), session_user <> current_user")
-        .fetch_one(connection)
-        .await;
+    let row = sqlx::query(
+        "select quote_ident(session_user), quote_ident(current_user), session_user <> current_user",
+    )
+    .fetch_one(connection)
+    .await;
     let row = row.map_err(Error::of("looking at the role"))?;
     if row.get(2) {
         let (login, role): (String, String) = (row.get(0), row.get(1));
         let sentence = format!("it runs as {role}, because the role has that setting");
-        findings.push(Finding::warning(format!("role {login}"), sentence, format!("alter role {login} reset role;")));
+        findings.push(Finding::warning(
+            format!("role {login}"),
+            sentence,
+            format!("alter role {login} reset role;"),
+        ));
     }
     Ok(findings)
 }
@@ -145,13 +163,19 @@ async fn connections(connection: &mut PgConnection) -> Result<Vec<Finding>, Erro
         let sentence = format!(
             "its connection limit is {limit}; a listener needs {LISTENER_CONNECTIONS} while it catches up, and `unstale check` two more"
         );
-        if limit < LISTENER_CONNECTIONS { Finding::error(about, sentence, remedy) } else { Finding::warning(about, sentence, remedy) }
+        if limit < LISTENER_CONNECTIONS {
+            Finding::error(about, sentence, remedy)
+        } else {
+            Finding::warning(about, sentence, remedy)
+        }
     };
     Ok(rows.iter().map(finding).collect())
 }
 
 async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
-    let row = sqlx::query("select count(*) from unstale.list_watches() where not ended").fetch_one(connection).await;
+    let row = sqlx::query("select count(*) from unstale.list_watches() where not ended")
+        .fetch_one(connection)
+        .await;
     let count: i64 = row.map_err(Error::of("counting the watches"))?.get(0);
     Ok(match count {
         0 => {
@@ -167,14 +191,20 @@ async fn watched(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
 ///
 /// # Errors
 /// [`Error::Connect`], [`Error::Statement`].
-pub async fn delivers(route: &Route, connection: &mut PgConnection, patience: Duration) -> Result<bool, Error> {
+pub async fn delivers(
+    route: &Route,
+    connection: &mut PgConnection,
+    patience: Duration,
+) -> Result<bool, Error> {
     let mut listener = session::listen(route, connection, patience).await?;
     let row = sqlx::query("select pg_backend_pid(), unstale.beat(0)").fetch_one(connection).await; // believed by no listener
     let backend: i32 = row.map_err(Error::of("NOTIFY"))?.get(0);
     let ours = async {
         loop {
             match listener.try_recv().await {
-                Ok(Some(notification)) if notification.process_id() == backend.cast_unsigned() => return true,
+                Ok(Some(notification)) if notification.process_id() == backend.cast_unsigned() => {
+                    return true;
+                }
                 Ok(Some(_)) => {}
                 _ => return false,
             }
@@ -183,7 +213,8 @@ pub async fn delivers(route: &Route, connection: &mut PgConnection, patience: Du
     Ok(tokio::time::timeout(patience, ours).await.unwrap_or(false))
 }
 
-/// Asks the listener of an instance, in the way of every change, to delete the key that ends with this probe.
+/// Asks the listener of an instance, in the way of every change, to delete the key that ends with
+/// this probe.
 ///
 /// # Errors
 /// [`Error::Statement`].
@@ -197,8 +228,12 @@ pub async fn probe(connection: &mut PgConnection, probe: &str) -> Result<(), Err
 ///
 /// # Errors
 /// [`Error::Statement`].
-pub async fn last_seen(connection: &mut PgConnection, instance: &str) -> Result<Option<f64>, Error> {
-    let row = sqlx::query("select unstale.seen($1)").bind(instance).fetch_optional(connection).await;
+pub async fn last_seen(
+    connection: &mut PgConnection,
+    instance: &str,
+) -> Result<Option<f64>, Error> {
+    let row =
+        sqlx::query("select unstale.seen($1)").bind(instance).fetch_optional(connection).await;
     Ok(row.map_err(Error::of("looking for the listener"))?.and_then(|row| row.get(0)))
 }
 

@@ -1,10 +1,12 @@
 //! Connecting: which server, with which settings, and whether something stands between.
 //!
-//! Must hold: a connection from here is with a primary, resolves nothing through `search_path`, waits for no WAL flush (what we
-//! write is only bookkeeping, and an older checkpoint is safe), is reaped by the server if we vanish, and is ruled by no setting that
-//! somebody has given to the database or to the role for other programs. Settings go with the startup packet, because those win over
-//! a role's and can stay in no pool. A pooler refuses or swallows them: then it must be one that gives each client a server of its
-//! own, and they are SET. Refuses: a pooler in transaction mode, before anything that would stay in its pool was said.
+//! Must hold: a connection from here is with a primary, resolves nothing through `search_path`,
+//! waits for no WAL flush (what we write is only bookkeeping, and an older checkpoint is safe), is
+//! reaped by the server if we vanish, and is ruled by no setting that somebody has given to the
+//! database or to the role for other programs. Settings go with the startup packet, because those
+//! win over a role's and can stay in no pool. A pooler refuses or swallows them: then it must be
+//! one that gives each client a server of its own, and they are SET. Refuses: a pooler in
+//! transaction mode, before anything that would stay in its pool was said.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,23 +45,27 @@ const SETTINGS: [(&str, &str); 18] = [
     ("bytea_output", "hex"),
 ];
 
-/// Said in the startup packet alone: where it is not seen, something has swallowed the packet's settings.
+/// Said in the startup packet alone: where it is not seen, something has swallowed the packet's
+/// settings.
 const MARKER: &str = "unstale.direct";
 
 /// A setting of newer servers that ends a session in the middle of its work.
-const NEWER: &str = "(select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout')";
+const NEWER: &str =
+    "(select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout')";
 
-/// `alter database ... set role` is meant for other programs; `alter role ... set role` of our own role is meant.
+/// `alter database ... set role` is meant for other programs; `alter role ... set role` of our own
+/// role is meant.
 const OWN_ROLE: &str = "case when current_user <> session_user and not exists (
          select from pg_db_role_setting s, unnest(s.setconfig) c
           where s.setrole = (select oid from pg_roles where rolname = session_user) and c like 'role=%')
      then set_config('role', 'none', false) end";
 
-/// For each of several hosts, if `connect_timeout` is silent: one that does not even refuse must not keep us from the others.
+/// For each of several hosts, if `connect_timeout` is silent: one that does not even refuse must
+/// not keep us from the others.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Looks at a pool in transaction mode before it is believed to be none. One look nearly always suffices, because such a pool lends
-/// the server that was given back last.
+/// Looks at a pool in transaction mode before it is believed to be none. One look nearly always
+/// suffices, because such a pool lends the server that was given back last.
 const LOOKS: usize = 8;
 
 /// Where the database is. What leads there holds a password, so it has no `Debug`.
@@ -67,13 +73,15 @@ const LOOKS: usize = 8;
 pub struct Postgres {
     source: Source,
     place: String,
-    /// Which of several hosts to try first: the last that was a primary, or the next one after a failure.
+    /// Which of several hosts to try first: the last that was a primary, or the next one after a
+    /// failure.
     first: Arc<AtomicUsize>,
     /// Is it read where others read, and need be no primary?
     takes_standby: bool,
 }
 
-/// The way to the server that a connection has reached, so that a second connection goes to the same one.
+/// The way to the server that a connection has reached, so that a second connection goes to the
+/// same one.
 pub struct Route {
     options: PgConnectOptions,
     /// What is said at the beginning of a session: what did not go with the startup packet.
@@ -91,7 +99,11 @@ impl Postgres {
         let url = parse(&source.known())?;
         let hosts: Vec<String> = url.hosts.iter().map(at).collect();
         let options = options(&url, &url.hosts[0], None, PgSslMode::Disable)?;
-        let place = format!("{}/{}", hosts.join(","), options.get_database().unwrap_or(options.get_username()));
+        let place = format!(
+            "{}/{}",
+            hosts.join(","),
+            options.get_database().unwrap_or(options.get_username())
+        );
         Ok(Self { source, place, first: Arc::default(), takes_standby: false })
     }
 
@@ -125,17 +137,20 @@ impl Postgres {
             Mode::VerifyCa => "verify-ca",
             Mode::VerifyFull => "verify-full",
         };
-        // A password in ~/.pgpass counts, too: whether there is one for this server is not looked up.
+        // A password in ~/.pgpass counts, too: whether there is one for this server is not looked
+        // up.
         let has_password = url.password.is_some() || url.passfile.is_some();
         let on_network = url.hosts.iter().map(at).filter(|host| !host.starts_with('/'));
-        let mut hosts = on_network.map(|host| host.rsplit_once(':').map_or(host.clone(), |(name, _)| name.to_owned()));
+        let mut hosts = on_network
+            .map(|host| host.rsplit_once(':').map_or(host.clone(), |(name, _)| name.to_owned()));
         hosts.find_map(|host| ToPostgres { host: Some(&host), sslmode, has_password }.exposure())
     }
 
     /// A connection of its own, with the primary.
     ///
     /// # Errors
-    /// [`Error::Connect`] with the real cause, [`Error::NoPrimary`] with those of all hosts, [`Error::Pooler`], [`Error::Url`].
+    /// [`Error::Connect`] with the real cause, [`Error::NoPrimary`] with those of all hosts,
+    /// [`Error::Pooler`], [`Error::Url`].
     pub async fn connect(&self) -> Result<PgConnection, Error> {
         Ok(self.route().await?.0)
     }
@@ -155,7 +170,15 @@ impl Postgres {
             self.first.store(at + 1, Ordering::Relaxed);
             let host = &url.hosts[at];
             let connected = match self.takes_standby {
-                true => to_host(&Target { url: &url, host, address: None, takes_standby: !is_one_of_several(&url) }).await,
+                true => {
+                    to_host(&Target {
+                        url: &url,
+                        host,
+                        address: None,
+                        takes_standby: !is_one_of_several(&url),
+                    })
+                    .await
+                }
                 false => to_name(&url, host).await,
             };
             match connected {
@@ -190,7 +213,8 @@ impl Route {
         Ok(())
     }
 
-    /// A pool of one for such a connection, as the driver's listener wants it. `patience` bounds its connecting.
+    /// A pool of one for such a connection, as the driver's listener wants it. `patience` bounds
+    /// its connecting.
     pub(super) fn pool(&self, patience: Duration) -> PgPool {
         let set = self.set.clone();
         PgPoolOptions::new()
@@ -227,8 +251,8 @@ fn at(host: &Host) -> String {
     }
 }
 
-/// To the primary among the servers of one name. By its name first, which is what a proxy in front of many databases goes by, and if that
-/// leads to a standby, to each of its addresses.
+/// To the primary among the servers of one name. By its name first, which is what a proxy in front
+/// of many databases goes by, and if that leads to a standby, to each of its addresses.
 async fn to_name(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error> {
     let by_name = Target { url, host, address: None, takes_standby: false };
     let result = to_host(&by_name).await;
@@ -238,7 +262,11 @@ async fn to_name(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error>
     let addresses = addresses::of(&host.name, host.port).await;
     if addresses.len() < 2 {
         // Alone, it is taken for what it is: whoever connects says what cannot be done there.
-        return if is_one_of_several(url) { result } else { to_host(&Target { takes_standby: true, ..by_name }).await };
+        return if is_one_of_several(url) {
+            result
+        } else {
+            to_host(&Target { takes_standby: true, ..by_name }).await
+        };
     }
     if url.tls.mode == Mode::VerifyFull {
         let sentence = format!(
@@ -254,7 +282,11 @@ async fn to_name(url: &Url, host: &Host) -> Result<(PgConnection, Route), Error>
             Err(error) => failed.push(format!("{address}: {}", error.without_place())),
         }
     }
-    Err(Error::NoPrimary(format!("none of the addresses of {} is that of a primary: {}", host.name, failed.join("; "))))
+    Err(Error::NoPrimary(format!(
+        "none of the addresses of {} is that of a primary: {}",
+        host.name,
+        failed.join("; ")
+    )))
 }
 
 /// Will another server do instead of a standby, or no standby at all?
@@ -286,11 +318,14 @@ async fn to_host(target: &Target<'_>) -> Result<(PgConnection, Route), Error> {
     let mut result = Err(Error::Url(String::new()));
     for mode in modes {
         let options = options(url, target.host, target.address, *mode)?;
-        let patience = url.timeout.or((url.hosts.len() > 1 || target.address.is_some()).then_some(PATIENCE));
+        let patience =
+            url.timeout.or((url.hosts.len() > 1 || target.address.is_some()).then_some(PATIENCE));
         let connecting = open(target, options);
         result = match patience {
             None => connecting.await,
-            Some(patience) => tokio::time::timeout(patience, connecting).await.unwrap_or(Err(Error::Timeout(patience))),
+            Some(patience) => tokio::time::timeout(patience, connecting)
+                .await
+                .unwrap_or(Err(Error::Timeout(patience))),
         };
         if !matches!(result, Err(Error::Connect { .. })) {
             break;
@@ -299,9 +334,13 @@ async fn to_host(target: &Target<'_>) -> Result<(PgConnection, Route), Error> {
     result
 }
 
-async fn open(target: &Target<'_>, options: PgConnectOptions) -> Result<(PgConnection, Route), Error> {
+async fn open(
+    target: &Target<'_>,
+    options: PgConnectOptions,
+) -> Result<(PgConnection, Route), Error> {
     let Target { url, host, .. } = *target;
-    let place = format!("{}/{}", at(host), options.get_database().unwrap_or(options.get_username()));
+    let place =
+        format!("{}/{}", at(host), options.get_database().unwrap_or(options.get_username()));
     let failed = |source| Error::Connect { place: place.clone(), source };
     let role_is_asked_for = options.get_options().is_some_and(|options| options.contains("role="));
     let set = format!("select {NEWER}, {}", if role_is_asked_for { "null" } else { OWN_ROLE });
@@ -330,9 +369,14 @@ async fn open(target: &Target<'_>, options: PgConnectOptions) -> Result<(PgConne
         return Err(Error::Pooler(sentence.into()));
     }
     look(&mut connection, target).await?;
-    let names = settings(url).map(|(name, value)| format!("('{name}', '{value}')")).collect::<Vec<_>>().join(", ");
+    let names = settings(url)
+        .map(|(name, value)| format!("('{name}', '{value}')"))
+        .collect::<Vec<_>>()
+        .join(", ");
     let known = "where name in (select name from pg_settings)"; // an older server refuses what it does not know
-    let all = format!("select set_config(name, value, false) from (values {names}) s(name, value) {known}; {set}");
+    let all = format!(
+        "select set_config(name, value, false) from (values {names}) s(name, value) {known}; {set}"
+    );
     let route = Route { options, set: all, place };
     route.begin(&mut connection).await?;
     Ok((connection, route))
@@ -341,17 +385,23 @@ async fn open(target: &Target<'_>, options: PgConnectOptions) -> Result<(PgConne
 /// Who asks for a server that takes writes by itself is not to be helped by our setting.
 fn settings(url: &Url) -> impl Iterator<Item = (&'static str, &'static str)> {
     let read_write = url.wants == Wants::ReadWrite;
-    SETTINGS.into_iter().filter(move |(name, _)| !(read_write && *name == "default_transaction_read_only"))
+    SETTINGS
+        .into_iter()
+        .filter(move |(name, _)| !(read_write && *name == "default_transaction_read_only"))
 }
 
 /// Has the server seen our settings? Refuses one that is not wanted.
 async fn look(connection: &mut PgConnection, target: &Target<'_>) -> Result<bool, Error> {
-    // A simple query: behind a pooler a prepared statement might be somebody else's, and nothing may be set there yet.
+    // A simple query: behind a pooler a prepared statement might be somebody else's, and nothing
+    // may be set there yet.
     let asked = format!(
         "select coalesce(current_setting('{MARKER}', true), '') = 'yes', pg_is_in_recovery(),
                 current_setting('default_transaction_read_only') = 'on'"
     );
-    let row = connection.fetch_one(AssertSqlSafe(asked)).await.map_err(Error::of("asking the server what it is"))?;
+    let row = connection
+        .fetch_one(AssertSqlSafe(asked))
+        .await
+        .map_err(Error::of("asking the server what it is"))?;
     if !target.takes_standby && row.get(1) {
         return Err(Error::Standby(String::new()));
     }
@@ -362,19 +412,25 @@ async fn look(connection: &mut PgConnection, target: &Target<'_>) -> Result<bool
     Ok(row.get(0))
 }
 
-/// PgBouncer says 08P01, RDS Proxy 0A000, and a server says 42704 of a setting that it does not know.
+/// PgBouncer says 08P01, RDS Proxy 0A000, and a server says 42704 of a setting that it does not
+/// know.
 fn refuses_settings(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else { return false };
     match error.code().as_deref() {
-        Some("08P01" | "0A000") => ["startup parameter", "options"].iter().any(|words| error.message().contains(words)),
+        Some("08P01" | "0A000") => {
+            ["startup parameter", "options"].iter().any(|words| error.message().contains(words))
+        }
         Some("42704") => true,
         _ => false,
     }
 }
 
-/// Does whatever is there give a client another server for each transaction? Two clients that are both connected then have the same
-/// one, or one client has two, one after the other.
-async fn lends_servers(options: &PgConnectOptions, connection: &mut PgConnection) -> Result<bool, Error> {
+/// Does whatever is there give a client another server for each transaction? Two clients that are
+/// both connected then have the same one, or one client has two, one after the other.
+async fn lends_servers(
+    options: &PgConnectOptions,
+    connection: &mut PgConnection,
+) -> Result<bool, Error> {
     let looking = async {
         let mut another = options.connect().await?;
         let own = backend(connection).await?;

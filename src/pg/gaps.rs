@@ -30,7 +30,11 @@ pub struct Gap {
 ///
 /// # Errors
 /// [`Error::Statement`].
-pub async fn last(connection: &mut PgConnection, instance: &str, most: usize) -> Result<Vec<Gap>, Error> {
+pub async fn last(
+    connection: &mut PgConnection,
+    instance: &str,
+    most: usize,
+) -> Result<Vec<Gap>, Error> {
     let rows = sqlx::query("select cause, opened_at, lasted_seconds, swept, logged, keys from unstale.last_gaps($1, $2)")
         .bind(instance)
         .bind(i32::try_from(most).unwrap_or(i32::MAX))
@@ -48,8 +52,14 @@ pub async fn last(connection: &mut PgConnection, instance: &str, most: usize) ->
     Ok(rows.iter().map(gap).collect())
 }
 
-/// Notes an open gap, since this long ago; its number. What an earlier session, or process, did not catch up with is still the same gap.
-pub(super) async fn open(connection: &mut PgConnection, instance: &str, cause: Cause, ago: Duration) -> Result<i64, Error> {
+/// Notes an open gap, since this long ago; its number. What an earlier session, or process, did not
+/// catch up with is still the same gap.
+pub(super) async fn open(
+    connection: &mut PgConnection,
+    instance: &str,
+    cause: Cause,
+    ago: Duration,
+) -> Result<i64, Error> {
     let row = sqlx::query("select unstale.open_gap($1, $2, $3 * interval '1 second')")
         .bind(instance)
         .bind(cause.label())
@@ -61,7 +71,11 @@ pub(super) async fn open(connection: &mut PgConnection, instance: &str, cause: C
 }
 
 /// Notes that it is closed.
-pub(super) async fn close(connection: &mut PgConnection, gap: Option<i64>, summary: GapSummary) -> Result<(), Error> {
+pub(super) async fn close(
+    connection: &mut PgConnection,
+    gap: Option<i64>,
+    summary: GapSummary,
+) -> Result<(), Error> {
     let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     sqlx::query("select unstale.close_gap($1, $2, $3, $4)")
         .bind(gap)

@@ -1,7 +1,8 @@
 //! Who the server is: whether it is still the same, has failed over since, or was restored.
 //!
-//! Managed servers refuse some of the functions that tell (Aurora `pg_current_wal_lsn()`, others `pg_control_system()`), and
-//! administrators revoke them. Without them less is known of fail-overs, which is said, and everything else works.
+//! Managed servers refuse some of the functions that tell (Aurora `pg_current_wal_lsn()`, others
+//! `pg_control_system()`), and administrators revoke them. Without them less is known of
+//! fail-overs, which is said, and everything else works.
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -12,8 +13,8 @@ use crate::watermark::{PgTime, Server};
 /// What a part of the history is where the server does not tell it.
 const UNKNOWN: &str = "?";
 
-/// What tells the system's identifier, and what tells its timeline, from the best to the next best. A checkpoint's timeline is that
-/// of before the promotion for a while after it.
+/// What tells the system's identifier, and what tells its timeline, from the best to the next best.
+/// A checkpoint's timeline is that of before the promotion for a while after it.
 const SYSTEM: [&str; 1] = ["select system_identifier::text from pg_control_system()"];
 const TIMELINE: [&str; 2] = [
     "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
@@ -28,9 +29,14 @@ pub(super) async fn ask(connection: &mut PgConnection) -> Result<(Server, Option
     let mut refusals = Vec::new();
     let system = first_answer(connection, &SYSTEM, &mut refusals).await?;
     let timeline = first_answer(connection, &TIMELINE, &mut refusals).await?;
-    let started = sqlx::query("select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint").fetch_one(connection).await;
+    let started =
+        sqlx::query("select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint")
+            .fetch_one(connection)
+            .await;
     let started = PgTime(started.map_err(Error::of("asking the server when it started"))?.get(0));
-    let unknown = [("another server", &system), ("a fail-over", &timeline)].into_iter().filter(|(_, part)| part.is_none());
+    let unknown = [("another server", &system), ("a fail-over", &timeline)]
+        .into_iter()
+        .filter(|(_, part)| part.is_none());
     let unknown: Vec<&str> = unknown.map(|(sign, _)| sign).collect();
     let sentence = (!unknown.is_empty()).then(|| {
         let signs = unknown.join(" and ");
@@ -40,7 +46,11 @@ pub(super) async fn ask(connection: &mut PgConnection) -> Result<(Server, Option
     Ok((Server { timeline: format!("{}/{}", part(system), part(timeline)), started }, sentence))
 }
 
-async fn first_answer(connection: &mut PgConnection, ways: &[&'static str], refusals: &mut Vec<String>) -> Result<Option<String>, Error> {
+async fn first_answer(
+    connection: &mut PgConnection,
+    ways: &[&'static str],
+    refusals: &mut Vec<String>,
+) -> Result<Option<String>, Error> {
     let mut refused = Vec::new();
     for way in ways {
         match sqlx::query(*way).fetch_one(&mut *connection).await {
@@ -67,5 +77,7 @@ pub(super) async fn remedy(connection: &mut PgConnection) -> Result<String, Erro
     .await
     .map_err(Error::of("looking at the role"))?;
     let grants: Option<String> = row.get(0);
-    Ok(grants.unwrap_or_else(|| "# nothing can be done where the server refuses it, as Aurora does".to_owned()))
+    Ok(grants.unwrap_or_else(|| {
+        "# nothing can be done where the server refuses it, as Aurora does".to_owned()
+    }))
 }

@@ -1,9 +1,10 @@
 //! `unstale.change_log`: what a sweep could not find, and what is said nowhere else.
 //!
-//! Ids and commit order differ, so the reader keeps no last id. It keeps the snapshot of its last reading: a row is new if
-//! its transaction had not ended then, and has now. That is one of those that were open in it, or one of after it. So each
-//! row is read once, however long its transaction was open, and a transaction that stays open makes no reading longer.
-//! Xids that are still to come are of a dump from another cluster: they are left alone.
+//! Ids and commit order differ, so the reader keeps no last id. It keeps the snapshot of its last
+//! reading: a row is new if its transaction had not ended then, and has now. That is one of those
+//! that were open in it, or one of after it. So each row is read once, however long its transaction
+//! was open, and a transaction that stays open makes no reading longer. Xids that are still to come
+//! are of a dump from another cluster: they are left alone.
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -14,7 +15,8 @@ use crate::watermark::{LogPlace, Snapshot};
 /// A page should have about so many bytes of changes.
 const PAGE_BYTES: usize = 256 << 10;
 
-/// Rows of a page, at the least and at the most. After small changes there may come packed ones, of 7 kB and hundreds of keys each.
+/// Rows of a page, at the least and at the most. After small changes there may come packed ones, of
+/// 7 kB and hundreds of keys each.
 const PAGE_ROWS: std::ops::RangeInclusive<usize> = 32..=256;
 
 /// Reads what is said nowhere else, page by page.
@@ -42,8 +44,17 @@ impl Reader {
     /// # Errors
     /// [`Error::Statement`].
     pub async fn new(connection: &mut PgConnection) -> Result<Self, Error> {
-        let row = sqlx::query("select pg_current_snapshot()::text").fetch_one(connection).await.map_err(Error::of("taking a snapshot"))?;
-        Ok(Self { seen: parse_snapshot(row.get(0))?, rows: *PAGE_ROWS.start(), open: None, after: None, next: None })
+        let row = sqlx::query("select pg_current_snapshot()::text")
+            .fetch_one(connection)
+            .await
+            .map_err(Error::of("taking a snapshot"))?;
+        Ok(Self {
+            seen: parse_snapshot(row.get(0))?,
+            rows: *PAGE_ROWS.start(),
+            open: None,
+            after: None,
+            next: None,
+        })
     }
 
     /// What had ended when it was last read.
@@ -52,7 +63,8 @@ impl Reader {
         &self.seen
     }
 
-    /// The next page. After one without more, everything that had been committed before it was asked for has been read.
+    /// The next page. After one without more, everything that had been committed before it was
+    /// asked for has been read.
     ///
     /// # Errors
     /// [`Error::Statement`].
@@ -76,13 +88,15 @@ impl Reader {
         let mut full = [0, 0];
         for row in &rows {
             let Some(xid) = row.get::<Option<String>, _>(1) else {
-                // The first of the pages: a row that it does not see is read again, one that it sees is in these pages.
+                // The first of the pages: a row that it does not see is read again, one that it
+                // sees is in these pages.
                 self.next.get_or_insert(parse_snapshot(row.get(0))?);
                 continue;
             };
             let was_open: bool = row.get(3);
             full[usize::from(was_open)] += 1;
-            *(if was_open { &mut self.open } else { &mut self.after }) = Some((parse_xid(&xid)?, row.get(2)));
+            *(if was_open { &mut self.open } else { &mut self.after }) =
+                Some((parse_xid(&xid)?, row.get(2)));
             changes.push(row.get::<String, _>(0));
         }
         let more = full.iter().any(|&rows| rows >= self.rows); // more than that have one place
@@ -102,15 +116,19 @@ impl Reader {
 /// # Errors
 /// [`Error::Unsuitable`].
 pub fn parse_snapshot(text: &str) -> Result<Snapshot, Error> {
-    text.parse().map_err(|_| Error::Unsuitable(format!("PostgreSQL wrote a snapshot that cannot be read: {text}")))
+    text.parse().map_err(|_| {
+        Error::Unsuitable(format!("PostgreSQL wrote a snapshot that cannot be read: {text}"))
+    })
 }
 
 fn parse_xid(text: &str) -> Result<u64, Error> {
-    text.parse().map_err(|_| Error::Unsuitable(format!("PostgreSQL wrote an xid that cannot be read: {text}")))
+    text.parse().map_err(|_| {
+        Error::Unsuitable(format!("PostgreSQL wrote an xid that cannot be read: {text}"))
+    })
 }
 
-/// A page of the logged changes that `done` does not see, announced or not, in the order (xid, id), after the place `after`.
-/// Returns the changes and the place of the last.
+/// A page of the logged changes that `done` does not see, announced or not, in the order (xid, id),
+/// after the place `after`. Returns the changes and the place of the last.
 ///
 /// # Errors
 /// [`Error::Statement`].
@@ -137,11 +155,15 @@ pub async fn page(
     Ok((rows.iter().map(|row| row.get(0)).collect(), last))
 }
 
-/// Empties what of the log every instance has done, a replay window ago; instances that are forgotten do not count.
+/// Empties what of the log every instance has done, a replay window ago; instances that are
+/// forgotten do not count.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn rotate(connection: &mut PgConnection) -> Result<(), Error> {
-    sqlx::query("select unstale.rotate_log()").execute(connection).await.map_err(Error::of("emptying the log"))?;
+    sqlx::query("select unstale.rotate_log()")
+        .execute(connection)
+        .await
+        .map_err(Error::of("emptying the log"))?;
     Ok(())
 }

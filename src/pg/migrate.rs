@@ -1,8 +1,10 @@
-//! The schema `unstale`: applying the embedded migrations, and refusing one that is newer than this program.
+//! The schema `unstale`: applying the embedded migrations, and refusing one that is newer than this
+//! program.
 //!
-//! Numbered files make tables, once. Repeatable files make functions, all of them anew whenever one differs, in one transaction
-//! with the numbered ones. Then each watch's generated code is made anew, in a transaction of its own, so that no table's lock is
-//! held for longer than that takes. Refuses a schema that others could put code into: it runs in every writer's transaction.
+//! Numbered files make tables, once. Repeatable files make functions, all of them anew whenever one
+//! differs, in one transaction with the numbered ones. Then each watch's generated code is made
+//! anew, in a transaction of its own, so that no table's lock is held for longer than that takes.
+//! Refuses a schema that others could put code into: it runs in every writer's transaction.
 
 use std::time::Duration;
 
@@ -18,7 +20,8 @@ const TABLE: &str = "unstale.migrations";
 /// How long another `unstale migrate`, or whoever else has a lock on our tables, is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Version, name, text. The text is the same that psql would run. Numbers 2 to 5 were functions, which are repeatable now.
+/// Version, name, text. The text is the same that psql would run. Numbers 2 to 5 were functions,
+/// which are repeatable now.
 const NUMBERED: &[(i64, &str, &str)] = &[
     (1, "tables", include_str!("../../migrations/0001_tables.sql")),
     (6, "private", include_str!("../../migrations/0006_private.sql")),
@@ -76,13 +79,19 @@ pub struct Outdated {
 /// Applies what is missing or differs. Twice is harmless, and so is twenty at once.
 ///
 /// # Errors
-/// [`Error::SchemaNewer`]; [`Error::Unsuitable`] if the schema belongs to somebody else, or others may create in it; or what the
-/// server says.
+/// [`Error::SchemaNewer`]; [`Error::Unsuitable`] if the schema belongs to somebody else, or others
+/// may create in it; or what the server says.
 pub async fn migrate(connection: &mut PgConnection) -> Result<Migrated, Error> {
     super::check_server(connection).await?;
     // Other sessions rely on a migration that we report as applied.
-    let settings = format!("set synchronous_commit = on; set client_min_messages = warning; set lock_timeout = {}", PATIENCE.as_millis());
-    connection.execute(AssertSqlSafe(settings)).await.map_err(Error::of("preparing the migration"))?;
+    let settings = format!(
+        "set synchronous_commit = on; set client_min_messages = warning; set lock_timeout = {}",
+        PATIENCE.as_millis()
+    );
+    connection
+        .execute(AssertSqlSafe(settings))
+        .await
+        .map_err(Error::of("preparing the migration"))?;
     let applied = match apply(connection).await {
         // Somebody else made the schema at the same time: it is looked at like any other.
         Err(Error::Statement { source, .. }) if is_race(&source) => apply(connection).await?,
@@ -92,16 +101,29 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<Migrated, Error> {
         "select w.id, w.relation::text from unstale.watch w join pg_class c on c.oid = w.relation
           where w.ended is null and w.code <> unstale.release() order by w.id",
     );
-    let rows = rows.fetch_all(connection).await.map_err(Error::of("looking for watches of an older release"))?;
-    Ok(Migrated { applied, outdated: rows.iter().map(|row| Outdated { watch: row.get(0), table: row.get(1) }).collect() })
+    let rows = rows
+        .fetch_all(connection)
+        .await
+        .map_err(Error::of("looking for watches of an older release"))?;
+    Ok(Migrated {
+        applied,
+        outdated: rows
+            .iter()
+            .map(|row| Outdated { watch: row.get(0), table: row.get(1) })
+            .collect(),
+    })
 }
 
-/// Makes the generated code of one watch anew; false: it stays as it was, because its table is in use.
+/// Makes the generated code of one watch anew; false: it stays as it was, because its table is in
+/// use.
 ///
 /// # Errors
 /// [`Error::Statement`].
 pub async fn regenerate(connection: &mut PgConnection, outdated: &Outdated) -> Result<bool, Error> {
-    let row = sqlx::query("select unstale.regenerate($1)").bind(outdated.watch).fetch_one(connection).await;
+    let row = sqlx::query("select unstale.regenerate($1)")
+        .bind(outdated.watch)
+        .fetch_one(connection)
+        .await;
     Ok(row.map_err(Error::of("making a watch's triggers anew"))?.get::<i32, _>(0) > 0)
 }
 
@@ -112,7 +134,9 @@ async fn apply(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
         refuse_strangers(&mut transaction).await?;
     } else {
         let create = transaction.execute("create schema unstale").await;
-        create.map_err(Error::of("creating the schema, for which the role needs `grant create on database`,"))?;
+        create.map_err(Error::of(
+            "creating the schema, for which the role needs `grant create on database`,",
+        ))?;
     }
     let before = version(&mut transaction).await?;
     if before > known_version() {
@@ -127,21 +151,29 @@ async fn apply(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
 
 /// Another `unstale migrate` is waited for, and named if it takes too long.
 async fn lock(connection: &mut PgConnection) -> Result<(), Error> {
-    let row = sqlx::query("select to_regclass('unstale.migrations') is not null").fetch_one(&mut *connection).await;
+    let row = sqlx::query("select to_regclass('unstale.migrations') is not null")
+        .fetch_one(&mut *connection)
+        .await;
     if !row.map_err(Error::of("looking for the ledger"))?.get::<bool, _>(0) {
         return Ok(());
     }
-    let locked = connection.execute("lock table unstale.migrations in share row exclusive mode").await;
-    locked.map(drop).map_err(Error::of("waiting for another `unstale migrate`, which has a lock on unstale.migrations,"))
+    let locked =
+        connection.execute("lock table unstale.migrations in share row exclusive mode").await;
+    locked.map(drop).map_err(Error::of(
+        "waiting for another `unstale migrate`, which has a lock on unstale.migrations,",
+    ))
 }
 
 /// The schema was made by somebody else, or at the same time by another `unstale migrate`.
 fn is_race(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| matches!(&*code, "42P06" | "23505"))
+    error
+        .as_database_error()
+        .and_then(|error| error.code())
+        .is_some_and(|code| matches!(&*code, "42P06" | "23505"))
 }
 
-/// Refuses a schema of somebody else's, and one in which something is: its functions run in the transactions of every writer, with
-/// its owner's rights. This does not call any of them.
+/// Refuses a schema of somebody else's, and one in which something is: its functions run in the
+/// transactions of every writer, with its owner's rights. This does not call any of them.
 async fn refuse_strangers(connection: &mut PgConnection) -> Result<(), Error> {
     let row = sqlx::query(
         "select n.nspowner::regrole::text, current_user::text, n.nspowner = r.oid,
@@ -171,7 +203,10 @@ async fn refuse_strangers(connection: &mut PgConnection) -> Result<(), Error> {
             )));
         }
         let become_owner = format!("set local role {owner}"); // quoted by regrole
-        connection.execute(AssertSqlSafe(become_owner)).await.map_err(Error::of("becoming the owner of the schema unstale"))?;
+        connection
+            .execute(AssertSqlSafe(become_owner))
+            .await
+            .map_err(Error::of("becoming the owner of the schema unstale"))?;
     }
     if !creators.is_empty() {
         let creators = creators.join(", ");
@@ -189,12 +224,19 @@ async fn refuse_strangers(connection: &mut PgConnection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Applies the numbered files that the ledger lacks, and those that were applied by hand only to the ledger.
+/// Applies the numbered files that the ledger lacks, and those that were applied by hand only to
+/// the ledger.
 async fn run_numbered(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
     let by_hand = applied_by_hand(connection).await?;
-    let migrations = NUMBERED
-        .iter()
-        .map(|&(version, name, sql)| Migration::new(version, name.into(), MigrationType::Simple, sqlx::SqlStr::from_static(sql), false));
+    let migrations = NUMBERED.iter().map(|&(version, name, sql)| {
+        Migration::new(
+            version,
+            name.into(),
+            MigrationType::Simple,
+            sqlx::SqlStr::from_static(sql),
+            false,
+        )
+    });
     let mut migrator = Migrator::with_migrations(migrations.collect());
     migrator.dangerous_set_table_name(TABLE);
     migrator.set_locking(false);
@@ -206,21 +248,31 @@ async fn run_numbered(connection: &mut PgConnection) -> Result<Vec<String>, Erro
         run = migrator.run_direct(None, connection, false).await;
     }
     run.map_err(sqlx::Error::from).map_err(failed)?;
-    let applied = NUMBERED.iter().filter(|(version, ..)| !known.contains(version) && *version > by_hand);
+    let applied =
+        NUMBERED.iter().filter(|(version, ..)| !known.contains(version) && *version > by_hand);
     Ok(applied.map(|(version, name, _)| format!("{version:04}_{name}")).collect())
 }
 
 /// The numbers in the ledger.
 async fn ledger(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
-    let exists = sqlx::query("select to_regclass('unstale.migrations') is not null").fetch_one(&mut *connection).await;
+    let exists = sqlx::query("select to_regclass('unstale.migrations') is not null")
+        .fetch_one(&mut *connection)
+        .await;
     if !exists.map_err(Error::of("looking for the ledger"))?.get::<bool, _>(0) {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query("select version from unstale.migrations where success").fetch_all(connection).await;
-    Ok(rows.map_err(Error::of("reading unstale.migrations"))?.iter().map(|row| row.get(0)).collect())
+    let rows = sqlx::query("select version from unstale.migrations where success")
+        .fetch_all(connection)
+        .await;
+    Ok(rows
+        .map_err(Error::of("reading unstale.migrations"))?
+        .iter()
+        .map(|row| row.get(0))
+        .collect())
 }
 
-/// The newest numbered file whose objects are there, made with psql, or with a tool that has its own ledger; 0: none.
+/// The newest numbered file whose objects are there, made with psql, or with a tool that has its
+/// own ledger; 0: none.
 async fn applied_by_hand(connection: &mut PgConnection) -> Result<i64, Error> {
     let row = sqlx::query(
         "select case when to_regclass('unstale.audit') is not null then 8
@@ -238,15 +290,27 @@ async fn run_repeatable(connection: &mut PgConnection) -> Result<Vec<String>, Er
         "select f.name from unnest($1::text[], $2::text[]) f(name, text)
           where not exists (select from unstale.repeatable r where r.name = f.name and r.digest = md5(f.text)) order by f.name",
     );
-    let rows = rows.bind(&names).bind(&texts).fetch_all(&mut *connection).await.map_err(Error::of("reading unstale.repeatable"))?;
-    let differ: Vec<String> = rows.iter().map(|row| format!("repeatable/{}", row.get::<&str, _>(0))).collect();
+    let rows = rows
+        .bind(&names)
+        .bind(&texts)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(Error::of("reading unstale.repeatable"))?;
+    let differ: Vec<String> =
+        rows.iter().map(|row| format!("repeatable/{}", row.get::<&str, _>(0))).collect();
     if differ.is_empty() {
         return Ok(differ);
     }
     for sql in texts.iter().copied() {
-        connection.execute(sqlx::SqlStr::from_static(sql)).await.map_err(Error::of("making the functions of the schema unstale"))?;
+        connection
+            .execute(sqlx::SqlStr::from_static(sql))
+            .await
+            .map_err(Error::of("making the functions of the schema unstale"))?;
     }
-    connection.execute("select unstale.secure()").await.map_err(Error::of("setting who may call what"))?;
+    connection
+        .execute("select unstale.secure()")
+        .await
+        .map_err(Error::of("setting who may call what"))?;
     sqlx::query(
         "with applied as (
              insert into unstale.repeatable (name, digest) select f.name, md5(f.text) from unnest($1::text[], $2::text[]) f(name, text)
@@ -259,11 +323,15 @@ async fn run_repeatable(connection: &mut PgConnection) -> Result<Vec<String>, Er
     .await
     .map_err(Error::of("writing unstale.repeatable"))?;
     // Last: writers wait for its locks on the log until the transaction ends.
-    connection.execute("select unstale.guard_bookkeeping()").await.map_err(Error::of("guarding the bookkeeping"))?;
+    connection
+        .execute("select unstale.guard_bookkeeping()")
+        .await
+        .map_err(Error::of("guarding the bookkeeping"))?;
     Ok(differ)
 }
 
-/// The version of the database's schema; 0: there is none. A role that may not use the schema is told so by the server.
+/// The version of the database's schema; 0: there is none. A role that may not use the schema is
+/// told so by the server.
 async fn version(connection: &mut PgConnection) -> Result<i64, Error> {
     let row = sqlx::query(
         "select case when exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace
@@ -287,7 +355,9 @@ async fn version(connection: &mut PgConnection) -> Result<i64, Error> {
         return Ok(i64::from(found));
     }
     let row = sqlx::query("select unstale.version()").fetch_one(connection).await;
-    Ok(i64::from(row.map_err(Error::of("asking for the version of the schema unstale"))?.get::<i32, _>(0)))
+    Ok(i64::from(
+        row.map_err(Error::of("asking for the version of the schema unstale"))?.get::<i32, _>(0),
+    ))
 }
 
 /// Refuses a schema that this program does not know.
@@ -307,7 +377,8 @@ pub async fn check(connection: &mut PgConnection) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Statement`].
 pub async fn is_there(connection: &mut PgConnection) -> Result<bool, Error> {
-    let row = sqlx::query("select to_regnamespace('unstale') is not null").fetch_one(connection).await;
+    let row =
+        sqlx::query("select to_regnamespace('unstale') is not null").fetch_one(connection).await;
     Ok(row.map_err(Error::of("looking for the schema"))?.get(0))
 }
 
@@ -316,7 +387,8 @@ pub async fn is_there(connection: &mut PgConnection) -> Result<bool, Error> {
 /// # Errors
 /// [`Error::Statement`], for instance if somebody has a lock on a table of it.
 pub async fn remove(connection: &mut PgConnection) -> Result<(), Error> {
-    let statement = "set lock_timeout = '10s'; set client_min_messages = warning; drop schema unstale cascade";
+    let statement =
+        "set lock_timeout = '10s'; set client_min_messages = warning; drop schema unstale cascade";
     connection.execute(statement).await.map_err(Error::of("dropping the schema"))?;
     Ok(())
 }

@@ -17,20 +17,33 @@ pub(super) const SOCKET_DIRECTORIES: [&str; 3] = ["/var/run/postgresql", "/priva
 
 /// As libpq has it: a socket; as other drivers do: localhost, where there is no socket.
 pub(super) fn default_host(port: u16) -> String {
-    let has_socket = |directory: &&&str| PathBuf::from(directory).join(format!(".s.PGSQL.{port}")).exists();
+    let has_socket =
+        |directory: &&&str| PathBuf::from(directory).join(format!(".s.PGSQL.{port}")).exists();
     SOCKET_DIRECTORIES.iter().find(has_socket).map_or("localhost", |directory| directory).to_owned()
 }
 
-/// Every field is ours: what the driver takes from the environment by itself is what the URL's parser has taken from there.
-pub(super) fn options(url: &Url, host: &Host, address: Option<IpAddr>, mode: PgSslMode) -> Result<PgConnectOptions, Error> {
+/// Every field is ours: what the driver takes from the environment by itself is what the URL's
+/// parser has taken from there.
+pub(super) fn options(
+    url: &Url,
+    host: &Host,
+    address: Option<IpAddr>,
+    mode: PgSslMode,
+) -> Result<PgConnectOptions, Error> {
     let from_environment = std::env::var("PGOPTIONS").ok();
-    let mut options = match url.options.as_deref().filter(|options| Some(*options) != from_environment.as_deref()) {
+    let mut options = match url
+        .options
+        .as_deref()
+        .filter(|options| Some(*options) != from_environment.as_deref())
+    {
         None => PgConnectOptions::new_without_pgpass(),
-        // There is no other way to hand over a text that is not of the form -c name=value. A password keeps it from ~/.pgpass.
+        // There is no other way to hand over a text that is not of the form -c name=value. A
+        // password keeps it from ~/.pgpass.
         Some(text) => {
             let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
             let carrier = format!("postgres://none:none@localhost/?options={encoded}");
-            PgConnectOptions::from_str(&carrier).map_err(|_| Error::Url("its options cannot be read".into()))?
+            PgConnectOptions::from_str(&carrier)
+                .map_err(|_| Error::Url("its options cannot be read".into()))?
         }
     };
     let name = if host.name.is_empty() { default_host(host.port) } else { host.name.clone() };
@@ -44,7 +57,9 @@ pub(super) fn options(url: &Url, host: &Host, address: Option<IpAddr>, mode: PgS
     options = if name.starts_with('/') {
         options.host("localhost").socket(&name).ssl_mode(PgSslMode::Disable)
     } else {
-        options.host(&address.map_or_else(|| name.clone(), |address| address.to_string())).ssl_mode(mode)
+        options
+            .host(&address.map_or_else(|| name.clone(), |address| address.to_string()))
+            .ssl_mode(mode)
     };
     let application = url.application.as_deref().filter(|name| *name != super::APPLICATION);
     options = match application {
@@ -55,7 +70,9 @@ pub(super) fn options(url: &Url, host: &Host, address: Option<IpAddr>, mode: PgS
         options = options.ssl_root_cert_from_pem(pem("sslrootcert", root)?);
     }
     if let (Some(cert), Some(key)) = (&url.tls.cert, &url.tls.key) {
-        options = options.ssl_client_cert_from_pem(pem("sslcert", cert)?).ssl_client_key_from_pem(pem("sslkey", key)?);
+        options = options
+            .ssl_client_cert_from_pem(pem("sslcert", cert)?)
+            .ssl_client_key_from_pem(pem("sslkey", key)?);
     }
     let password = match &url.password {
         Some(password) => Some(password.clone()),
@@ -69,5 +86,6 @@ pub(super) fn options(url: &Url, host: &Host, address: Option<IpAddr>, mode: PgS
 
 /// A file of certificates or a key. A name may stand there that would never end, or never begin.
 fn pem(part: &str, file: &str) -> Result<Vec<u8>, Error> {
-    reading::bytes(Path::new(file), reading::PEM_BYTES).map_err(|fault| Error::Url(format!("{part} {file} {fault}")))
+    reading::bytes(Path::new(file), reading::PEM_BYTES)
+        .map_err(|fault| Error::Url(format!("{part} {file} {fault}")))
 }

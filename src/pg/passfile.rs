@@ -10,8 +10,15 @@ use crate::config::reading;
 /// Some ten thousand servers.
 const PASSFILE_BYTES: u64 = 1 << 20;
 
-/// libpq ignores a file that others may read, with a warning; here it is refused, because nobody would see a warning.
-pub(super) fn password(url: &Url, host: &str, port: u16, database: &str, user: &str) -> Result<Option<String>, Error> {
+/// libpq ignores a file that others may read, with a warning; here it is refused, because nobody
+/// would see a warning.
+pub(super) fn password(
+    url: &Url,
+    host: &str,
+    port: u16,
+    database: &str,
+    user: &str,
+) -> Result<Option<String>, Error> {
     use std::os::unix::fs::PermissionsExt as _;
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pgpass"));
     let Some(file) = url.passfile.clone().or_else(home) else { return Ok(None) };
@@ -33,12 +40,13 @@ pub(super) fn password(url: &Url, host: &str, port: u16, database: &str, user: &
     Ok(password_in(&text, [host, &port.to_string(), database, user]))
 }
 
-/// The first line of a `.pgpass` that is for this connection: `host:port:database:user:password`, with `*` for any and a
-/// backslash before a colon or a backslash.
+/// The first line of a `.pgpass` that is for this connection: `host:port:database:user:password`,
+/// with `*` for any and a backslash before a colon or a backslash.
 fn password_in(passfile: &str, place: [&str; 4]) -> Option<String> {
     passfile.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let fields = fields(line);
-        let matches = fields.len() == 5 && fields.iter().zip(place).all(|(field, is)| field == "*" || unescape(field) == is);
+        let matches = fields.len() == 5
+            && fields.iter().zip(place).all(|(field, is)| field == "*" || unescape(field) == is);
         matches.then(|| unescape(&fields[4]))
     })
 }

@@ -1,7 +1,7 @@
 //! How far the primary's write-ahead log goes, and how far each replica has replayed it.
 //!
-//! Owns a connection with each of them, apart from the session's: one that is away, or hangs, is in nobody's way. Whoever is asked
-//! several times before it answers answers the last time.
+//! Owns a connection with each of them, apart from the session's: one that is away, or hangs, is in
+//! nobody's way. Whoever is asked several times before it answers answers the last time.
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// With `synchronous_commit = off` a commit that was announced may not be written yet: its record is inserted in any case.
+/// With `synchronous_commit = off` a commit that was announced may not be written yet: its record
+/// is inserted in any case.
 const PRIMARY: &str = "select (pg_current_wal_insert_lsn() - '0/0')::bigint";
 
 /// One that was promoted is behind nobody; what it had replayed would stand still.
-const REPLICA: &str =
-    "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end - '0/0')::bigint";
+const REPLICA: &str = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end - '0/0')::bigint";
 
 /// What a server says.
 #[derive(Debug)]
@@ -90,20 +90,28 @@ impl Replicas {
 }
 
 /// Answers until nobody asks any more, over as many connections as it takes.
-async fn follow(server: Postgres, number: Option<usize>, mut asked: watch::Receiver<Instant>, report: mpsc::Sender<Report>) {
-    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, number.map_or(0, |number| number as u64 + 1));
+async fn follow(
+    server: Postgres,
+    number: Option<usize>,
+    mut asked: watch::Receiver<Instant>,
+    report: mpsc::Sender<Report>,
+) {
+    let mut backoff =
+        Backoff::new(BACKOFF.0, BACKOFF.1, number.map_or(0, |number| number as u64 + 1));
     loop {
         if asked.changed().await.is_err() {
             return;
         }
         let reason = match tokio::time::timeout(PATIENCE, server.connect()).await {
-            Ok(Ok(mut connection)) => match answer(&mut connection, number, &mut asked, &report, &mut backoff).await {
-                Ok(()) => return,
-                Err(error) => {
-                    let _ = tokio::time::timeout(PATIENCE, connection.close()).await;
-                    error.in_full()
+            Ok(Ok(mut connection)) => {
+                match answer(&mut connection, number, &mut asked, &report, &mut backoff).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        let _ = tokio::time::timeout(PATIENCE, connection.close()).await;
+                        error.in_full()
+                    }
                 }
-            },
+            }
             Ok(Err(error)) => error.in_full(),
             Err(_) => Error::Timeout(PATIENCE).in_full(),
         };
@@ -126,7 +134,8 @@ async fn answer(
         let at = *asked.borrow_and_update();
         let sql = if number.is_some() { REPLICA } else { PRIMARY };
         let asking = sqlx::query(sql).fetch_one(&mut *connection);
-        let row = tokio::time::timeout(PATIENCE, asking).await.map_err(|_| Error::Timeout(PATIENCE))?;
+        let row =
+            tokio::time::timeout(PATIENCE, asking).await.map_err(|_| Error::Timeout(PATIENCE))?;
         let row = row.map_err(Error::of("asking how far the write-ahead log is replayed"))?;
         let position: Option<i64> = row.get(0);
         let Some(position) = position.and_then(|position| u64::try_from(position).ok()) else {

@@ -1,7 +1,8 @@
 //! One session with PostgreSQL: LISTEN on one connection, heartbeats and bookkeeping on another.
 //!
-//! Must hold: LISTEN has succeeded before watches and checkpoint are read (P2). Whatever goes wrong on either connection ends
-//! the session with [`Event::Lost`]; nothing reconnects behind the machine's back, because that would hide a gap
+//! Must hold: LISTEN has succeeded before watches and checkpoint are read (P2). Whatever goes wrong
+//! on either connection ends the session with [`Event::Lost`]; nothing reconnects behind the
+//! machine's back, because that would hide a gap
 //! (<https://github.com/launchbadge/sqlx/issues/4014>).
 
 use std::time::Duration;
@@ -18,7 +19,8 @@ use super::{Error, Postgres, gaps, identity, log, migrate};
 use crate::messages::{Cause, Event, GapSummary, Opening, Request};
 use crate::watermark::{Beat, PgTime, Progress, Server};
 
-/// Notifications between the connection and the driver; one has up to 8 kB. When the driver stops taking them, PostgreSQL waits.
+/// Notifications between the connection and the driver; one has up to 8 kB. When the driver stops
+/// taking them, PostgreSQL waits.
 const NOTIFICATIONS: usize = 1024;
 
 /// Heartbeats between two roundups: emptying the log, and looking for what no trigger says.
@@ -35,7 +37,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins to open a session. `timeout` bounds each answer of the server on the control connection.
+    /// Begins to open a session. `timeout` bounds each answer of the server on the control
+    /// connection.
     #[must_use]
     pub fn open(postgres: Postgres, instance: Instance, timeout: Duration) -> Self {
         let (event, events) = mpsc::channel(16);
@@ -52,8 +55,8 @@ impl Session {
         Self { events, notifications, requests, tasks }
     }
 
-    /// Asks for something. Of each kind one is under way at most, so there is room; if ever there is none, the session ends, because
-    /// what is not answered would be waited for.
+    /// Asks for something. Of each kind one is under way at most, so there is room; if ever there
+    /// is none, the session ends, because what is not answered would be waited for.
     pub fn ask(&mut self, request: Request) {
         if self.requests.try_send(request).is_err() {
             self.tasks.abort_all();
@@ -74,7 +77,15 @@ async fn run(
     migrate::check(&mut connection).await?;
     let mut listener = listen(&route, &mut connection, timeout / 2).await?;
     let reader = log::Reader::new(&mut connection).await?;
-    let mut control = Control { connection, instance, timeout, timeline: String::new(), gap: None, reader, refusals: Vec::new() };
+    let mut control = Control {
+        connection,
+        instance,
+        timeout,
+        timeline: String::new(),
+        gap: None,
+        reader,
+        refusals: Vec::new(),
+    };
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -84,8 +95,9 @@ async fn run(
     }
 }
 
-/// All that a listener of this name does at its start and at each heartbeat, by the same code, and nothing of it stays. Says what the
-/// server refuses of it. Not the emptying of the log, which would keep writers waiting until it is undone.
+/// All that a listener of this name does at its start and at each heartbeat, by the same code, and
+/// nothing of it stays. Says what the server refuses of it. Not the emptying of the log, which
+/// would keep writers waiting until it is undone.
 ///
 /// # Errors
 /// [`Error::Statement`]: what a listener would fail with, or the connection's end.
@@ -93,7 +105,15 @@ pub async fn check_permissions(route: &Route, instance: Instance) -> Result<(), 
     let mut connection = route.connect().await?;
     let reader = log::Reader::new(&mut connection).await?;
     let timeout = Duration::ZERO; // only `serve` needs one
-    let mut control = Control { connection, instance, timeout, timeline: String::new(), gap: None, reader, refusals: Vec::new() };
+    let mut control = Control {
+        connection,
+        instance,
+        timeout,
+        timeline: String::new(),
+        gap: None,
+        reader,
+        refusals: Vec::new(),
+    };
     let result = control.check_permissions().await;
     if let Some(refusal) = control.refusals.drain(..).next() {
         return Err(refusal); // what came after it failed because of it
@@ -102,9 +122,14 @@ pub async fn check_permissions(route: &Route, instance: Instance) -> Result<(), 
     control.connection.close().await.map_err(Error::of("ROLLBACK"))
 }
 
-/// A pool of one, fresh for each session: a listener that is dropped on a dead socket keeps its place in the pool.
-/// It tries for as long as `patience` and then only says that it timed out; the real cause comes from a connection without it.
-pub(super) async fn listen(route: &Route, control: &mut PgConnection, patience: Duration) -> Result<PgListener, Error> {
+/// A pool of one, fresh for each session: a listener that is dropped on a dead socket keeps its
+/// place in the pool. It tries for as long as `patience` and then only says that it timed out; the
+/// real cause comes from a connection without it.
+pub(super) async fn listen(
+    route: &Route,
+    control: &mut PgConnection,
+    patience: Duration,
+) -> Result<PgListener, Error> {
     let mut listener = match PgListener::connect_with(&route.pool(patience)).await {
         Ok(listener) => listener,
         Err(source) => {
@@ -116,15 +141,18 @@ pub(super) async fn listen(route: &Route, control: &mut PgConnection, patience: 
     listener.ignore_pool_close_event(true); // nobody closes the pool, and the check costs a tenth of a burst
     // Not PgListener::listen: the channel's name is a secret, and would stand in pg_stat_activity.
     if let Err(error) = sqlx::query("select unstale.listen()").execute(&mut listener).await {
-        // "could not access status of transaction" on LISTEN passes once the queue's usage was asked for
-        // (https://github.com/PostgREST/postgrest/pull/4858).
+        // "could not access status of transaction" on LISTEN passes once the queue's usage was
+        // asked for (https://github.com/PostgREST/postgrest/pull/4858).
         let _ = sqlx::query("select pg_notification_queue_usage()").execute(control).await;
         return Err(Error::of("LISTEN")(error));
     }
     Ok(listener)
 }
 
-async fn receive(listener: &mut PgListener, notify: &mpsc::Sender<PgNotification>) -> Result<(), Error> {
+async fn receive(
+    listener: &mut PgListener,
+    notify: &mpsc::Sender<PgNotification>,
+) -> Result<(), Error> {
     loop {
         match listener.try_recv().await {
             Ok(Some(notification)) => {
@@ -132,8 +160,12 @@ async fn receive(listener: &mut PgListener, notify: &mpsc::Sender<PgNotification
                     return Ok(());
                 }
             }
-            Ok(None) => return Err(Error::Unsuitable("PostgreSQL closed the listening connection".into())),
-            Err(source) => return Err(Error::Statement { what: "receiving notifications", source }),
+            Ok(None) => {
+                return Err(Error::Unsuitable("PostgreSQL closed the listening connection".into()));
+            }
+            Err(source) => {
+                return Err(Error::Statement { what: "receiving notifications", source });
+            }
         }
     }
 }
@@ -156,7 +188,11 @@ impl Control {
         Ok(Event::Subscribed(Box::new(self.subscribed(server, unknown).await?)))
     }
 
-    async fn subscribed(&mut self, server: Server, unknown: Option<String>) -> Result<Opening, Error> {
+    async fn subscribed(
+        &mut self,
+        server: Server,
+        unknown: Option<String>,
+    ) -> Result<Opening, Error> {
         let seen_ago = self.instance.seen(&mut self.connection).await?; // before it is seen now
         let registered = self.instance.register(&mut self.connection).await;
         if seen_ago.is_none() {
@@ -175,7 +211,15 @@ impl Control {
         }
         let forgotten = self.instance.forgotten(&mut self.connection).await?;
         let seen = self.reader.seen().clone();
-        Ok(Opening { backend: backend.cast_unsigned(), watches, server, unknown, stored, forgotten, seen })
+        Ok(Opening {
+            backend: backend.cast_unsigned(),
+            watches,
+            server,
+            unknown,
+            stored,
+            forgotten,
+            seen,
+        })
     }
 
     async fn check_permissions(&mut self) -> Result<(), Error> {
@@ -186,15 +230,23 @@ impl Control {
         self.subscribed(server, unknown).await?;
         self.instance.touch(&mut self.connection).await?;
         self.reader.page(&mut self.connection).await?;
-        let gap = gaps::open(&mut self.connection, &self.instance.name, Cause::Start, Duration::ZERO).await?;
-        let summary = GapSummary { cause: Cause::Start, lasted: Duration::ZERO, swept: 0, logged: 0, keys: 0 };
+        let gap =
+            gaps::open(&mut self.connection, &self.instance.name, Cause::Start, Duration::ZERO)
+                .await?;
+        let summary = GapSummary {
+            cause: Cause::Start,
+            lasted: Duration::ZERO,
+            swept: 0,
+            logged: 0,
+            keys: 0,
+        };
         gaps::close(&mut self.connection, Some(gap), summary).await?;
         self.beat(0).await?;
         Ok(())
     }
 
-    /// Bookkeeping that the server refuses (a full disk, a read-only moment, a right that was taken away) keeps nobody from deleting:
-    /// it is reported, and what was noted before stays true.
+    /// Bookkeeping that the server refuses (a full disk, a read-only moment, a right that was taken
+    /// away) keeps nobody from deleting: it is reported, and what was noted before stays true.
     fn tolerate(&mut self, kept: Result<(), Error>) -> Result<(), Error> {
         match kept {
             Err(error) if error.is_refusal() => self.refusals.push(error),
@@ -208,7 +260,11 @@ impl Control {
         self.tolerate(kept)
     }
 
-    async fn serve(mut self, mut asked: mpsc::Receiver<Request>, event: &mpsc::Sender<Event>) -> Result<(), Error> {
+    async fn serve(
+        mut self,
+        mut asked: mpsc::Receiver<Request>,
+        event: &mpsc::Sender<Event>,
+    ) -> Result<(), Error> {
         while let Some(request) = asked.recv().await {
             let answer = match tokio::time::timeout(self.timeout, self.answer(request)).await {
                 Ok(answer) => answer?,
@@ -244,7 +300,9 @@ impl Control {
                 }
                 Ok(Some(sent))
             }
-            Request::ReadWatches => Ok(Some(Event::Watches(watches::load(&mut self.connection).await?))),
+            Request::ReadWatches => {
+                Ok(Some(Event::Watches(watches::load(&mut self.connection).await?)))
+            }
             Request::ReadLog => {
                 let log::Page { changes, more } = self.reader.page(&mut self.connection).await?;
                 Ok(Some(Event::LogRead { changes, more }))
@@ -263,8 +321,8 @@ impl Control {
         }
     }
 
-    /// `statement_timestamp()` is not later than the statement's snapshot, on which the watermark rests;
-    /// `clock_timestamp()` would be.
+    /// `statement_timestamp()` is not later than the statement's snapshot, on which the watermark
+    /// rests; `clock_timestamp()` would be.
     async fn beat(&mut self, n: u64) -> Result<Event, Error> {
         let row = sqlx::query(
             "select (extract(epoch from statement_timestamp()) * 1000000)::bigint, pg_current_snapshot()::text,

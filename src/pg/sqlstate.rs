@@ -9,13 +9,17 @@ pub enum Class {
     Table,
 }
 
-/// Classes 22 (data), 42 (missing or forbidden objects), 0A (unsupported), P0 (its owner's code) and 57014 (a page took longer than a
-/// minute) are about the table; all else may pass.
+/// Classes 22 (data), 42 (missing or forbidden objects), 0A (unsupported), P0 (its owner's code)
+/// and 57014 (a page took longer than a minute) are about the table; all else may pass.
 #[must_use]
 pub fn class(error: &sqlx::Error) -> Class {
     match error.as_database_error().and_then(|error| error.code()) {
         None if matches!(error, sqlx::Error::ColumnDecode { .. }) => Class::Table, // what its owner's code has made of it
-        Some(code) if ["22", "42", "0A", "P0", "57014"].iter().any(|class| code.starts_with(class)) => Class::Table,
+        Some(code)
+            if ["22", "42", "0A", "P0", "57014"].iter().any(|class| code.starts_with(class)) =>
+        {
+            Class::Table
+        }
         _ => Class::Retry,
     }
 }

@@ -1,6 +1,7 @@
 //! What is announced, for somebody who watches: LISTEN and the log, on connections of their own.
 //!
-//! Writes nothing, keeps no progress, and keeps no writer from ringing: the listeners beside it do not notice.
+//! Writes nothing, keeps no progress, and keeps no writer from ringing: the listeners beside it do
+//! not notice.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -45,7 +46,14 @@ impl Tail {
         super::migrate::check(&mut control).await?;
         let listener = session::listen(&route, &mut control, patience).await?;
         let reader = log::Reader::new(&mut control).await?;
-        Ok(Self { listener, control, reader, read: VecDeque::new(), poll: interval(POLL), patience })
+        Ok(Self {
+            listener,
+            control,
+            reader,
+            read: VecDeque::new(),
+            poll: interval(POLL),
+            patience,
+        })
     }
 
     /// What is watched now.

@@ -1,8 +1,10 @@
-//! `DATABASE_URL` as libpq reads it (<https://www.postgresql.org/docs/current/libpq-connect.html>), in front of the driver.
+//! `DATABASE_URL` as libpq reads it (<https://www.postgresql.org/docs/current/libpq-connect.html>),
+//! in front of the driver.
 //!
-//! Owns: which parts a URL may have, which `PG*` variable stands in for each, and a sentence for every part that cannot be had. The
-//! driver by itself ignores a part that it does not know, so that `sslMode=verify-full` would connect unverified. Must hold: nothing
-//! of a URL is ignored, and no refusal shows a part that may belong to a password. Pure: the environment is an argument.
+//! Owns: which parts a URL may have, which `PG*` variable stands in for each, and a sentence for
+//! every part that cannot be had. The driver by itself ignores a part that it does not know, so
+//! that `sslMode=verify-full` would connect unverified. Must hold: nothing of a URL is ignored, and
+//! no refusal shows a part that may belong to a password. Pure: the environment is an argument.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -41,7 +43,8 @@ pub(super) struct Url {
 /// A server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Host {
-    /// A name or an address; with a slash at its beginning the directory of a socket; empty: the socket's usual directory.
+    /// A name or an address; with a slash at its beginning the directory of a socket; empty: the
+    /// socket's usual directory.
     pub(super) name: String,
     /// Of TCP, or in the socket's name.
     pub(super) port: u16,
@@ -123,37 +126,99 @@ const PARTS: &[(&str, &str, Rule)] = &[
     ("sslrootcert", "PGSSLROOTCERT", Rule::Read),
     ("sslcert", "PGSSLCERT", Rule::Read),
     ("sslkey", "PGSSLKEY", Rule::Read),
-    ("sslcertmode", "PGSSLCERTMODE", Rule::Only(&["allow"], "a certificate that is named with sslcert is shown if the server asks")),
-    ("sslnegotiation", "PGSSLNEGOTIATION", Rule::Only(&["postgres"], "TLS begins with PostgreSQL's own request")),
+    (
+        "sslcertmode",
+        "PGSSLCERTMODE",
+        Rule::Only(
+            &["allow"],
+            "a certificate that is named with sslcert is shown if the server asks",
+        ),
+    ),
+    (
+        "sslnegotiation",
+        "PGSSLNEGOTIATION",
+        Rule::Only(&["postgres"], "TLS begins with PostgreSQL's own request"),
+    ),
     ("sslcompression", "PGSSLCOMPRESSION", Rule::Only(&["0"], "TLS is not compressed")),
     ("sslsni", "PGSSLSNI", Rule::Only(&["1"], "the host is always named to the server")),
     ("sslpassword", "", Rule::Never("let sslkey name a key without a passphrase")),
     ("sslcrl", "PGSSLCRL", Rule::Never("lists of revoked certificates are not looked at")),
     ("sslcrldir", "PGSSLCRLDIR", Rule::Never("lists of revoked certificates are not looked at")),
-    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION", Rule::Only(&["TLSv1", "TLSv1.1", "TLSv1.2"], "TLS 1.2 is the oldest")),
-    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION", Rule::Only(&["TLSv1.3", ""], "TLS 1.3 is the newest")),
+    (
+        "ssl_min_protocol_version",
+        "PGSSLMINPROTOCOLVERSION",
+        Rule::Only(&["TLSv1", "TLSv1.1", "TLSv1.2"], "TLS 1.2 is the oldest"),
+    ),
+    (
+        "ssl_max_protocol_version",
+        "PGSSLMAXPROTOCOLVERSION",
+        Rule::Only(&["TLSv1.3", ""], "TLS 1.3 is the newest"),
+    ),
     (
         "channel_binding",
         "PGCHANNELBINDING",
-        Rule::Only(&["disable", "prefer"], "sslmode=verify-full with sslrootcert proves the server instead"),
+        Rule::Only(
+            &["disable", "prefer"],
+            "sslmode=verify-full with sslrootcert proves the server instead",
+        ),
     ),
     ("require_auth", "PGREQUIREAUTH", Rule::Never("sslmode=verify-full proves the server instead")),
-    ("requirepeer", "PGREQUIREPEER", Rule::Never("let the socket's directory belong to the server's user")),
-    ("gssencmode", "PGGSSENCMODE", Rule::Only(&["disable", "prefer"], "there is TLS, and no GSSAPI")),
-    ("krbsrvname", "PGKRBSRVNAME", Rule::Never("there is no GSSAPI; give the role a password or a certificate")),
-    ("gsslib", "PGGSSLIB", Rule::Never("there is no GSSAPI; give the role a password or a certificate")),
-    ("gssdelegation", "PGGSSDELEGATION", Rule::Only(&["0"], "there is no GSSAPI; give the role a password or a certificate")),
-    ("client_encoding", "PGCLIENTENCODING", Rule::Only(&["UTF8", "utf8", "UTF-8", "utf-8", "auto"], "it is always UTF8")),
+    (
+        "requirepeer",
+        "PGREQUIREPEER",
+        Rule::Never("let the socket's directory belong to the server's user"),
+    ),
+    (
+        "gssencmode",
+        "PGGSSENCMODE",
+        Rule::Only(&["disable", "prefer"], "there is TLS, and no GSSAPI"),
+    ),
+    (
+        "krbsrvname",
+        "PGKRBSRVNAME",
+        Rule::Never("there is no GSSAPI; give the role a password or a certificate"),
+    ),
+    (
+        "gsslib",
+        "PGGSSLIB",
+        Rule::Never("there is no GSSAPI; give the role a password or a certificate"),
+    ),
+    (
+        "gssdelegation",
+        "PGGSSDELEGATION",
+        Rule::Only(&["0"], "there is no GSSAPI; give the role a password or a certificate"),
+    ),
+    (
+        "client_encoding",
+        "PGCLIENTENCODING",
+        Rule::Only(&["UTF8", "utf8", "UTF-8", "utf-8", "auto"], "it is always UTF8"),
+    ),
     ("keepalives", "", Rule::Never("heartbeat.timeout finds a dead connection earlier")),
     ("keepalives_idle", "", Rule::Never("heartbeat.timeout finds a dead connection earlier")),
     ("keepalives_interval", "", Rule::Never("heartbeat.timeout finds a dead connection earlier")),
     ("keepalives_count", "", Rule::Never("heartbeat.timeout finds a dead connection earlier")),
     ("tcp_user_timeout", "", Rule::Never("heartbeat.timeout finds a dead connection earlier")),
-    ("load_balance_hosts", "PGLOADBALANCEHOSTS", Rule::Only(&["disable"], "there is one primary, and it is looked for")),
-    ("replication", "", Rule::Only(&["false", "off", "no", "0"], "this program uses no replication connection")),
+    (
+        "load_balance_hosts",
+        "PGLOADBALANCEHOSTS",
+        Rule::Only(&["disable"], "there is one primary, and it is looked for"),
+    ),
+    (
+        "replication",
+        "",
+        Rule::Only(&["false", "off", "no", "0"], "this program uses no replication connection"),
+    ),
     ("service", "PGSERVICE", Rule::Never("write what the service file says into the URL")),
-    ("min_protocol_version", "PGMINPROTOCOLVERSION", Rule::Only(&["3.0"], "the protocol's version is 3.0")),
-    ("max_protocol_version", "PGMAXPROTOCOLVERSION", Rule::Only(&["3.0", "latest"], "the protocol's version is 3.0")),
+    (
+        "min_protocol_version",
+        "PGMINPROTOCOLVERSION",
+        Rule::Only(&["3.0"], "the protocol's version is 3.0"),
+    ),
+    (
+        "max_protocol_version",
+        "PGMAXPROTOCOLVERSION",
+        Rule::Only(&["3.0", "latest"], "the protocol's version is 3.0"),
+    ),
 ];
 
 /// What a URL may begin with.
@@ -167,7 +232,10 @@ impl Url {
     ///
     /// # Errors
     /// The sentence that says what is wrong; it shows no secret.
-    pub(super) fn parse(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+    pub(super) fn parse(
+        url: &str,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, String> {
         let mut parts = written(url)?;
         for (name, variable_name, rule) in PARTS {
             if let Some(value) = variable(variable_name).filter(|value| !value.is_empty())
@@ -201,12 +269,16 @@ impl Url {
 /// The parts that stand in the URL, each of them known and possible.
 fn written(url: &str) -> Result<BTreeMap<&'static str, String>, String> {
     let Some(rest) = SCHEMES.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
-        return Err("it is not a PostgreSQL URL; write postgres://user:password@host:5432/database".into());
+        return Err(
+            "it is not a PostgreSQL URL; write postgres://user:password@host:5432/database".into(),
+        );
     };
     let mut parts = BTreeMap::new();
     let rest = match rest.find(['@', '/']) {
         Some(at) if rest[at..].starts_with('@') => {
-            let (user, password) = rest[..at].split_once(':').map_or((&rest[..at], None), |(user, password)| (user, Some(password)));
+            let (user, password) = rest[..at]
+                .split_once(':')
+                .map_or((&rest[..at], None), |(user, password)| (user, Some(password)));
             parts.insert("user", decode(user)?);
             if let Some(password) = password {
                 parts.insert("password", decode(password)?);
@@ -215,7 +287,8 @@ fn written(url: &str) -> Result<BTreeMap<&'static str, String>, String> {
         }
         _ => rest,
     };
-    let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+    let (place, query) =
+        rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     let (authority, path) = place.split_once('/').unwrap_or((place, ""));
     if place.contains('@') {
         return Err(format!("there is an @ too many; {ENCODE}"));
@@ -230,7 +303,8 @@ fn written(url: &str) -> Result<BTreeMap<&'static str, String>, String> {
     if !path.is_empty() {
         parts.insert("dbname", decode(path)?);
     }
-    for pair in query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty()) {
+    for pair in query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty())
+    {
         let (name, value) = query_part(pair)?;
         parts.insert(name, value);
     }
@@ -244,10 +318,14 @@ fn query_part(pair: &str) -> Result<(&'static str, String), String> {
         return Ok(("sslmode", "require".into())); // JDBC's spelling, which libpq takes, too
     }
     let Some((known, _, rule)) = PARTS.iter().find(|(known, ..)| *known == name) else {
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || "_-[].".contains(c)) {
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || "_-[].".contains(c))
+        {
             return Err(format!("what follows the ? is not name=value&name=value; {ENCODE}"));
         }
-        let names = PARTS.iter().filter(|(.., rule)| !matches!(rule, Rule::Never(_))).map(|(name, ..)| *name);
+        let names = PARTS
+            .iter()
+            .filter(|(.., rule)| !matches!(rule, Rule::Never(_)))
+            .map(|(name, ..)| *name);
         return Err(match nearest(&name, names) {
             Some(nearest) => format!("there is no part {name}; did you mean {nearest}?"),
             None => format!("there is no part {name} in libpq's URLs; leave it out"),
@@ -268,7 +346,12 @@ fn allowed(rule: &Rule, value: &str, place: impl Fn() -> String) -> Result<(), S
             let place = place();
             Err(format!(
                 "{place} can only be {}, because {reason}; leave it out",
-                values.iter().filter(|value| !value.is_empty()).copied().collect::<Vec<_>>().join(" or ")
+                values
+                    .iter()
+                    .filter(|value| !value.is_empty())
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .join(" or ")
             ))
         }
         Rule::Never(reason) => Err(format!("{} is not supported: {reason}; leave it out", place())),
@@ -284,13 +367,19 @@ fn split_hosts(authority: &str) -> Result<(Vec<String>, Vec<String>), String> {
             match rest.strip_prefix(':') {
                 Some(port) => (name, port),
                 None if rest.is_empty() => (name, ""),
-                None => return Err("after the ] of an IPv6 address comes a port, as in [::1]:5432".into()),
+                None => {
+                    return Err(
+                        "after the ] of an IPv6 address comes a port, as in [::1]:5432".into()
+                    );
+                }
             }
         } else {
             host.split_once(':').unwrap_or((host, ""))
         };
         if !port.chars().all(|c| c.is_ascii_digit()) {
-            return Err(format!("a port is not a number; {ENCODE}, and an IPv6 address as in [::1]:5432"));
+            return Err(format!(
+                "a port is not a number; {ENCODE}, and an IPv6 address as in [::1]:5432"
+            ));
         }
         both.0.push(decode(name)?);
         both.1.push(port.to_owned());
@@ -299,20 +388,32 @@ fn split_hosts(authority: &str) -> Result<(Vec<String>, Vec<String>), String> {
 }
 
 fn hosts(parts: &BTreeMap<&'static str, String>, mode: Mode) -> Result<Vec<Host>, String> {
-    let list = |name: &str| parts.get(name).map(|list| list.split(',').map(str::trim).collect::<Vec<_>>()).unwrap_or_default();
+    let list = |name: &str| {
+        parts
+            .get(name)
+            .map(|list| list.split(',').map(str::trim).collect::<Vec<_>>())
+            .unwrap_or_default()
+    };
     let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
     let count = names.len().max(addresses.len()).max(1);
     if !names.is_empty() && !addresses.is_empty() && names.len() != addresses.len() {
         return Err(format!("host names {} servers and hostaddr {}", names.len(), addresses.len()));
     }
     if ports.len() > 1 && ports.len() != count {
-        return Err(format!("there are {} ports for {count} hosts; write one for each, or one for all", ports.len()));
+        return Err(format!(
+            "there are {} ports for {count} hosts; write one for each, or one for all",
+            ports.len()
+        ));
     }
     let of = |i: usize| {
         let port = ports.get(if ports.len() == 1 { 0 } else { i }).copied().unwrap_or_default();
         let port = match port {
             "" => PORT,
-            text => text.parse().ok().filter(|port| *port > 0).ok_or("a port is not a number from 1 to 65535")?,
+            text => text
+                .parse()
+                .ok()
+                .filter(|port| *port > 0)
+                .ok_or("a port is not a number from 1 to 65535")?,
         };
         let name = names.get(i).copied().unwrap_or_default();
         let address = addresses.get(i).copied().unwrap_or_default();
@@ -334,10 +435,14 @@ impl Tls {
         let mode = match parts.get("sslmode").map(String::as_str) {
             None if root.as_deref() == Some("system") => Mode::VerifyFull,
             None => Mode::Prefer,
-            Some(written) => MODES.iter().find(|(name, _)| *name == written).map(|(_, mode)| *mode).ok_or_else(|| {
-                let names: Vec<_> = MODES.iter().map(|(name, _)| *name).collect();
-                format!("sslmode must be one of {}", names.join(", "))
-            })?,
+            Some(written) => {
+                MODES.iter().find(|(name, _)| *name == written).map(|(_, mode)| *mode).ok_or_else(
+                    || {
+                        let names: Vec<_> = MODES.iter().map(|(name, _)| *name).collect();
+                        format!("sslmode must be one of {}", names.join(", "))
+                    },
+                )?
+            }
         };
         let (mode, root) = match root.as_deref() {
             Some("system") if mode != Mode::VerifyFull => {
@@ -368,7 +473,8 @@ fn wants(written: &str) -> Result<Wants, String> {
 }
 
 fn timeout(written: &str) -> Result<Option<Duration>, String> {
-    let seconds: i64 = written.trim().parse().map_err(|_| "connect_timeout must be a whole number of seconds")?;
+    let seconds: i64 =
+        written.trim().parse().map_err(|_| "connect_timeout must be a whole number of seconds")?;
     Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs))
 }
 
@@ -396,10 +502,15 @@ mod tests {
     }
 
     fn hosts_of(url: &Url) -> String {
-        url.hosts.iter().map(|host| format!("{}:{}", host.name, host.port)).collect::<Vec<_>>().join(" ")
+        url.hosts
+            .iter()
+            .map(|host| format!("{}:{}", host.name, host.port))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
-    /// From the examples of libpq's documentation and of PostgreSQL's src/interfaces/libpq/t/001_uri.pl.
+    /// From the examples of libpq's documentation and of PostgreSQL's
+    /// src/interfaces/libpq/t/001_uri.pl.
     #[test]
     fn it_reads_what_libpq_reads() {
         for (url, hosts, user, password, database) in [
@@ -407,8 +518,20 @@ mod tests {
             ("postgresql://localhost", "localhost:5432", None, None, None),
             ("postgresql://localhost:5433", "localhost:5433", None, None, None),
             ("postgresql://localhost/mydb", "localhost:5432", None, None, Some("mydb")),
-            ("postgresql://user:secret@localhost", "localhost:5432", Some("user"), Some("secret"), None),
-            ("postgres://uri-user:secret@host:12345/db", "host:12345", Some("uri-user"), Some("secret"), Some("db")),
+            (
+                "postgresql://user:secret@localhost",
+                "localhost:5432",
+                Some("user"),
+                Some("secret"),
+                None,
+            ),
+            (
+                "postgres://uri-user:secret@host:12345/db",
+                "host:12345",
+                Some("uri-user"),
+                Some("secret"),
+                Some("db"),
+            ),
             ("postgresql://%75ri-user@host:12345/", "host:12345", Some("uri-user"), None, None),
             ("postgresql://u@host/db%20name", "host:5432", Some("u"), None, Some("db name")),
             (
@@ -418,12 +541,48 @@ mod tests {
                 None,
                 Some("otherdb"),
             ),
-            ("postgresql:///mydb?host=localhost&port=5433", "localhost:5433", None, None, Some("mydb")),
-            ("postgresql://[2001:db8::1234]:5433/database", "2001:db8::1234:5433", None, None, Some("database")),
-            ("postgresql:///dbname?host=/var/lib/postgresql", "/var/lib/postgresql:5432", None, None, Some("dbname")),
-            ("postgres://user@/db?host=/run/postgresql", "/run/postgresql:5432", Some("user"), None, Some("db")),
-            ("postgresql://%2Fvar%2Flib%2Fpostgresql/dbname", "/var/lib/postgresql:5432", None, None, Some("dbname")),
-            ("postgresql://host1:123,host2:456/somedb", "host1:123 host2:456", None, None, Some("somedb")),
+            (
+                "postgresql:///mydb?host=localhost&port=5433",
+                "localhost:5433",
+                None,
+                None,
+                Some("mydb"),
+            ),
+            (
+                "postgresql://[2001:db8::1234]:5433/database",
+                "2001:db8::1234:5433",
+                None,
+                None,
+                Some("database"),
+            ),
+            (
+                "postgresql:///dbname?host=/var/lib/postgresql",
+                "/var/lib/postgresql:5432",
+                None,
+                None,
+                Some("dbname"),
+            ),
+            (
+                "postgres://user@/db?host=/run/postgresql",
+                "/run/postgresql:5432",
+                Some("user"),
+                None,
+                Some("db"),
+            ),
+            (
+                "postgresql://%2Fvar%2Flib%2Fpostgresql/dbname",
+                "/var/lib/postgresql:5432",
+                None,
+                None,
+                Some("dbname"),
+            ),
+            (
+                "postgresql://host1:123,host2:456/somedb",
+                "host1:123 host2:456",
+                None,
+                None,
+                Some("somedb"),
+            ),
             ("postgresql://a,b:6000,[::1]/db", "a:5432 b:6000 ::1:5432", None, None, Some("db")),
             ("postgresql://a,b/db?port=6000", "a:6000 b:6000", None, None, Some("db")),
             ("postgresql:///?hostaddr=127.0.0.1&port=6000", "127.0.0.1:6000", None, None, None),
@@ -432,17 +591,35 @@ mod tests {
         ] {
             let read = parsed(url);
             assert_eq!(hosts_of(&read), hosts, "{url}");
-            assert_eq!((read.user.as_deref(), read.password.as_deref(), read.database.as_deref()), (user, password, database), "{url}");
+            assert_eq!(
+                (read.user.as_deref(), read.password.as_deref(), read.database.as_deref()),
+                (user, password, database),
+                "{url}"
+            );
         }
     }
 
     #[test]
     fn a_part_that_nobody_knows_is_refused_with_the_nearest() {
-        assert_eq!(refused("postgres://h/d?sslMode=verify-full"), "there is no part sslMode; did you mean sslmode?");
-        assert_eq!(refused("postgres://h/d?ssl-mode=require"), "there is no part ssl-mode; did you mean sslmode?");
-        assert!(refused("postgres://h/d?pgbouncer=true").contains("no part pgbouncer in libpq's URLs"));
-        assert!(refused("postgres://h/d?channel_binding=require").contains("channel_binding can only be disable or prefer"));
-        assert!(refused("postgres://h/d?target_session_attrs=standby").contains("LISTEN does not work on a standby"));
+        assert_eq!(
+            refused("postgres://h/d?sslMode=verify-full"),
+            "there is no part sslMode; did you mean sslmode?"
+        );
+        assert_eq!(
+            refused("postgres://h/d?ssl-mode=require"),
+            "there is no part ssl-mode; did you mean sslmode?"
+        );
+        assert!(
+            refused("postgres://h/d?pgbouncer=true").contains("no part pgbouncer in libpq's URLs")
+        );
+        assert!(
+            refused("postgres://h/d?channel_binding=require")
+                .contains("channel_binding can only be disable or prefer")
+        );
+        assert!(
+            refused("postgres://h/d?target_session_attrs=standby")
+                .contains("LISTEN does not work on a standby")
+        );
         assert!(refused("postgres://h/d?service=app").contains("service is not supported"));
         assert!(refused("postgres://h/d?user").contains("user has no value"));
         assert!(refused("postgres://a,b,c/d?port=1,2").contains("2 ports for 3 hosts"));
@@ -457,29 +634,59 @@ mod tests {
         assert_eq!(mode("sslmode=require").mode, Mode::Require);
         assert_eq!(mode("ssl=true").mode, Mode::Require);
         assert_eq!(mode("sslmode=require&sslrootcert=/ca").mode, Mode::VerifyCa);
-        assert_eq!(mode("sslrootcert=system"), Tls { mode: Mode::VerifyFull, root: None, cert: None, key: None });
-        assert!(refused("postgres://h/d?sslrootcert=system&sslmode=require").contains("sslmode=verify-full"));
-        assert!(refused("postgres://h/d?sslmode=verify_full").contains("one of disable, allow, prefer, require, verify-ca, verify-full"));
+        assert_eq!(
+            mode("sslrootcert=system"),
+            Tls { mode: Mode::VerifyFull, root: None, cert: None, key: None }
+        );
+        assert!(
+            refused("postgres://h/d?sslrootcert=system&sslmode=require")
+                .contains("sslmode=verify-full")
+        );
+        assert!(
+            refused("postgres://h/d?sslmode=verify_full")
+                .contains("one of disable, allow, prefer, require, verify-ca, verify-full")
+        );
         assert!(refused("postgres://h/d?sslmode=VERIFY-FULL").contains("sslmode must be one of"));
         assert!(refused("postgres://h/d?sslcert=/c").contains("go together"));
-        assert!(refused("postgres://h/d?hostaddr=1.2.3.4&sslmode=verify-full").contains("let host alone"));
+        assert!(
+            refused("postgres://h/d?hostaddr=1.2.3.4&sslmode=verify-full")
+                .contains("let host alone")
+        );
     }
 
     #[test]
     fn the_environment_speaks_where_the_url_is_silent() {
-        let variables =
-            [("PGHOST", "e"), ("PGPORT", "6000"), ("PGUSER", "eu"), ("PGPASSWORD", "ep"), ("PGDATABASE", "ed"), ("PGSSLMODE", "require")];
+        let variables = [
+            ("PGHOST", "e"),
+            ("PGPORT", "6000"),
+            ("PGUSER", "eu"),
+            ("PGPASSWORD", "ep"),
+            ("PGDATABASE", "ed"),
+            ("PGSSLMODE", "require"),
+        ];
         let read = |url: &str| {
-            let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            let variable = |name: &str| {
+                variables
+                    .iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| (*value).to_owned())
+            };
             Url::parse(url, variable).unwrap_or_else(|refusal| panic!("{url}: {refusal}"))
         };
         let silent = read("postgres://");
         assert_eq!(hosts_of(&silent), "e:6000");
-        assert_eq!((silent.user.as_deref(), silent.password.as_deref(), silent.database.as_deref()), (Some("eu"), Some("ep"), Some("ed")));
+        assert_eq!(
+            (silent.user.as_deref(), silent.password.as_deref(), silent.database.as_deref()),
+            (Some("eu"), Some("ep"), Some("ed"))
+        );
         assert_eq!(silent.tls.mode, Mode::Require);
         let loud = read("postgres://u:p@h:1/d?sslmode=disable");
-        assert_eq!((hosts_of(&loud).as_str(), loud.user.as_deref(), loud.tls.mode), ("h:1", Some("u"), Mode::Disable));
-        let refusal = Url::parse("postgres://h/d", |name| (name == "PGSERVICE").then(|| "x".into())).err();
+        assert_eq!(
+            (hosts_of(&loud).as_str(), loud.user.as_deref(), loud.tls.mode),
+            ("h:1", Some("u"), Mode::Disable)
+        );
+        let refusal =
+            Url::parse("postgres://h/d", |name| (name == "PGSERVICE").then(|| "x".into())).err();
         assert!(refusal.expect("refused").contains("the environment's PGSERVICE is not supported"));
     }
 

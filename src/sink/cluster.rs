@@ -1,8 +1,10 @@
-//! A cluster: each key to the primary that has its slot, over a connection for each, supervised and replaced as that to a single server.
+//! A cluster: each key to the primary that has its slot, over a connection for each, supervised and
+//! replaced as that to a single server.
 //!
-//! The map of slots is ours: asked of the primaries, and again when one redirects or fails. Must hold: a primary that does not answer
-//! holds up only what lives there. What it should do is handed back at once, and it is looked after until it answers or another has its
-//! slots. A walk visits every primary, and again if slots moved meanwhile.
+//! The map of slots is ours: asked of the primaries, and again when one redirects or fails. Must
+//! hold: a primary that does not answer holds up only what lives there. What it should do is handed
+//! back at once, and it is looked after until it answers or another has its slots. A walk visits
+//! every primary, and again if slots moved meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as SyncMutex};
@@ -43,10 +45,16 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn new(settings: Settings, nodes: Vec<Node>, marks: Option<Arc<Marks>>) -> Arc<Self> {
-        let seed = |node: Node| (node.clone(), Arc::new(Server::new(settings.clone(), at(&node), None)));
+    pub(super) fn new(
+        settings: Settings,
+        nodes: Vec<Node>,
+        marks: Option<Arc<Marks>>,
+    ) -> Arc<Self> {
+        let seed =
+            |node: Node| (node.clone(), Arc::new(Server::new(settings.clone(), at(&node), None)));
         let seeds = nodes.into_iter().map(seed).collect();
-        let (map, refreshing, strangers) = (SyncMutex::default(), Mutex::default(), SyncMutex::default());
+        let (map, refreshing, strangers) =
+            (SyncMutex::default(), Mutex::default(), SyncMutex::default());
         Arc::new(Self { settings, marks, seeds, map, refreshing, strangers })
     }
 
@@ -100,7 +108,13 @@ impl Cluster {
         if let Ok(seen) = views(asked).await {
             return Ok(seen);
         }
-        views(self.seeds.iter().map(|(node, server)| Asked::Seed(node.clone(), server.clone())).collect()).await
+        views(
+            self.seeds
+                .iter()
+                .map(|(node, server)| Asked::Seed(node.clone(), server.clone()))
+                .collect(),
+        )
+        .await
     }
 
     /// A node that is told of by another one.
@@ -137,7 +151,8 @@ async fn look_after(cluster: std::sync::Weak<Cluster>, primary: Arc<Primary>) {
         while let Some(cluster) = cluster.upgrade() {
             let known = lock(&cluster.map).clone();
             let map = cluster.refresh(known.as_ref()).await.ok().or(known);
-            if map.is_none_or(|map| !map.primaries.iter().any(|other| Arc::ptr_eq(other, &primary))) {
+            if map.is_none_or(|map| !map.primaries.iter().any(|other| Arc::ptr_eq(other, &primary)))
+            {
                 return;
             }
             drop(cluster);
@@ -169,7 +184,9 @@ impl Asked {
             if let Err(Error::Refused(words)) = &answer
                 && words.contains("cluster support disabled")
             {
-                return Err(Error::Connect("it is no cluster; let REDIS_URL begin with redis://".into()));
+                return Err(Error::Connect(
+                    "it is no cluster; let REDIS_URL begin with redis://".into(),
+                ));
             }
             slots::view(server.concluded(&connection, answer).await?, host)
                 .ok_or_else(|| Error::Connect("it knows no primaries yet".into()))
@@ -196,5 +213,7 @@ async fn views(nodes: Vec<Asked>) -> Result<Vec<Seen>, Error> {
         }
     }
     let most = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(seen, _)| seen);
-    most.ok_or_else(|| Error::Connect(format!("no node of the cluster answers; {}", reasons.join("; "))))
+    most.ok_or_else(|| {
+        Error::Connect(format!("no node of the cluster answers; {}", reasons.join("; ")))
+    })
 }

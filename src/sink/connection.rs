@@ -1,10 +1,12 @@
 //! A connection to one server, by fred, behind the fence.
 //!
-//! A client that failed is replaced, not repaired. fred 10.1.0 may hang for ever on a connection that it believes in (its
-//! unresponsiveness check is reset by every write; after its task has ended later commands wait for nobody; a full command
-//! buffer never drains), so its own reconnecting is off, every command has a timeout, and the end of its task ends the commands. It reads
-//! only what the fence lets pass (fence.rs, wire.rs). The same for a server of a cluster, or behind Sentinel: fred's own clients
-//! for these keep connecting to a server that hangs (<https://github.com/aembke/fred.rs/issues/363>), and have no place for a fence.
+//! A client that failed is replaced, not repaired. fred 10.1.0 may hang for ever on a connection
+//! that it believes in (its unresponsiveness check is reset by every write; after its task has
+//! ended later commands wait for nobody; a full command buffer never drains), so its own
+//! reconnecting is off, every command has a timeout, and the end of its task ends the commands. It
+//! reads only what the fence lets pass (fence.rs, wire.rs). The same for a server of a cluster, or
+//! behind Sentinel: fred's own clients for these keep connecting to a server that hangs
+//! (<https://github.com/aembke/fred.rs/issues/363>), and have no place for a fence.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as SyncMutex};
@@ -66,9 +68,14 @@ pub(super) struct State {
 
 impl Connection {
     /// Connects. With `presents` it says user and password, and chooses the database.
-    pub(super) async fn open(settings: &Settings, server: &Address, presents: bool) -> Result<Self, Error> {
+    pub(super) async fn open(
+        settings: &Settings,
+        server: &Address,
+        presents: bool,
+    ) -> Result<Self, Error> {
         let timeout = settings.timeout;
-        let performance = PerformanceConfig { default_command_timeout: timeout, ..PerformanceConfig::default() };
+        let performance =
+            PerformanceConfig { default_command_timeout: timeout, ..PerformanceConfig::default() };
         let connection = ConnectionConfig {
             connection_timeout: timeout,
             internal_command_timeout: timeout,
@@ -80,11 +87,13 @@ impl Connection {
         let ended = CancellationToken::new();
         let end = ended.clone().drop_guard();
         let url = settings.url_now().await?;
-        let (path, verdict) = wire::open(server, url.tls.then_some(&settings.tls), timeout, ended.clone()).await?;
+        let (path, verdict) =
+            wire::open(server, url.tls.then_some(&settings.tls), timeout, ended.clone()).await?;
         let mut config = Config { server: ServerConfig::Unix { path }, ..Config::default() };
         if presents {
             // SELECT 0 changes nothing, and may be forbidden.
-            (config.username, config.password, config.database) = (url.user, url.password, url.database.filter(|&database| database > 0));
+            (config.username, config.password, config.database) =
+                (url.user, url.password, url.database.filter(|&database| database > 0));
         }
         let client = Client::new(config, Some(performance), Some(connection), None);
         let task = client.connect();
@@ -108,18 +117,32 @@ impl Connection {
             may_mark: AtomicBool::new(true),
             unlinks: AtomicBool::new(true),
         };
-        Ok(Self { address: server.clone(), client, number: 0, found: Found::Nothing, state: Arc::new(state), verdict, ended, timeout })
+        Ok(Self {
+            address: server.clone(),
+            client,
+            number: 0,
+            found: Found::Nothing,
+            state: Arc::new(state),
+            verdict,
+            ended,
+            timeout,
+        })
     }
 
-    /// Does the server not know UNLINK, or not let this user run it? It may know DEL, which is tried from here on.
+    /// Does the server not know UNLINK, or not let this user run it? It may know DEL, which is
+    /// tried from here on.
     pub(super) fn needs_del(&self, words: &str) -> bool {
         let lowered = words.to_ascii_lowercase();
-        let lacks = lowered.contains("unlink") && (lowered.starts_with("noperm") || lowered.contains("unknown command"));
+        let lacks = lowered.contains("unlink")
+            && (lowered.starts_with("noperm") || lowered.contains("unknown command"));
         lacks && self.state.unlinks.swap(false, Relaxed)
     }
 
     /// Waits for the answer, no longer than the timeout and the connection last.
-    pub(super) async fn ask<T>(&self, command: impl Future<Output = Result<T, fred::error::Error>>) -> Result<T, Error> {
+    pub(super) async fn ask<T>(
+        &self,
+        command: impl Future<Output = Result<T, fred::error::Error>>,
+    ) -> Result<T, Error> {
         tokio::select! {
             answer = tokio::time::timeout(self.timeout, command) => match answer {
                 Ok(answer) => answer.map_err(|error| command_error(&error, self.timeout)),
@@ -130,7 +153,11 @@ impl Connection {
     }
 
     /// A command that fred has no name for.
-    pub(super) async fn say<T: FromValue>(&self, command: &'static str, arguments: Vec<String>) -> Result<T, Error> {
+    pub(super) async fn say<T: FromValue>(
+        &self,
+        command: &'static str,
+        arguments: Vec<String>,
+    ) -> Result<T, Error> {
         self.ask(self.client.custom(custom(command), arguments)).await
     }
 
@@ -167,7 +194,8 @@ pub(super) fn command_error(error: &fred::error::Error, timeout: Duration) -> Er
     match error.kind() {
         ErrorKind::Timeout => Error::Timeout(timeout),
         ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing => Error::Ended,
-        // READONLY, LOADING, OOM, NOPERM and the like come as Unknown; their first word tells them apart.
+        // READONLY, LOADING, OOM, NOPERM and the like come as Unknown; their first word tells them
+        // apart.
         _ => Error::Refused(error.details().to_owned()),
     }
 }

@@ -62,9 +62,21 @@ pub(super) fn is_of_key(words: &str) -> bool {
 
 /// The codes with which Redis refuses, what they mean, and what to do.
 const REFUSALS: &[(&str, &str, &str)] = &[
-    ("MISCONF", "refuses writes because its last snapshot failed", "give its disk room, or set stop-writes-on-bgsave-error to no"),
-    ("NOREPLICAS", "refuses writes because too few replicas are in step", "bring them back, or lower min-replicas-to-write"),
-    ("READONLY", "is a replica and refuses to delete", "this is a replica; let REDIS_URL lead to the primary"),
+    (
+        "MISCONF",
+        "refuses writes because its last snapshot failed",
+        "give its disk room, or set stop-writes-on-bgsave-error to no",
+    ),
+    (
+        "NOREPLICAS",
+        "refuses writes because too few replicas are in step",
+        "bring them back, or lower min-replicas-to-write",
+    ),
+    (
+        "READONLY",
+        "is a replica and refuses to delete",
+        "this is a replica; let REDIS_URL lead to the primary",
+    ),
     ("MASTERDOWN", "is a replica that has lost its primary", "let REDIS_URL lead to the primary"),
     ("LOADING", "is still loading its keys", "it is waited for"),
     ("BUSY", "is held up by a script", "end it with SCRIPT KILL"),
@@ -81,9 +93,15 @@ fn refusal(words: &str) -> String {
     let said = shown(words);
     if code(words) == Some("NOPERM") {
         let (what, remedy) = if is_of_key(words) {
-            ("does not let this user touch a key", "`unstale check` prints the rule that lets it, with the keys of all watches")
+            (
+                "does not let this user touch a key",
+                "`unstale check` prints the rule that lets it, with the keys of all watches",
+            )
         } else {
-            ("does not let this user run a command", "let the user run UNLINK, SCAN, PING, GET and SET; `unstale check` prints the rule")
+            (
+                "does not let this user run a command",
+                "let the user run UNLINK, SCAN, PING, GET and SET; `unstale check` prints the rule",
+            )
         };
         return format!("Redis {what}: {said} ({remedy})");
     }
@@ -121,14 +139,29 @@ mod tests {
                 "its last snapshot failed",
             ),
             ("NOREPLICAS Not enough good replicas to write.", "min-replicas-to-write"),
-            ("READONLY You can't write against a read only replica.", "let REDIS_URL lead to the primary"),
-            ("LOADING Redis is loading the dataset in memory", "is still loading its keys: LOADING"),
+            (
+                "READONLY You can't write against a read only replica.",
+                "let REDIS_URL lead to the primary",
+            ),
+            (
+                "LOADING Redis is loading the dataset in memory",
+                "is still loading its keys: LOADING",
+            ),
             ("OOM command not allowed when used memory > 'maxmemory'.", "raise maxmemory"),
             ("CLUSTERDOWN The cluster is down", "CLUSTER INFO"),
-            ("NOPERM this user has no permissions to run the 'unlink' command", "let the user run UNLINK"),
-            ("NOPERM this user has no permissions to access one of the keys used as arguments", "touch a key"),
+            (
+                "NOPERM this user has no permissions to run the 'unlink' command",
+                "let the user run UNLINK",
+            ),
+            (
+                "NOPERM this user has no permissions to access one of the keys used as arguments",
+                "touch a key",
+            ),
             ("NOPERM No permissions to access a key", "touch a key"),
-            ("WRONGPASS invalid username-password pair or user is disabled.", "correct user and password"),
+            (
+                "WRONGPASS invalid username-password pair or user is disabled.",
+                "correct user and password",
+            ),
             ("something else", "Redis refuses: something else"),
         ] {
             let sentence = Error::Refused(words.to_owned()).to_string();

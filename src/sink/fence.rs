@@ -1,7 +1,8 @@
 //! What a server may answer: RESP2, in measure.
 //!
-//! fred 10.1.0 believes what it reads: a bulk's length is allocated for, a nested reply is parsed by recursion until the stack is gone. So
-//! every byte passes here first, and a reply that is deeper, longer or more than ours ever are ends the connection. Pure.
+//! fred 10.1.0 believes what it reads: a bulk's length is allocated for, a nested reply is parsed
+//! by recursion until the stack is gone. So every byte passes here first, and a reply that is
+//! deeper, longer or more than ours ever are ends the connection. Pure.
 
 /// Levels of a reply: those of SCAN are two.
 const MAX_DEPTH: usize = 8;
@@ -22,7 +23,9 @@ const MAX_NUMBER: usize = 21;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Breach {
     /// Another protocol, or none.
-    #[error("its answer is not in Redis' protocol (RESP2); does REDIS_URL lead to another service, or a TLS port?")]
+    #[error(
+        "its answer is not in Redis' protocol (RESP2); does REDIS_URL lead to another service, or a TLS port?"
+    )]
     Protocol,
     /// See [`MAX_DEPTH`].
     #[error("a reply is nested more than {MAX_DEPTH} deep")]
@@ -70,7 +73,13 @@ pub(super) struct Fence {
 
 impl Fence {
     pub(super) fn new() -> Self {
-        Self { place: Place::Sign, number: Vec::with_capacity(MAX_NUMBER), open: Vec::with_capacity(MAX_DEPTH), bytes: 0, parts: 0 }
+        Self {
+            place: Place::Sign,
+            number: Vec::with_capacity(MAX_NUMBER),
+            open: Vec::with_capacity(MAX_DEPTH),
+            bytes: 0,
+            parts: 0,
+        }
     }
 
     /// May these bytes pass?
@@ -137,11 +146,16 @@ impl Fence {
     }
 
     fn number_ends(&mut self, sign: Sign) -> Result<(), Breach> {
-        let text = std::str::from_utf8(&self.number).ok().and_then(|text| text.strip_suffix('\r')).ok_or(Breach::Protocol)?;
+        let text = std::str::from_utf8(&self.number)
+            .ok()
+            .and_then(|text| text.strip_suffix('\r'))
+            .ok_or(Breach::Protocol)?;
         let number: i64 = text.parse().map_err(|_| Breach::Protocol)?;
         self.number.clear();
         match (sign, usize::try_from(number)) {
-            (Sign::Integer, _) | (Sign::Bulk | Sign::List, Err(_)) | (Sign::List, Ok(0)) => self.part_ends(),
+            (Sign::Integer, _) | (Sign::Bulk | Sign::List, Err(_)) | (Sign::List, Ok(0)) => {
+                self.part_ends()
+            }
             (Sign::Bulk, Ok(length)) => {
                 if length > MAX_BYTES - self.bytes.min(MAX_BYTES) {
                     return Err(Breach::Bytes);
@@ -194,8 +208,13 @@ mod tests {
         for piece in 1..replies.len() {
             assert_eq!(pass(replies, piece), Ok(()), "{piece}");
         }
-        let page = |keys: usize| format!("*2\r\n$1\r\n0\r\n*{keys}\r\n{}", "$3\r\nabc\r\n".repeat(keys));
-        assert_eq!(pass(page(50_000).repeat(50).as_bytes(), 4096), Ok(()), "each reply is measured by itself");
+        let page =
+            |keys: usize| format!("*2\r\n$1\r\n0\r\n*{keys}\r\n{}", "$3\r\nabc\r\n".repeat(keys));
+        assert_eq!(
+            pass(page(50_000).repeat(50).as_bytes(), 4096),
+            Ok(()),
+            "each reply is measured by itself"
+        );
     }
 
     #[test]
@@ -204,7 +223,13 @@ mod tests {
         for (text, expected) in [
             ("*1\r\n".repeat(100_000), Breach::Depth),
             ("$2000000000\r\n".to_owned(), Breach::Bytes),
-            (format!("*100000\r\n{}", format!("$1000\r\n{}\r\n", "x".repeat(1_000)).repeat(20_000)), Breach::Bytes),
+            (
+                format!(
+                    "*100000\r\n{}",
+                    format!("$1000\r\n{}\r\n", "x".repeat(1_000)).repeat(20_000)
+                ),
+                Breach::Bytes,
+            ),
             ("*1000000000\r\n".to_owned(), Breach::Parts),
             (format!("*9\r\n{}", "*100000\r\n".repeat(3)), Breach::Parts),
             (format!("-ERR \u{1b}[2J{long}\r\n"), Breach::Line),

@@ -1,4 +1,5 @@
-//! What `unstale check` asks of Redis: what it says of itself, what this user may, which keys there are and how long they live.
+//! What `unstale check` asks of Redis: what it says of itself, what this user may, which keys there
+//! are and how long they live.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -37,7 +38,8 @@ impl Sink {
         matches!(self.kind, Kind::Cluster(_))
     }
 
-    /// Is it allowed to delete what these patterns match? Deletes nothing but keys that are called as the patterns are.
+    /// Is it allowed to delete what these patterns match? Deletes nothing but keys that are called
+    /// as the patterns are.
     ///
     /// # Errors
     /// [`Error`], as a deletion would have it.
@@ -45,13 +47,28 @@ impl Sink {
         for part in 0..self.parts().await? {
             let step = async |server: &Server| {
                 let connection = server.connection().await?;
-                let step = connection.client.scan_page::<(String, Vec<Key>), _, _>("0", "unstale:check:*", Some(1), None);
+                let step = connection.client.scan_page::<(String, Vec<Key>), _, _>(
+                    "0",
+                    "unstale:check:*",
+                    Some(1),
+                    None,
+                );
                 connection.ask(step).await
             };
             self.part(part, step).await?;
         }
-        for key in patterns.iter().map(String::as_str).filter(|pattern| pattern.contains('*')).chain(["unstale:check:"]) {
-            let delete = async |server: &Server| match server.delete(&[vec![key.into()]], Manner::Alone).await?.refused.pop() {
+        for key in patterns
+            .iter()
+            .map(String::as_str)
+            .filter(|pattern| pattern.contains('*'))
+            .chain(["unstale:check:"])
+        {
+            let delete = async |server: &Server| match server
+                .delete(&[vec![key.into()]], Manner::Alone)
+                .await?
+                .refused
+                .pop()
+            {
                 Some((_, words)) => Err(Error::Refused(words)),
                 None => Ok(()),
             };
@@ -70,7 +87,9 @@ impl Sink {
             let connection = server.connection().await?;
             connection.ask(connection.client.get::<Option<String>, _>(key)).await?;
             let soon = Some(Expiration::PX(1));
-            connection.ask(connection.client.set::<Option<String>, _, _>(key, "", soon, None, true)).await
+            connection
+                .ask(connection.client.set::<Option<String>, _, _>(key, "", soon, None, true))
+                .await
         };
         self.owner(key, mark).await.map(drop)
     }
@@ -83,7 +102,15 @@ impl Sink {
         let expires = Expiration::PX(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
         let put = async |server: &Server| {
             let connection = server.connection().await?;
-            connection.ask(connection.client.set(key, "put here by `unstale check`", Some(expires.clone()), None, false)).await
+            connection
+                .ask(connection.client.set(
+                    key,
+                    "put here by `unstale check`",
+                    Some(expires.clone()),
+                    None,
+                    false,
+                ))
+                .await
         };
         self.owner(key, put).await
     }
@@ -100,8 +127,9 @@ impl Sink {
         self.owner(key, has).await
     }
 
-    /// One step through all of Redis: the keys among the next thousand that match the glob, and how long each will live (`None`: for
-    /// ever). Returns the cursor of the next step; the first is `0`, and after the last comes `0` again.
+    /// One step through all of Redis: the keys among the next thousand that match the glob, and how
+    /// long each will live (`None`: for ever). Returns the cursor of the next step; the first is
+    /// `0`, and after the last comes `0` again.
     ///
     /// # Errors
     /// [`Error`].
@@ -115,7 +143,8 @@ impl Sink {
         .await
     }
 
-    /// A step of a walk through all servers, one after the other: `what` gets that server's own cursor, and returns its next.
+    /// A step of a walk through all servers, one after the other: `what` gets that server's own
+    /// cursor, and returns its next.
     pub(super) async fn step<T>(
         &self,
         cursor: String,
@@ -123,7 +152,8 @@ impl Sink {
     ) -> Result<(String, T), Error> {
         let (part, cursor) = cursor.split_once('/').unwrap_or(("0", &cursor));
         let part: usize = part.parse().unwrap_or(0);
-        let (next, keys) = self.part(part, async |server: &Server| what(server, cursor.to_owned()).await).await?;
+        let (next, keys) =
+            self.part(part, async |server: &Server| what(server, cursor.to_owned()).await).await?;
         let next = match (next.as_str(), part + 1 < self.parts().await?) {
             ("0", false) => next,
             ("0", true) => format!("{}/0", part + 1),
@@ -137,7 +167,8 @@ impl Sink {
     /// # Errors
     /// [`Error`].
     pub async fn life_of(&self, key: &str) -> Result<Lives, Error> {
-        self.owner(key, async |server| lives(&server.connection().await?, vec![key.into()]).await).await
+        self.owner(key, async |server| lives(&server.connection().await?, vec![key.into()]).await)
+            .await
     }
 
     /// How many servers share the keys.
@@ -148,7 +179,11 @@ impl Sink {
         }
     }
 
-    async fn part<T>(&self, part: usize, what: impl AsyncFn(&Server) -> Result<T, Error>) -> Result<T, Error> {
+    async fn part<T>(
+        &self,
+        part: usize,
+        what: impl AsyncFn(&Server) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         match &self.kind {
             Kind::One(server) => what(server).await,
             Kind::Cluster(cluster) => match cluster.map().await?.primaries.get(part) {
@@ -159,7 +194,11 @@ impl Sink {
     }
 
     /// Asks the server that has the key.
-    async fn owner<T>(&self, key: &str, what: impl AsyncFn(&Server) -> Result<T, Error>) -> Result<T, Error> {
+    async fn owner<T>(
+        &self,
+        key: &str,
+        what: impl AsyncFn(&Server) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let Kind::Cluster(cluster) = &self.kind else { return self.part(0, what).await };
         let map = cluster.map().await?;
         let ask = async |map: &super::map::Map| match map.owner(key) {
@@ -167,7 +206,9 @@ impl Sink {
             None => Err(Error::Refused("CLUSTERDOWN no primary has its slot".into())),
         };
         match ask(&map).await {
-            Err(Error::Refused(words)) if words.starts_with("MOVED") => ask(&*cluster.refresh(Some(&map)).await?).await,
+            Err(Error::Refused(words)) if words.starts_with("MOVED") => {
+                ask(&*cluster.refresh(Some(&map)).await?).await
+            }
             result => result,
         }
     }
@@ -184,10 +225,17 @@ async fn lives(connection: &Connection, keys: Vec<Key>) -> Result<Lives, Error> 
     }
     let pipeline = connection.client.pipeline();
     for key in &keys {
-        let _: () = pipeline.pttl(key.clone()).await.map_err(|error| command_error(&error, connection.timeout))?;
+        let _: () = pipeline
+            .pttl(key.clone())
+            .await
+            .map_err(|error| command_error(&error, connection.timeout))?;
     }
-    let lives: Vec<Value> = connection.ask(async { pipeline.try_all::<Value>().await.into_iter().collect() }).await?;
+    let lives: Vec<Value> =
+        connection.ask(async { pipeline.try_all::<Value>().await.into_iter().collect() }).await?;
     let name = |key: &Key| key.as_str_lossy().into_owned();
-    let there = keys.iter().zip(lives.iter().filter_map(Value::as_i64)).filter(|(_, life)| *life != GONE);
-    Ok(there.map(|(key, life)| (name(key), u64::try_from(life).ok().map(Duration::from_millis))).collect())
+    let there =
+        keys.iter().zip(lives.iter().filter_map(Value::as_i64)).filter(|(_, life)| *life != GONE);
+    Ok(there
+        .map(|(key, life)| (name(key), u64::try_from(life).ok().map(Duration::from_millis)))
+        .collect())
 }

@@ -1,7 +1,8 @@
 //! The primaries of a cluster, and which of them has a slot.
 //!
-//! Each has a hash tag of its own, in whose slot its mark lives. A tag outlives a fail-over, because the replica that is promoted has
-//! the mark of its primary; it ends when its slot is given to another primary, whose deletions the mark says nothing about.
+//! Each has a hash tag of its own, in whose slot its mark lives. A tag outlives a fail-over,
+//! because the replica that is promoted has the mark of its primary; it ends when its slot is given
+//! to another primary, whose deletions the mark says nothing about.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,8 @@ use super::slots::{self, SLOTS, Seen};
 use super::url::Node;
 use super::wire::Address;
 
-/// How long a primary may take at first. Most take a millisecond, and each may hold up the others once for so long.
+/// How long a primary may take at first. Most take a millisecond, and each may hold up the others
+/// once for so long.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// No primary has the slot.
@@ -41,8 +43,14 @@ pub(super) struct Primary {
 
 impl Map {
     /// As it was seen. What is known of primaries that are still there is kept.
-    pub(super) fn new(seen: Vec<Seen>, before: Option<&Self>, settings: &Settings, marks: Option<&Arc<Marks>>) -> Self {
-        let primaries: Vec<_> = seen.iter().map(|one| Primary::of(one, &seen, before, settings, marks)).collect();
+    pub(super) fn new(
+        seen: Vec<Seen>,
+        before: Option<&Self>,
+        settings: &Settings,
+        marks: Option<&Arc<Marks>>,
+    ) -> Self {
+        let primaries: Vec<_> =
+            seen.iter().map(|one| Primary::of(one, &seen, before, settings, marks)).collect();
         let mut owners = vec![NOBODY; usize::from(SLOTS)];
         for (index, one) in seen.iter().enumerate() {
             for &(first, last) in &one.ranges {
@@ -60,7 +68,9 @@ impl Map {
 
     /// Has a slot changed hands twice in these? Then a walk may have missed its keys.
     pub(super) fn moved_twice(maps: [&Self; 3]) -> bool {
-        let owner = |map: &Self, slot: usize| map.primaries.get(map.owners[slot]).map(|primary| primary.id.clone());
+        let owner = |map: &Self, slot: usize| {
+            map.primaries.get(map.owners[slot]).map(|primary| primary.id.clone())
+        };
         (0..usize::from(SLOTS)).any(|slot| {
             let [first, second, third] = maps.map(|map| owner(map, slot));
             first != second && second != third
@@ -69,7 +79,13 @@ impl Map {
 }
 
 impl Primary {
-    fn of(one: &Seen, all: &[Seen], before: Option<&Map>, settings: &Settings, marks: Option<&Arc<Marks>>) -> Arc<Self> {
+    fn of(
+        one: &Seen,
+        all: &[Seen],
+        before: Option<&Map>,
+        settings: &Settings,
+        marks: Option<&Arc<Marks>>,
+    ) -> Arc<Self> {
         let has = |tag: &str| {
             let slot = slots::slot(tag.as_bytes());
             one.ranges.iter().any(|&(first, last)| (first..=last).contains(&slot))
@@ -80,7 +96,11 @@ impl Primary {
             return same.clone();
         }
         // Promoted: the other one is no primary any more.
-        let replaced = || known.iter().find(|known| has(&known.tag) && all.iter().all(|other| other.id != known.id));
+        let replaced = || {
+            known
+                .iter()
+                .find(|known| has(&known.tag) && all.iter().all(|other| other.id != known.id))
+        };
         let is_new = !known.iter().any(|known| known.id == one.id);
         let follows = same.or_else(|| if is_new { replaced() } else { None });
         let tag: Arc<str> = match follows {
@@ -112,7 +132,8 @@ impl Primary {
         lock(&self.doubt).clone()
     }
 
-    /// How long it may take for a command before what it should do is handed back. It goes on all the same.
+    /// How long it may take for a command before what it should do is handed back. It goes on all
+    /// the same.
     pub(super) fn patience(&self) -> Duration {
         *lock(&self.patience)
     }
@@ -157,22 +178,39 @@ mod tests {
         let [a, b] = tags(&first)[..] else { panic!("two") };
         assert_eq!([slots::slot(a.as_bytes()), slots::slot(b.as_bytes())], [0, 8001]);
 
-        let promoted = map(vec![seen("a2", 3, &[(0, 8000)]), seen("b", 2, &[(8001, 16383)])], Some(&first));
+        let promoted =
+            map(vec![seen("a2", 3, &[(0, 8000)]), seen("b", 2, &[(8001, 16383)])], Some(&first));
         assert_eq!(tags(&promoted), [a, b]);
         assert!(Arc::ptr_eq(&first.primaries[1], &promoted.primaries[1]), "its connection is kept");
 
-        let given = map(vec![seen("a2", 3, &[(1, 8000)]), seen("b", 2, &[(0, 0), (8001, 16383)])], Some(&promoted));
+        let given = map(
+            vec![seen("a2", 3, &[(1, 8000)]), seen("b", 2, &[(0, 0), (8001, 16383)])],
+            Some(&promoted),
+        );
         assert_ne!(tags(&given)[0], a, "it lives at b now, and says nothing of b");
         assert_eq!(tags(&given)[1], b);
 
-        let joined = map(vec![seen("a2", 3, &[(1, 8000)]), seen("c", 4, &[(0, 0)]), seen("b", 2, &[(8001, 16383)])], Some(&promoted));
-        assert!(joined.primaries.iter().all(|primary| primary.id == "b" || slots::slot(primary.tag.as_bytes()) < 2));
+        let joined = map(
+            vec![
+                seen("a2", 3, &[(1, 8000)]),
+                seen("c", 4, &[(0, 0)]),
+                seen("b", 2, &[(8001, 16383)]),
+            ],
+            Some(&promoted),
+        );
+        assert!(
+            joined
+                .primaries
+                .iter()
+                .all(|primary| primary.id == "b" || slots::slot(primary.tag.as_bytes()) < 2)
+        );
         assert_ne!(tags(&joined)[0], a);
     }
 
     #[test]
     fn a_slot_that_changes_hands_twice_is_noticed() {
-        let with = |owner: &str| map(vec![seen("x", 1, &[(1, 16383)]), seen(owner, 2, &[(0, 0)])], None);
+        let with =
+            |owner: &str| map(vec![seen("x", 1, &[(1, 16383)]), seen(owner, 2, &[(0, 0)])], None);
         let [a, b] = [with("a"), with("b")];
         assert!(Map::moved_twice([&a, &b, &a]));
         assert!(!Map::moved_twice([&a, &b, &b]) && !Map::moved_twice([&a, &a, &b]));

@@ -1,6 +1,7 @@
 //! The marks of this process: their key, and their numbers.
 //!
-//! Owns the counters. They outlive a connection, and a change of the configuration, so that a number is never given out twice.
+//! Owns the counters. They outlive a connection, and a change of the configuration, so that a
+//! number is never given out twice.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -50,7 +51,11 @@ impl Marks {
     }
 
     pub(super) fn next(&self, connection: u64) -> RedisMark {
-        RedisMark { life: self.life.clone(), connection, number: self.numbers.fetch_add(1, Ordering::Relaxed) + 1 }
+        RedisMark {
+            life: self.life.clone(),
+            connection,
+            number: self.numbers.fetch_add(1, Ordering::Relaxed) + 1,
+        }
     }
 }
 
@@ -63,11 +68,14 @@ pub(super) fn found(value: Option<&str>) -> Found {
     value.and_then(|value| value.parse().ok()).map_or(Found::Nothing, Found::Mark)
 }
 
-/// Was the server set back? `least` is what it had acknowledged, or what was found when the connection was made.
+/// Was the server set back? `least` is what it had acknowledged, or what was found when the
+/// connection was made.
 pub(super) fn is_set_back(found: &Found, least: &Found) -> bool {
     match (found, least) {
         (_, Found::Nothing | Found::Refused) => false,
-        (Found::Mark(found), Found::Mark(least)) => found.life != least.life || found.number < least.number,
+        (Found::Mark(found), Found::Mark(least)) => {
+            found.life != least.life || found.number < least.number
+        }
         (_, Found::Mark(_)) => true,
     }
 }

@@ -1,4 +1,5 @@
-//! Reading what is cached, for an audit: values and fields in pipelines of bounded size, and the names of keys.
+//! Reading what is cached, for an audit: values and fields in pipelines of bounded size, and the
+//! names of keys.
 
 use fred::interfaces::KeysInterface;
 use fred::types::{Key, Value};
@@ -10,7 +11,8 @@ use super::slots::Redirect;
 use super::walk::SCAN_COUNT;
 use super::{Kind, Sink};
 
-/// What the replies of one pipeline should have together, so that memory stays bounded whatever the values are.
+/// What the replies of one pipeline should have together, so that memory stays bounded whatever the
+/// values are.
 const PIPELINE_BYTES: usize = 1 << 20;
 
 /// Keys in one pipeline, at first and at the most.
@@ -35,11 +37,17 @@ pub enum Cached {
 }
 
 impl Sink {
-    /// Hands what is under each key to `each`, by its place in the list: a string, or with `field` that field of a hash.
+    /// Hands what is under each key to `each`, by its place in the list: a string, or with `field`
+    /// that field of a hash.
     ///
     /// # Errors
     /// [`Error`]; then not each key was looked at.
-    pub async fn values(&self, keys: &[&str], field: Option<&str>, mut each: impl FnMut(usize, Cached)) -> Result<(), Error> {
+    pub async fn values(
+        &self,
+        keys: &[&str],
+        field: Option<&str>,
+        mut each: impl FnMut(usize, Cached),
+    ) -> Result<(), Error> {
         let cluster = match &self.kind {
             Kind::One(server) => {
                 let all: Vec<usize> = (0..keys.len()).collect();
@@ -73,12 +81,17 @@ impl Sink {
         Ok(())
     }
 
-    /// One step through all of Redis: those keys among the next thousand that match the glob and are text, and the cursor of the next step.
-    /// The first is `0`, and after the last comes `0` again.
+    /// One step through all of Redis: those keys among the next thousand that match the glob and
+    /// are text, and the cursor of the next step. The first is `0`, and after the last comes `0`
+    /// again.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn keys_of_matching(&self, pattern: &str, cursor: String) -> Result<(String, Vec<String>), Error> {
+    pub async fn keys_of_matching(
+        &self,
+        pattern: &str,
+        cursor: String,
+    ) -> Result<(String, Vec<String>), Error> {
         self.step(cursor, async |server, cursor| {
             let connection = server.connection().await?;
             let step = connection.client.scan_page(cursor, pattern, Some(SCAN_COUNT), None);
@@ -125,7 +138,9 @@ impl Server {
                 }
                 each(place, cached);
             }
-            size = (PIPELINE_BYTES * chunk.len() / bytes.max(1)).clamp(1, PIPELINE_KEYS.1).min(chunk.len() * 4);
+            size = (PIPELINE_BYTES * chunk.len() / bytes.max(1))
+                .clamp(1, PIPELINE_KEYS.1)
+                .min(chunk.len() * 4);
             rest = after;
         }
         Ok(moved)
@@ -133,22 +148,32 @@ impl Server {
 }
 
 /// `None`: it lives elsewhere.
-async fn read(connection: &Connection, keys: &[&str], field: Option<&str>) -> Result<Vec<Option<Cached>>, Error> {
+async fn read(
+    connection: &Connection,
+    keys: &[&str],
+    field: Option<&str>,
+) -> Result<Vec<Option<Cached>>, Error> {
     let get = |key: &str| ("GET", vec![key.to_owned()]);
-    let first = keys.iter().map(|key| field.map_or_else(|| get(key), |field| ("HGET", vec![(*key).to_owned(), field.to_owned()])));
+    let first = keys.iter().map(|key| {
+        field.map_or_else(|| get(key), |field| ("HGET", vec![(*key).to_owned(), field.to_owned()]))
+    });
     let replies = pipeline(connection, first.collect()).await?;
     let (mut read, mut again) = (Vec::with_capacity(keys.len()), Vec::new());
     for (place, reply) in replies.into_iter().enumerate() {
         read.push(match (reply, field) {
             (Reply::Elsewhere, _) => None,
             (Reply::Value(Value::Null), None) => Some(Cached::Absent),
-            (Reply::Value(value), None) => Some(value.into_bytes().map_or(Cached::Other, |bytes| Cached::Text(bytes.to_vec()))),
+            (Reply::Value(value), None) => {
+                Some(value.into_bytes().map_or(Cached::Other, |bytes| Cached::Text(bytes.to_vec())))
+            }
             (Reply::OtherType, None) => Some(Cached::Other),
             (Reply::Value(Value::Null), Some(_)) => {
                 again.push((place, ("TYPE", vec![keys[place].to_owned()])));
                 Some(Cached::Other)
             }
-            (Reply::Value(value), Some(_)) => Some(value.into_bytes().map_or(Cached::Other, |bytes| Cached::Field(bytes.to_vec()))),
+            (Reply::Value(value), Some(_)) => Some(
+                value.into_bytes().map_or(Cached::Other, |bytes| Cached::Field(bytes.to_vec())),
+            ),
             // A lease is a string, whatever the value will be.
             (Reply::OtherType, Some(_)) => {
                 again.push((place, get(keys[place])));
@@ -158,12 +183,20 @@ async fn read(connection: &Connection, keys: &[&str], field: Option<&str>) -> Re
     }
     let (places, commands): (Vec<_>, Vec<_>) = again.into_iter().unzip();
     let are_types: Vec<bool> = commands.iter().map(|(name, _)| *name == "TYPE").collect();
-    for ((place, is_type), reply) in places.into_iter().zip(are_types).zip(pipeline(connection, commands).await?) {
+    for ((place, is_type), reply) in
+        places.into_iter().zip(are_types).zip(pipeline(connection, commands).await?)
+    {
         read[place] = match reply {
             Reply::Elsewhere => None,
             Reply::Value(Value::Null) => Some(Cached::Absent),
-            Reply::Value(value) if is_type => Some(if value.as_str().as_deref() == Some("none") { Cached::Absent } else { Cached::Other }),
-            Reply::Value(value) => Some(value.into_bytes().map_or(Cached::Other, |bytes| Cached::Text(bytes.to_vec()))),
+            Reply::Value(value) if is_type => Some(if value.as_str().as_deref() == Some("none") {
+                Cached::Absent
+            } else {
+                Cached::Other
+            }),
+            Reply::Value(value) => {
+                Some(value.into_bytes().map_or(Cached::Other, |bytes| Cached::Text(bytes.to_vec())))
+            }
             Reply::OtherType => Some(Cached::Other),
         };
     }
@@ -179,19 +212,26 @@ enum Reply {
     Elsewhere,
 }
 
-async fn pipeline(connection: &Connection, commands: Vec<(&'static str, Vec<String>)>) -> Result<Vec<Reply>, Error> {
+async fn pipeline(
+    connection: &Connection,
+    commands: Vec<(&'static str, Vec<String>)>,
+) -> Result<Vec<Reply>, Error> {
     if commands.is_empty() {
         return Ok(Vec::new());
     }
     let in_words = |error: fred::error::Error| command_error(&error, connection.timeout);
     let pipeline = connection.client.pipeline();
     for (name, arguments) in commands {
-        let _: () = fred::interfaces::ClientLike::custom(&pipeline, custom(name), arguments).await.map_err(in_words)?;
+        let _: () = fred::interfaces::ClientLike::custom(&pipeline, custom(name), arguments)
+            .await
+            .map_err(in_words)?;
     }
     let replies = connection.ask(async { Ok(pipeline.try_all::<Value>().await) }).await?;
     let reply = |reply: Result<Value, fred::error::Error>| match reply.map_err(in_words) {
         Ok(value) => Ok(Reply::Value(value)),
-        Err(Error::Refused(words)) if error::code(&words) == Some("WRONGTYPE") => Ok(Reply::OtherType),
+        Err(Error::Refused(words)) if error::code(&words) == Some("WRONGTYPE") => {
+            Ok(Reply::OtherType)
+        }
         Err(Error::Refused(words)) if Redirect::read(&words).is_some() => Ok(Reply::Elsewhere),
         Err(error) => Err(error),
     };

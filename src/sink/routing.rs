@@ -1,4 +1,5 @@
-//! What a command to a cluster becomes: shares for the primaries, redirections, and what is handed back.
+//! What a command to a cluster becomes: shares for the primaries, redirections, and what is handed
+//! back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,7 +62,10 @@ impl Cluster {
                 Work::Patterns(_) => Work::Patterns(Arc::new(sum.left)),
             },
         });
-        Ok(Done { existed: sum.existed, delivered: Delivered { parts: sum.parts, left, tags: map.tags.clone() } })
+        Ok(Done {
+            existed: sum.existed,
+            delivered: Delivered { parts: sum.parts, left, tags: map.tags.clone() },
+        })
     }
 
     async fn keys(self: &Arc<Self>, keys: &[String], sum: &mut Sum) -> Result<Arc<Map>, Error> {
@@ -71,7 +75,9 @@ impl Cluster {
         for key in keys {
             // Each heartbeat wants an answer of every primary.
             if canary.is_some_and(|canary| canary == key) {
-                rest.extend(map.primaries.iter().map(|primary| format!("{key}:{{{}}}", primary.tag)));
+                rest.extend(
+                    map.primaries.iter().map(|primary| format!("{key}:{{{}}}", primary.tag)),
+                );
             } else {
                 rest.push(key.clone());
             }
@@ -82,7 +88,8 @@ impl Cluster {
                 sum.reason = Some("no primary has the slots of some keys (CLUSTER INFO)".into());
                 rest.extend(homeless);
             }
-            let (mut asks, mut moved) = (BTreeMap::<Node, Vec<(usize, String)>>::new(), !rest.is_empty());
+            let (mut asks, mut moved) =
+                (BTreeMap::<Node, Vec<(usize, String)>>::new(), !rest.is_empty());
             let shares = self.send(shares, Manner::BySlot).await;
             for share in shares {
                 let part = sum.parts.len();
@@ -91,7 +98,9 @@ impl Cluster {
                         Redirect::Moved => moved = true,
                         Redirect::Apart => {}
                         Redirect::Ask(node) => {
-                            asks.entry(node).or_default().extend(group.into_iter().map(|key| (part, key)));
+                            asks.entry(node)
+                                .or_default()
+                                .extend(group.into_iter().map(|key| (part, key)));
                             continue;
                         }
                     }
@@ -119,9 +128,16 @@ impl Cluster {
     }
 
     /// Sends keys to the node that takes their slot in. Returns those that it has not either.
-    async fn ask(self: &Arc<Self>, map: &Map, mut node: Node, keys: Vec<(usize, String)>, sum: &mut Sum) -> Vec<String> {
+    async fn ask(
+        self: &Arc<Self>,
+        map: &Map,
+        mut node: Node,
+        keys: Vec<(usize, String)>,
+        sum: &mut Sum,
+    ) -> Vec<String> {
         if node.0.is_empty()
-            && let Some(Part { answer, .. }) = keys.first().and_then(|(part, _)| sum.parts.get(*part))
+            && let Some(Part { answer, .. }) =
+                keys.first().and_then(|(part, _)| sum.parts.get(*part))
             && let Some(primary) = map.primaries.iter().find(|primary| primary.tag == answer.tag)
         {
             node.0.clone_from(&primary.address.0);
@@ -176,33 +192,45 @@ impl Cluster {
         done
     }
 
-    async fn send_to(self: &Arc<Self>, primary: &Arc<Primary>, groups: &[Vec<String>], manner: Manner) -> Result<Outcome, String> {
+    async fn send_to(
+        self: &Arc<Self>,
+        primary: &Arc<Primary>,
+        groups: &[Vec<String>],
+        manner: Manner,
+    ) -> Result<Outcome, String> {
         if let Some(reason) = primary.doubt() {
             return Err(reason);
         }
         let keys: Vec<_> = groups.iter().map(|group| shared(group)).collect();
         let patience = primary.patience();
-        let reason = match tokio::time::timeout(patience, primary.server.delete(&keys, manner)).await {
-            Ok(Ok(outcome)) => return Ok(outcome),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => {
-                primary.be_patient(self.settings.timeout);
-                format!("no answer within {patience:?}")
-            }
-        };
+        let reason =
+            match tokio::time::timeout(patience, primary.server.delete(&keys, manner)).await {
+                Ok(Ok(outcome)) => return Ok(outcome),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => {
+                    primary.be_patient(self.settings.timeout);
+                    format!("no answer within {patience:?}")
+                }
+            };
         self.doubt(primary, reason.clone());
         Err(reason)
     }
 
-    async fn patterns(self: &Arc<Self>, patterns: &[String], sum: &mut Sum) -> Result<Arc<Map>, Error> {
+    async fn patterns(
+        self: &Arc<Self>,
+        patterns: &[String],
+        sum: &mut Sum,
+    ) -> Result<Arc<Map>, Error> {
         let (mut map, mut open) = self.look_closely().await?;
         let mut earlier: Option<Arc<Map>> = None;
         for _ in 0..MAX_PASSES {
             self.pass(&map, patterns, sum).await;
             let (after, open_after) = self.look_closely().await?;
-            let is_still = map.seen == after.seen && (open, open_after) == (Some(false), Some(false));
+            let is_still =
+                map.seen == after.seen && (open, open_after) == (Some(false), Some(false));
             // In two passes, a key whose slot moved once was in the same place for one of them.
-            let gave_once = earlier.is_some_and(|earlier| !Map::moved_twice([&earlier, &map, &after]));
+            let gave_once =
+                earlier.is_some_and(|earlier| !Map::moved_twice([&earlier, &map, &after]));
             earlier = Some(std::mem::replace(&mut map, after));
             open = open_after;
             if sum.reason.is_some() {
@@ -227,15 +255,24 @@ impl Cluster {
             match walk {
                 Ok((Ok(outcome), _)) => {
                     sum.existed += outcome.existed;
-                    sum.parts.push(Part { answer: outcome.answer, work: Work::Patterns(Arc::new(patterns.to_vec())) });
+                    sum.parts.push(Part {
+                        answer: outcome.answer,
+                        work: Work::Patterns(Arc::new(patterns.to_vec())),
+                    });
                 }
-                Ok((Err(reason), primary)) => sum.reason = Some(format!("{}: {reason}", primary.name())),
+                Ok((Err(reason), primary)) => {
+                    sum.reason = Some(format!("{}: {reason}", primary.name()))
+                }
                 Err(_) => sum.reason = Some("the walk's task ended".into()),
             }
         }
     }
 
-    async fn walk(self: &Arc<Self>, primary: &Arc<Primary>, patterns: &[String]) -> Result<Outcome, String> {
+    async fn walk(
+        self: &Arc<Self>,
+        primary: &Arc<Primary>,
+        patterns: &[String],
+    ) -> Result<Outcome, String> {
         if let Some(reason) = primary.doubt() {
             return Err(reason);
         }
@@ -257,9 +294,14 @@ impl Cluster {
             });
         }
         let (mut open, mut is_known) = (false, true);
-        while let Ok(Some(look)) = tokio::time::timeout(Duration::from_secs(1), looks.join_next()).await {
+        while let Ok(Some(look)) =
+            tokio::time::timeout(Duration::from_secs(1), looks.join_next()).await
+        {
             match look {
-                Ok(Ok(nodes)) => open |= nodes.as_string().is_some_and(|nodes| !slots::open_slots(&nodes).is_empty()),
+                Ok(Ok(nodes)) => {
+                    open |=
+                        nodes.as_string().is_some_and(|nodes| !slots::open_slots(&nodes).is_empty())
+                }
                 _ => is_known = false,
             }
         }
@@ -275,8 +317,10 @@ impl Sum {
         match result {
             Ok(Outcome { existed, answer, elsewhere, refused }) => {
                 self.existed += existed;
-                let mut redirected: Vec<_> =
-                    elsewhere.into_iter().map(|(group, redirect)| (std::mem::take(&mut groups[group]), redirect)).collect();
+                let mut redirected: Vec<_> = elsewhere
+                    .into_iter()
+                    .map(|(group, redirect)| (std::mem::take(&mut groups[group]), redirect))
+                    .collect();
                 for (group, words) in refused {
                     let group = std::mem::take(&mut groups[group]);
                     if let [_] = &group[..] {
@@ -299,9 +343,11 @@ impl Sum {
     }
 }
 
-/// The shares of the primaries, grouped by slot, or one by one; and the keys of slots that none has.
+/// The shares of the primaries, grouped by slot, or one by one; and the keys of slots that none
+/// has.
 fn split(map: &Map, keys: Vec<String>, one_by_one: bool) -> (Vec<Sending>, Vec<String>) {
-    let mut shares: Vec<BTreeMap<(u16, usize), Vec<String>>> = vec![BTreeMap::new(); map.primaries.len()];
+    let mut shares: Vec<BTreeMap<(u16, usize), Vec<String>>> =
+        vec![BTreeMap::new(); map.primaries.len()];
     let mut homeless = Vec::new();
     for (place, key) in keys.into_iter().enumerate() {
         match map.owner(&key) {
@@ -321,7 +367,8 @@ fn is_of(key: &str, canary: &str) -> bool {
     key.strip_prefix(canary).is_some_and(|rest| rest.starts_with(":{"))
 }
 
-/// The same keys for fred, in one buffer: it wants to own them, and so does who may have to repeat them.
+/// The same keys for fred, in one buffer: it wants to own them, and so does who may have to repeat
+/// them.
 pub(super) fn shared(keys: &[String]) -> Vec<Key> {
     let mut all = BytesMut::with_capacity(keys.iter().map(String::len).sum());
     keys.iter().for_each(|key| all.extend_from_slice(key.as_bytes()));

@@ -52,7 +52,11 @@ pub(super) struct Marking {
 
 impl Marking {
     pub(super) fn new(marks: &Arc<Marks>, tag: Arc<str>) -> Self {
-        let key = if tag.is_empty() { marks.key().to_owned() } else { format!("{}:{{{tag}}}", marks.key()) };
+        let key = if tag.is_empty() {
+            marks.key().to_owned()
+        } else {
+            format!("{}:{{{tag}}}", marks.key())
+        };
         Self { marks: marks.clone(), tag, key, untold: Arc::default() }
     }
 }
@@ -82,28 +86,49 @@ pub(super) enum Manner {
 impl Server {
     /// Connects when first asked for something.
     pub(super) fn new(settings: Settings, way: Way, marking: Option<Marking>) -> Self {
-        Self { settings, way, marking, scan_count: AtomicU32::new(super::walk::SCAN_COUNT), connection: Mutex::new(None) }
+        Self {
+            settings,
+            way,
+            marking,
+            scan_count: AtomicU32::new(super::walk::SCAN_COUNT),
+            connection: Mutex::new(None),
+        }
     }
 
     /// UNLINK of each group, and the mark.
     ///
     /// # Errors
     /// Then some of it may have been done, and all of it is to be repeated.
-    pub(super) async fn delete(&self, groups: &[Vec<Key>], manner: Manner) -> Result<Outcome, Error> {
+    pub(super) async fn delete(
+        &self,
+        groups: &[Vec<Key>],
+        manner: Manner,
+    ) -> Result<Outcome, Error> {
         let connection = self.connection().await?;
         let result = self.delete_over(&connection, groups, manner).await;
         self.concluded(&connection, result).await
     }
 
-    pub(super) async fn delete_over(&self, connection: &Connection, groups: &[Vec<Key>], manner: Manner) -> Result<Outcome, Error> {
+    pub(super) async fn delete_over(
+        &self,
+        connection: &Connection,
+        groups: &[Vec<Key>],
+        manner: Manner,
+    ) -> Result<Outcome, Error> {
         match self.delete_and_mark(connection, groups, manner).await {
-            Err(Error::Refused(words)) if connection.needs_del(&words) => self.delete_and_mark(connection, groups, manner).await,
+            Err(Error::Refused(words)) if connection.needs_del(&words) => {
+                self.delete_and_mark(connection, groups, manner).await
+            }
             result => result,
         }
     }
 
     /// What an answer has reported is not reported again. A connection that failed is replaced.
-    pub(super) async fn concluded<T>(&self, connection: &Connection, result: Result<T, Error>) -> Result<T, Error> {
+    pub(super) async fn concluded<T>(
+        &self,
+        connection: &Connection,
+        result: Result<T, Error>,
+    ) -> Result<T, Error> {
         match result {
             Ok(done) => {
                 if let Some(Marking { untold, .. }) = &self.marking {
@@ -115,15 +140,23 @@ impl Server {
                 self.replace(connection).await;
                 if let Some(End::Breach(Breach::Bytes | Breach::Parts)) = connection.verdict.get() {
                     // Perhaps of a thousand very long keys: the next walk asks for fewer at once.
-                    let _ = self.scan_count.fetch_update(Relaxed, Relaxed, |count| Some((count / 10).max(1)));
+                    let _ = self
+                        .scan_count
+                        .fetch_update(Relaxed, Relaxed, |count| Some((count / 10).max(1)));
                 }
                 Err(connection.verdict.get().map_or(error, |end| end.clone().into_error()))
             }
         }
     }
 
-    /// UNLINK and the mark behind it, in this order on the same connection. Nothing is deleted without keys.
-    pub(super) async fn delete_and_mark(&self, connection: &Connection, groups: &[Vec<Key>], manner: Manner) -> Result<Outcome, Error> {
+    /// UNLINK and the mark behind it, in this order on the same connection. Nothing is deleted
+    /// without keys.
+    pub(super) async fn delete_and_mark(
+        &self,
+        connection: &Connection,
+        groups: &[Vec<Key>],
+        manner: Manner,
+    ) -> Result<Outcome, Error> {
         let Connection { client, number, found, state, timeout, .. } = connection;
         let tag = self.marking.as_ref().map_or_else(|| "".into(), |marking| marking.tag.clone());
         let mark = RedisMark { life: "".into(), connection: *number, number: 0 };
@@ -135,7 +168,10 @@ impl Server {
         let pipeline = client.pipeline();
         for group in groups {
             if manner == Manner::Asking {
-                pipeline.custom::<(), String>(custom("ASKING"), Vec::new()).await.map_err(in_words)?;
+                pipeline
+                    .custom::<(), String>(custom("ASKING"), Vec::new())
+                    .await
+                    .map_err(in_words)?;
             }
             match unlinks {
                 true => pipeline.unlink::<(), _>(group.clone()).await.map_err(in_words)?,
@@ -149,7 +185,8 @@ impl Server {
             marking = state.may_mark.load(Relaxed).then(|| (key, answer.mark.to_string()));
             answer.is_marked = marking.is_some();
         }
-        // fred sends each command of a pipeline by a write of its own, unless something waits behind it: so something does.
+        // fred sends each command of a pipeline by a write of its own, unless something waits
+        // behind it: so something does.
         let behind = async {
             match marking {
                 Some((key, mark)) => Some(client.set(key, mark, None, None, true).await),
@@ -159,22 +196,25 @@ impl Server {
         };
         let mut replies = pin!(join(pipeline.try_all::<Value>(), behind));
         // The first poll hands them over, in this order.
-        let first = std::future::poll_fn(|context| Poll::Ready(replies.as_mut().poll(context))).await;
+        let first =
+            std::future::poll_fn(|context| Poll::Ready(replies.as_mut().poll(context))).await;
         drop(order);
         let (replies, behind) = match first {
             Poll::Ready(replies) => replies,
             Poll::Pending => connection.ask(async { Ok(replies.await) }).await?,
         };
 
-        let mut outcome = counted(connection, groups.len(), manner, &mut replies.into_iter(), answer)?;
+        let mut outcome =
+            counted(connection, groups.len(), manner, &mut replies.into_iter(), answer)?;
         if outcome.answer.is_marked {
-            outcome.answer.is_marked = self.marked(connection, &outcome.answer.mark, &least, behind)?;
+            outcome.answer.is_marked =
+                self.marked(connection, &outcome.answer.mark, &least, behind)?;
         }
         Ok(outcome)
     }
 
-    /// What SET said to the mark: was it written? It also brings the mark before it, which shows a server that was set back behind a
-    /// proxy, so that the connection did not end.
+    /// What SET said to the mark: was it written? It also brings the mark before it, which shows a
+    /// server that was set back behind a proxy, so that the connection did not end.
     fn marked(
         &self,
         connection: &Connection,
@@ -187,8 +227,8 @@ impl Server {
             Some(Err(error)) => {
                 let error = command_error(&error, connection.timeout);
                 let Error::Refused(words) = &error else { return Err(error) };
-                // A full server refuses it now and then, one whose slot is moved until another key is chosen; one that does not know
-                // the command, or whose user may not, always.
+                // A full server refuses it now and then, one whose slot is moved until another key
+                // is chosen; one that does not know the command, or whose user may not, always.
                 if error::code(words) != Some("OOM") && Redirect::read(words).is_none() {
                     connection.state.may_mark.store(false, Relaxed);
                 }
@@ -226,11 +266,17 @@ impl Server {
 
     /// As far as is known without asking it.
     pub(super) fn standing(&self) -> status::Server {
-        let connected =
-            self.connection.try_lock().ok().and_then(|place| place.clone()).filter(|connection| !connection.ended.is_cancelled());
+        let connected = self
+            .connection
+            .try_lock()
+            .ok()
+            .and_then(|place| place.clone())
+            .filter(|connection| !connection.ended.is_cancelled());
         let address = match &self.way {
             Way::At(server) | Way::Bare(server) => Some(server.to_string()),
-            Way::Sentinels(_) => connected.as_ref().map(|connection| connection.address.to_string()),
+            Way::Sentinels(_) => {
+                connected.as_ref().map(|connection| connection.address.to_string())
+            }
         };
         let why_not = connected.is_none().then(|| "there is no connection".to_owned());
         status::Server { address, answers: connected.is_some(), why_not }
@@ -239,7 +285,9 @@ impl Server {
     /// The connection that there is, or a new one.
     pub(super) async fn connection(&self) -> Result<Connection, Error> {
         let mut place = self.connection.lock().await;
-        if let Some(connection) = place.as_ref().filter(|connection| !connection.ended.is_cancelled()) {
+        if let Some(connection) =
+            place.as_ref().filter(|connection| !connection.ended.is_cancelled())
+        {
             return Ok(connection.clone());
         }
         let connection = self.connect().await?;
@@ -251,7 +299,9 @@ impl Server {
         let mut connection = match &self.way {
             Way::At(server) => Connection::open(&self.settings, server, true).await?,
             Way::Bare(server) => Connection::open(&self.settings, server, false).await?,
-            Way::Sentinels(sentinels) => sentinel::open(self.settings.clone(), sentinels.clone()).await?,
+            Way::Sentinels(sentinels) => {
+                sentinel::open(self.settings.clone(), sentinels.clone()).await?
+            }
         };
         if let Some(Marking { marks, key, untold, .. }) = &self.marking {
             connection.number = marks.next_connection();
@@ -290,11 +340,15 @@ fn counted(
         match replies.next().unwrap_or(Ok(Value::Null)).and_then(Value::convert::<u64>) {
             Ok(number) => outcome.existed += number,
             Err(error) => match command_error(&error, connection.timeout) {
-                Error::Refused(words) if error::is_of_key(&words) => outcome.refused.push((group, words)),
-                Error::Refused(words) => match Redirect::read(&words).filter(|_| manner != Manner::Alone) {
-                    Some(redirect) => outcome.elsewhere.push((group, redirect)),
-                    None => return Err(Error::Refused(words)),
-                },
+                Error::Refused(words) if error::is_of_key(&words) => {
+                    outcome.refused.push((group, words))
+                }
+                Error::Refused(words) => {
+                    match Redirect::read(&words).filter(|_| manner != Manner::Alone) {
+                        Some(redirect) => outcome.elsewhere.push((group, redirect)),
+                        None => return Err(Error::Refused(words)),
+                    }
+                }
                 error => return Err(error),
             },
         }
@@ -305,7 +359,9 @@ fn counted(
 async fn read_mark(connection: &Connection, key: &str) -> Result<Found, Error> {
     match connection.ask(connection.client.get::<Option<String>, _>(key)).await {
         Ok(value) => Ok(marks::found(value.as_deref())),
-        Err(Error::Refused(words)) if matches!(error::code(&words), Some("NOPERM" | "ERR")) => Ok(Found::Refused),
+        Err(Error::Refused(words)) if matches!(error::code(&words), Some("NOPERM" | "ERR")) => {
+            Ok(Found::Refused)
+        }
         // The slot is on its way elsewhere: what was marked there is not known here.
         Err(Error::Refused(words)) if Redirect::read(&words).is_some() => Ok(Found::Nothing),
         Err(error) => Err(error),

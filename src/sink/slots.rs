@@ -1,6 +1,8 @@
-//! Which slot of a cluster a key is in, which primary has it, and what a node says of a key that it has not.
+//! Which slot of a cluster a key is in, which primary has it, and what a node says of a key that it
+//! has not.
 //!
-//! Pure but for fred's types. The specification: <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
+//! Pure but for fred's types. The specification:
+//! <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +13,16 @@ use super::url::Node;
 /// How many there are.
 pub(super) const SLOTS: u16 = 16_384;
 
-/// The slot of a key: of what is between its first brace and the next, if something is, else of the whole.
+/// The slot of a key: of what is between its first brace and the next, if something is, else of the
+/// whole.
 #[must_use]
 pub fn slot(key: &[u8]) -> u16 {
     let tagged = key.iter().position(|&byte| byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
-        rest.iter().position(|&byte| byte == b'}').filter(|&length| length > 0).map(|length| &rest[..length])
+        rest.iter()
+            .position(|&byte| byte == b'}')
+            .filter(|&length| length > 0)
+            .map(|length| &rest[..length])
     });
     crc16(tagged.unwrap_or(key)) % SLOTS
 }
@@ -43,7 +49,10 @@ const TABLE: [u16; 256] = {
 
 /// The shortest number that lies in this slot, as a hash tag.
 pub(super) fn tag(wanted: u16) -> String {
-    (0_u32..).map(|number| number.to_string()).find(|text| slot(text.as_bytes()) == wanted).unwrap_or_default()
+    (0_u32..)
+        .map(|number| number.to_string())
+        .find(|text| slot(text.as_bytes()) == wanted)
+        .unwrap_or_default()
 }
 
 /// Keys that one command may name together.
@@ -101,10 +110,17 @@ pub(super) fn view(answer: Value, asked: &str) -> Option<Vec<Seen>> {
         let (first, last) = (number(&parts.next()?)?, number(&parts.next()?)?);
         let Some(Value::Array(primary)) = parts.next() else { continue };
         let [host, port, id, ..] = &primary[..] else { return None };
-        let host = host.as_string().filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.to_owned());
+        let host = host
+            .as_string()
+            .filter(|host| !host.is_empty() && host != "?")
+            .unwrap_or_else(|| asked.to_owned());
         let id = id.as_string()?;
         let seen = Seen { id: id.clone(), address: (host, number(port)?), ranges: Vec::new() };
-        primaries.entry(id).or_insert(seen).ranges.push((first.min(SLOTS - 1), last.min(SLOTS - 1)));
+        primaries
+            .entry(id)
+            .or_insert(seen)
+            .ranges
+            .push((first.min(SLOTS - 1), last.min(SLOTS - 1)));
     }
     let mut primaries: Vec<_> = primaries.into_values().collect();
     primaries.iter_mut().for_each(|seen| seen.ranges.sort_unstable());
@@ -116,10 +132,15 @@ fn number(value: &Value) -> Option<u16> {
     value.as_i64()?.try_into().ok()
 }
 
-/// The slots that a node is about to give away or to take in, of its own line in the answer to CLUSTER NODES: `[93-<-292f...]`.
+/// The slots that a node is about to give away or to take in, of its own line in the answer to
+/// CLUSTER NODES: `[93-<-292f...]`.
 pub(super) fn open_slots(nodes: &str) -> Vec<String> {
-    let own = nodes.lines().filter(|line| line.split(' ').nth(2).is_some_and(|flags| flags.contains("myself")));
-    own.flat_map(|line| line.split(' ').filter(|word| word.starts_with('['))).map(str::to_owned).collect()
+    let own = nodes
+        .lines()
+        .filter(|line| line.split(' ').nth(2).is_some_and(|flags| flags.contains("myself")));
+    own.flat_map(|line| line.split(' ').filter(|word| word.starts_with('[')))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -129,9 +150,14 @@ mod tests {
     #[test]
     fn slots_are_those_of_redis() {
         // Said by CLUSTER KEYSLOT of Redis 7.0.15.
-        for (key, expected) in
-            [("123456789", 12739), ("foo", 12182), ("{user1000}.following", 3443), ("foo{}{bar}", 8363), ("foo{{bar}}zap", 4015), ("", 0)]
-        {
+        for (key, expected) in [
+            ("123456789", 12739),
+            ("foo", 12182),
+            ("{user1000}.following", 3443),
+            ("foo{}{bar}", 8363),
+            ("foo{{bar}}zap", 4015),
+            ("", 0),
+        ] {
             assert_eq!(slot(key.as_bytes()), expected, "{key}");
         }
     }
@@ -146,9 +172,18 @@ mod tests {
     #[test]
     fn a_redirection_is_read_and_an_error_is_none() {
         assert_eq!(Redirect::read("MOVED 3999 127.0.0.1:6381"), Some(Redirect::Moved));
-        assert_eq!(Redirect::read("ASK 3999 h-1.example:6381"), Some(Redirect::Ask(("h-1.example".into(), 6381))));
-        assert_eq!(Redirect::read("ASK 3999 [::1]:6381"), Some(Redirect::Ask(("::1".into(), 6381))));
-        assert_eq!(Redirect::read("TRYAGAIN Multiple keys request during rehashing of slot"), Some(Redirect::Apart));
+        assert_eq!(
+            Redirect::read("ASK 3999 h-1.example:6381"),
+            Some(Redirect::Ask(("h-1.example".into(), 6381)))
+        );
+        assert_eq!(
+            Redirect::read("ASK 3999 [::1]:6381"),
+            Some(Redirect::Ask(("::1".into(), 6381)))
+        );
+        assert_eq!(
+            Redirect::read("TRYAGAIN Multiple keys request during rehashing of slot"),
+            Some(Redirect::Apart)
+        );
         assert_eq!(Redirect::read("MISCONF no"), None);
         assert_eq!(Redirect::read("ASK"), None);
     }

@@ -1,15 +1,17 @@
 //! `REDIS_URL`, in front of the driver, in the spelling that the driver documents
 //! (<https://docs.rs/fred/10.1.0/fred/types/config/struct.Config.html#method.from_url>).
 //!
-//! The driver by itself ignores a part that it does not know, so that `redis://h?db=2` would empty database 0. Must hold: nothing of a
-//! URL is ignored, and no refusal shows a part that may belong to a password. Pure.
+//! The driver by itself ignores a part that it does not know, so that `redis://h?db=2` would empty
+//! database 0. Must hold: nothing of a URL is ignored, and no refusal shows a part that may belong
+//! to a password. Pure.
 
 use std::path::PathBuf;
 
 use crate::spelling::{self, nearest};
 
 /// After whatever may be a part of a password.
-const ENCODE: &str = "in a user or password write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25";
+const ENCODE: &str =
+    "in a user or password write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25";
 
 /// Where a URL leads.
 #[derive(Clone, PartialEq, Eq)]
@@ -93,9 +95,14 @@ impl Url {
         if rest.contains('#') {
             return Err(format!("a # has no meaning here; {ENCODE}"));
         }
-        let (place, query) = rest.split_once('?').map_or((rest, ""), |(place, query)| (place, query));
-        let (credentials, place) = place.rsplit_once('@').map_or((None, place), |(credentials, place)| (Some(credentials), place));
-        if credentials.is_some_and(|credentials| credentials.contains(['@', '/'])) || query.contains('@') {
+        let (place, query) =
+            rest.split_once('?').map_or((rest, ""), |(place, query)| (place, query));
+        let (credentials, place) = place
+            .rsplit_once('@')
+            .map_or((None, place), |(credentials, place)| (Some(credentials), place));
+        if credentials.is_some_and(|credentials| credentials.contains(['@', '/']))
+            || query.contains('@')
+        {
             return Err(format!("there is an @ too many; {ENCODE}"));
         }
         let (user, password) = credentials.map(user_and_password).transpose()?.unwrap_or_default();
@@ -103,12 +110,18 @@ impl Url {
         let parts = Parts::read(kind, authority, path, query)?;
         let (database, place) = match kind {
             Kind::Socket => (parts.database(parts.one("db"))?, parts.socket()?),
-            Kind::Server => (parts.database(Some(path))?, Place::Server(node(authority, kind.port())?)),
-            Kind::Cluster if !path.is_empty() && path != "0" => return Err("a cluster has no database but 0; leave it out".into()),
+            Kind::Server => {
+                (parts.database(Some(path))?, Place::Server(node(authority, kind.port())?))
+            }
+            Kind::Cluster if !path.is_empty() && path != "0" => {
+                return Err("a cluster has no database but 0; leave it out".into());
+            }
             Kind::Cluster => (None, Place::Cluster(parts.nodes()?)),
             Kind::Sentinel => {
                 let service = parts.one("sentinelServiceName").filter(|name| !name.is_empty());
-                let service = service.ok_or("which primary is meant? write ?sentinelServiceName=mymaster")?.to_owned();
+                let service = service
+                    .ok_or("which primary is meant? write ?sentinelServiceName=mymaster")?
+                    .to_owned();
                 (parts.database(Some(path))?, Place::Sentinel { nodes: parts.nodes()?, service })
             }
         };
@@ -117,9 +130,12 @@ impl Url {
 }
 
 fn scheme(url: &str) -> Result<(Kind, bool, &str), String> {
-    let usage = "write redis://:password@host:6379/0, rediss:// for TLS, or redis+unix:///run/redis.sock";
-    let (name, rest) = url.split_once("://").ok_or_else(|| format!("it is not a Redis URL; {usage}"))?;
-    let as_redis = name.strip_prefix("valkey").map_or_else(|| name.to_owned(), |rest| format!("redis{rest}"));
+    let usage =
+        "write redis://:password@host:6379/0, rediss:// for TLS, or redis+unix:///run/redis.sock";
+    let (name, rest) =
+        url.split_once("://").ok_or_else(|| format!("it is not a Redis URL; {usage}"))?;
+    let as_redis =
+        name.strip_prefix("valkey").map_or_else(|| name.to_owned(), |rest| format!("redis{rest}"));
     if let Some((_, kind, tls)) = SCHEMES.iter().find(|(known, ..)| *known == as_redis) {
         return Ok((*kind, *tls, rest));
     }
@@ -134,8 +150,9 @@ fn scheme(url: &str) -> Result<(Kind, bool, &str), String> {
 
 fn user_and_password(credentials: &str) -> Result<(Option<String>, Option<String>), String> {
     // Some programs take a lone word for the user, others for the password.
-    let (user, password) =
-        credentials.split_once(':').ok_or("a user has no password; write :password@ or user:password@ before the host")?;
+    let (user, password) = credentials
+        .split_once(':')
+        .ok_or("a user has no password; write :password@ or user:password@ before the host")?;
     let text = |text: &str| decode(text).map(|text| Some(text).filter(|text| !text.is_empty()));
     Ok((text(user)?, text(password)?))
 }
@@ -174,7 +191,8 @@ impl<'a> Parts<'a> {
             None | Some("") => Ok(None),
             Some(number) => number.parse().map(Some).map_err(|_| match self.kind {
                 Kind::Socket => "db must be the number of a database, as in ?db=2".to_owned(),
-                _ => "after the host comes the number of a database, as in redis://host:6379/2".to_owned(),
+                _ => "after the host comes the number of a database, as in redis://host:6379/2"
+                    .to_owned(),
             }),
         }
     }
@@ -188,22 +206,34 @@ impl<'a> Parts<'a> {
     }
 
     fn nodes(&self) -> Result<Vec<Node>, String> {
-        let others = self.query.iter().filter(|(name, _)| name == "node").map(|(_, value)| value.as_str());
-        [self.authority].into_iter().chain(others).map(|text| node(text, self.kind.port())).collect()
+        let others =
+            self.query.iter().filter(|(name, _)| name == "node").map(|(_, value)| value.as_str());
+        [self.authority]
+            .into_iter()
+            .chain(others)
+            .map(|text| node(text, self.kind.port()))
+            .collect()
     }
 }
 
-/// A name with a digit in it is no part of any URL, and may be one of a password that was not encoded.
+/// A name with a digit in it is no part of any URL, and may be one of a password that was not
+/// encoded.
 fn unknown(kind: Kind, name: &str) -> String {
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || "_-.".contains(c)) {
         return format!("what follows the ? is not name=value; {ENCODE}");
     }
     match (kind, name) {
         (Kind::Server, "db" | "database") => {
-            format!("the database's number comes after the host, as in redis://host:6379/2, not as {name}=")
+            format!(
+                "the database's number comes after the host, as in redis://host:6379/2, not as {name}="
+            )
         }
-        (_, "password" | "username" | "user") => format!("{name} comes before the host, as in redis://user:password@host:6379"),
-        (_, "sentinelUsername" | "sentinelPassword") => format!("{name} is not supported yet: the sentinels must ask for no password"),
+        (_, "password" | "username" | "user") => {
+            format!("{name} comes before the host, as in redis://user:password@host:6379")
+        }
+        (_, "sentinelUsername" | "sentinelPassword") => {
+            format!("{name} is not supported yet: the sentinels must ask for no password")
+        }
         _ => match nearest(name, kind.names().iter().copied()) {
             Some(nearest) => format!("there is no part {name}; did you mean {nearest}?"),
             None => format!("there is no part {name}; leave it out"),
@@ -214,16 +244,23 @@ fn unknown(kind: Kind, name: &str) -> String {
 /// `host:port`, `[::1]:port`.
 fn node(text: &str, default: u16) -> Result<Node, String> {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((host, rest)) => {
-            (host, rest.strip_prefix(':').or(rest.is_empty().then_some("")).ok_or("after ] comes a port, as in [::1]:6379")?)
-        }
+        Some((host, rest)) => (
+            host,
+            rest.strip_prefix(':')
+                .or(rest.is_empty().then_some(""))
+                .ok_or("after ] comes a port, as in [::1]:6379")?,
+        ),
         None => text.split_once(':').unwrap_or((text, "")),
     };
     if host.is_empty() {
         return Err("it names no host".into());
     }
-    let port = if port.is_empty() { Some(default) } else { port.parse().ok().filter(|port| *port > 0) };
-    Ok((decode(host)?, port.ok_or_else(|| format!("a port is not a number from 1 to 65535; {ENCODE}"))?))
+    let port =
+        if port.is_empty() { Some(default) } else { port.parse().ok().filter(|port| *port > 0) };
+    Ok((
+        decode(host)?,
+        port.ok_or_else(|| format!("a port is not a number from 1 to 65535; {ENCODE}"))?,
+    ))
 }
 
 /// What stands between the separators.
@@ -255,11 +292,39 @@ mod tests {
             ("redis://h", server("h", 6379), false, None, None, None),
             ("redis://h/", server("h", 6379), false, None, None, None),
             ("redis://:pw@h:1/2", server("h", 1), false, None, Some("pw"), Some(2)),
-            ("rediss://u:p%40%2F@[::1]:1/0", server("::1", 1), true, Some("u"), Some("p@/"), Some(0)),
+            (
+                "rediss://u:p%40%2F@[::1]:1/0",
+                server("::1", 1),
+                true,
+                Some("u"),
+                Some("p@/"),
+                Some(0),
+            ),
             ("valkeys://u:p@h", server("h", 6379), true, Some("u"), Some("p"), None),
-            ("redis+unix:///run/r.sock", Place::Socket("/run/r.sock".into()), false, None, None, None),
-            ("redis+unix://:pw@localhost/run/r.sock?db=3", Place::Socket("/run/r.sock".into()), false, None, Some("pw"), Some(3)),
-            ("valkey+unix://u:pw@/run/r.sock", Place::Socket("/run/r.sock".into()), false, Some("u"), Some("pw"), None),
+            (
+                "redis+unix:///run/r.sock",
+                Place::Socket("/run/r.sock".into()),
+                false,
+                None,
+                None,
+                None,
+            ),
+            (
+                "redis+unix://:pw@localhost/run/r.sock?db=3",
+                Place::Socket("/run/r.sock".into()),
+                false,
+                None,
+                Some("pw"),
+                Some(3),
+            ),
+            (
+                "valkey+unix://u:pw@/run/r.sock",
+                Place::Socket("/run/r.sock".into()),
+                false,
+                Some("u"),
+                Some("pw"),
+                None,
+            ),
             (
                 "rediss-cluster://a:1?node=b:2&node=c",
                 Place::Cluster(vec![("a".into(), 1), ("b".into(), 2), ("c".into(), 6379)]),
@@ -270,7 +335,10 @@ mod tests {
             ),
             (
                 "redis-sentinel://a/1?node=b:2&sentinelServiceName=m",
-                Place::Sentinel { nodes: vec![("a".into(), 26379), ("b".into(), 2)], service: "m".into() },
+                Place::Sentinel {
+                    nodes: vec![("a".into(), 26379), ("b".into(), 2)],
+                    service: "m".into(),
+                },
                 false,
                 None,
                 None,
@@ -278,9 +346,19 @@ mod tests {
             ),
         ] {
             let read = parsed(url);
-            let Url { tls: its_tls, user: its_user, password: its_password, database: its_database, place: its_place } = read;
+            let Url {
+                tls: its_tls,
+                user: its_user,
+                password: its_password,
+                database: its_database,
+                place: its_place,
+            } = read;
             assert_eq!(its_place, place, "{url}");
-            assert_eq!((its_tls, its_user.as_deref(), its_password.as_deref(), its_database), (tls, user, password, database), "{url}");
+            assert_eq!(
+                (its_tls, its_user.as_deref(), its_password.as_deref(), its_database),
+                (tls, user, password, database),
+                "{url}"
+            );
         }
     }
 
@@ -294,7 +372,10 @@ mod tests {
         assert!(refused("unix:///run/r.sock").contains("redis+unix:///run/redis.sock"));
         assert!(refused("redis+unix://run/r.sock").contains("three slashes"));
         assert!(refused("redis-sentinel://h").contains("sentinelServiceName"));
-        assert!(refused("redis-sentinel://h?sentinelservicename=x").contains("did you mean sentinelServiceName?"));
+        assert!(
+            refused("redis-sentinel://h?sentinelservicename=x")
+                .contains("did you mean sentinelServiceName?")
+        );
         assert!(refused("redis-cluster://h/2").contains("no database but 0"));
         assert!(refused("rediss://h/#insecure").contains('#'));
         assert!(refused("redis://u@h").contains("has no password"));

@@ -11,7 +11,8 @@ use super::server::{Manner, Outcome, Server};
 use super::slots;
 use crate::glob::Globs;
 
-/// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not held up.
+/// Keys that Redis looks at in one step of SCAN: well under a millisecond, so that others are not
+/// held up.
 pub(super) const SCAN_COUNT: u32 = 1_000;
 
 /// Bytes of keys in one UNLINK of a walk, unless a single key is longer.
@@ -29,14 +30,25 @@ impl Server {
         self.concluded(&connection, result).await
     }
 
-    async fn steps(&self, connection: &Connection, patterns: &[String], manner: Manner) -> Result<Outcome, Error> {
+    async fn steps(
+        &self,
+        connection: &Connection,
+        patterns: &[String],
+        manner: Manner,
+    ) -> Result<Outcome, Error> {
         let globs = Globs::parse(patterns).map_err(|error| Error::Refused(error.to_string()))?;
-        let sent = if let [pattern] = patterns { Some(pattern.clone()) } else { globs.common() }.unwrap_or_else(|| "*".into());
+        let sent = if let [pattern] = patterns { Some(pattern.clone()) } else { globs.common() }
+            .unwrap_or_else(|| "*".into());
         let mut existed = 0;
         let mut cursor = "0".to_owned();
         let mut turtle = cursor.clone(); // Brent's: a cursor that comes again is met
         for step in 1..=MAX_STEPS {
-            let page = connection.client.scan_page(cursor, sent.as_str(), Some(self.scan_count.load(Relaxed)), None);
+            let page = connection.client.scan_page(
+                cursor,
+                sent.as_str(),
+                Some(self.scan_count.load(Relaxed)),
+                None,
+            );
             let (next, mut keys): (String, Vec<Key>) = connection.ask(page).await?;
             keys.retain(|key| globs.matches(key.as_bytes()));
             while !keys.is_empty() {
@@ -47,7 +59,8 @@ impl Server {
                 });
                 let rest = keys.split_off(fits.count().max(1));
                 // A key that has moved since is another server's business.
-                let groups = if manner == Manner::Alone { vec![keys] } else { slots::grouped(keys) };
+                let groups =
+                    if manner == Manner::Alone { vec![keys] } else { slots::grouped(keys) };
                 let mut outcome = self.delete_over(connection, &groups, manner).await?;
                 if let Some((_, words)) = outcome.refused.pop() {
                     return Err(Error::Refused(words));
@@ -56,7 +69,10 @@ impl Server {
                 keys = rest;
             }
             if next == "0" {
-                return Ok(Outcome { existed, ..self.delete_and_mark(connection, &[], manner).await? });
+                return Ok(Outcome {
+                    existed,
+                    ..self.delete_and_mark(connection, &[], manner).await?
+                });
             }
             if next == turtle {
                 return Err(Error::Broken("its SCAN goes round in circles".into()));

@@ -1,8 +1,9 @@
 //! The way to Redis: TCP, TLS or a Unix socket, with a fence before fred.
 //!
-//! fred has no place where its bytes could be looked at. So it is given a socket of this process, behind which a task carries what it
-//! says to Redis, and what Redis says, once it has passed the fence, to it. That is two copies in memory. Must hold:
-//! only this process can connect to that socket, and it takes one connection.
+//! fred has no place where its bytes could be looked at. So it is given a socket of this process,
+//! behind which a task carries what it says to Redis, and what Redis says, once it has passed the
+//! fence, to it. That is two copies in memory. Must hold: only this process can connect to that
+//! socket, and it takes one connection.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +11,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
+};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -76,7 +79,9 @@ pub(super) async fn open(
 ) -> Result<(PathBuf, Verdict), Error> {
     let stream = match tokio::time::timeout(timeout, dial(server, tls)).await {
         Ok(stream) => stream?,
-        Err(_) => return Err(Error::Connect(format!("no answer within {timeout:?} (redis.timeout)"))),
+        Err(_) => {
+            return Err(Error::Connect(format!("no answer within {timeout:?} (redis.timeout)")));
+        }
     };
     let verdict = Verdict::default();
     let (path, guard) = private_path()?;
@@ -95,25 +100,36 @@ pub(super) async fn open(
 async fn dial(server: &Address, tls: Option<&Tls>) -> Result<Box<dyn Stream>, Error> {
     let failed = |error: std::io::Error| Error::Connect(in_words(&error));
     let server = match server {
-        Address::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
+        Address::Socket(path) => {
+            return Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?));
+        }
         Address::Host(server) => server,
     };
     let host = server.0.trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect((host, server.1)).await.map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
     let Some(tls) = tls else { return Ok(Box::new(stream)) };
-    let name =
-        ServerName::try_from(host.to_owned()).map_err(|_| Error::Url(format!("{host} is no name that a certificate could be for")))?;
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| Error::Url(format!("{host} is no name that a certificate could be for")))?;
     let connector = TlsConnector::from(Arc::new(tls::client_config(tls)?));
     Ok(Box::new(connector.connect(name, stream).await.map_err(failed)?))
 }
 
-/// Where only this process connects: a name without a file where there are such, else a file in a directory of our own.
+/// Where only this process connects: a name without a file where there are such, else a file in a
+/// directory of our own.
 #[cfg(target_os = "linux")]
 fn private_path() -> Result<(PathBuf, ()), Error> {
     use std::hash::{BuildHasher as _, RandomState};
     let random = || RandomState::new().hash_one(());
-    Ok((PathBuf::from(format!("\0unstale-{}-{:016x}{:016x}", std::process::id(), random(), random())), ()))
+    Ok((
+        PathBuf::from(format!(
+            "\0unstale-{}-{:016x}{:016x}",
+            std::process::id(),
+            random(),
+            random()
+        )),
+        (),
+    ))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -163,7 +179,9 @@ async fn answer(mut from: ReadHalf<Box<dyn Stream>>, mut to: WriteHalf<UnixStrea
         let length = match from.read(&mut chunk).await {
             Ok(0) => return None,
             Ok(length) => length,
-            Err(error) => return tls::remedy(&details(&error)).map(|_| End::Failed(in_words(&error))),
+            Err(error) => {
+                return tls::remedy(&details(&error)).map(|_| End::Failed(in_words(&error)));
+            }
         };
         if let Err(breach) = fence.pass(&chunk[..length]) {
             return Some(End::Breach(breach));
@@ -184,6 +202,9 @@ fn in_words(error: &std::io::Error) -> String {
     let details = details(error);
     match tls::remedy(&details) {
         Some(remedy) => format!("{remedy} ({})", shown(&details)),
-        None => format!("{}; is REDIS_URL right?", details.split(" (os error").next().unwrap_or_default()),
+        None => format!(
+            "{}; is REDIS_URL right?",
+            details.split(" (os error").next().unwrap_or_default()
+        ),
     }
 }

@@ -1,7 +1,7 @@
 //! Who deletes: tasks that perform one command after the other, each repeated until it is done.
 //!
-//! UNLINK may be repeated (P6). The tasks are kept, because each has 15 kB: one for each command left a hole of that size in the heap
-//! for each.
+//! UNLINK may be repeated (P6). The tasks are kept, because each has 15 kB: one for each command
+//! left a hole of that size in the heap for each.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,12 @@ impl Workers {
     pub fn begin(&mut self, command: Command) {
         let worker = self.idle.pop().unwrap_or_else(|| {
             let (worker, commands) = mpsc::channel(1);
-            self.tasks.spawn(perform(self.sink.clone(), commands, worker.clone(), self.report.clone()));
+            self.tasks.spawn(perform(
+                self.sink.clone(),
+                commands,
+                worker.clone(),
+                self.report.clone(),
+            ));
             worker
         });
         let _ = worker.try_send(command); // it waits for one, so there is room
@@ -89,7 +94,8 @@ async fn perform(
             match sink.perform(&work).await {
                 Ok(done) => break done,
                 Err(error) => {
-                    let _ = report.send((Report::Failed { id, reason: error.to_string() }, None)).await;
+                    let _ =
+                        report.send((Report::Failed { id, reason: error.to_string() }, None)).await;
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }

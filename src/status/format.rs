@@ -1,4 +1,5 @@
-//! Durations, numbers and sizes as a person reads them at a glance. The page's script writes durations in the same way.
+//! Durations, numbers and sizes as a person reads them at a glance. The page's script writes
+//! durations in the same way.
 
 use super::Nines;
 
@@ -49,14 +50,19 @@ pub fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     for unit in ["B", "kB", "MB"] {
         if size < 1_000.0 {
-            return if size < 10.0 && unit != "B" { format!("{size:.1} {unit}") } else { format!("{size:.0} {unit}") };
+            return if size < 10.0 && unit != "B" {
+                format!("{size:.1} {unit}")
+            } else {
+                format!("{size:.0} {unit}")
+            };
         }
         size /= 1_000.0;
     }
     format!("{size:.1} GB")
 }
 
-/// The share of values that were right: `99.99 % of 12 345`. Never rounded up: `100 %` means all of them.
+/// The share of values that were right: `99.99 % of 12 345`. Never rounded up: `100 %` means all of
+/// them.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "six digits are shown")]
 pub fn nines(nines: Nines) -> String {
@@ -76,16 +82,31 @@ mod tests {
     #[test]
     fn numbers_are_short_and_keep_their_size() {
         let shown = [0.000_42, 0.004_21, 0.0421, 0.9, 4.21, 42.1, 421.0, 7_300.0, 4e5].map(seconds);
-        assert_eq!(shown, ["0.42 ms", "4.2 ms", "42 ms", "900 ms", "4.2 s", "42 s", "7 min", "2 h", "5 d"]);
-        assert_eq!([0, 999, 1_000, 1_234_567].map(number), ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]);
+        assert_eq!(
+            shown,
+            ["0.42 ms", "4.2 ms", "42 ms", "900 ms", "4.2 s", "42 s", "7 min", "2 h", "5 d"]
+        );
+        assert_eq!(
+            [0, 999, 1_000, 1_234_567].map(number),
+            ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]
+        );
         assert_eq!([0.0, 0.02, 1.5, 120.4].map(rate), ["0", "0.02", "1.5", "120"]);
-        assert_eq!([0, 512, 1_500, 12_000_000, 3_000_000_000].map(bytes), ["0 B", "512 B", "1.5 kB", "12 MB", "3.0 GB"]);
+        assert_eq!(
+            [0, 512, 1_500, 12_000_000, 3_000_000_000].map(bytes),
+            ["0 B", "512 B", "1.5 kB", "12 MB", "3.0 GB"]
+        );
     }
 
     #[test]
     fn one_stale_value_in_a_million_is_not_rounded_away() {
         assert_eq!(nines(Nines { audited: 1_000, stale: 0 }), "100 % of 1\u{202f}000");
-        assert_eq!(nines(Nines { audited: 1_000_000, stale: 1 }), "99.9999 % of 1\u{202f}000\u{202f}000");
-        assert_eq!(nines(Nines { audited: 100_000_000, stale: 1 }), "99.9999 % of 100\u{202f}000\u{202f}000");
+        assert_eq!(
+            nines(Nines { audited: 1_000_000, stale: 1 }),
+            "99.9999 % of 1\u{202f}000\u{202f}000"
+        );
+        assert_eq!(
+            nines(Nines { audited: 100_000_000, stale: 1 }),
+            "99.9999 % of 100\u{202f}000\u{202f}000"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! The page at `/`: the document as HTML, with its style and its script, and nothing from elsewhere.
+//! The page at `/`: the document as HTML, with its style and its script, and nothing from
+//! elsewhere.
 //!
-//! Must hold: every text goes through `Text`, which escapes it for a person's eye and for HTML; there is no attribute `style` or
-//! `on...`, so that [`CONTENT_SECURITY_POLICY`] lets nothing run but this style and this script. What matters is there without it.
+//! Must hold: every text goes through `Text`, which escapes it for a person's eye and for HTML;
+//! there is no attribute `style` or `on...`, so that [`CONTENT_SECURITY_POLICY`] lets nothing run
+//! but this style and this script. What matters is there without it.
 
 use std::fmt::{self, Display, Write as _};
 use std::sync::LazyLock;
@@ -74,7 +76,10 @@ pub fn page(status: &Status) -> String {
 
 fn ready(html: &mut String, status: &Status) {
     let (class, words) = if status.ready { ("good", "ready") } else { ("bad", "not ready") };
-    let _ = write!(html, "<section id=\"ready\" data-part class=\"banner {class}\" role=\"status\"><p><b>{words}</b>");
+    let _ = write!(
+        html,
+        "<section id=\"ready\" data-part class=\"banner {class}\" role=\"status\"><p><b>{words}</b>"
+    );
     if let Some(why_not) = &status.why_not {
         let _ = write!(html, ": {}", Text(why_not));
     }
@@ -98,7 +103,8 @@ fn cards(html: &mut String, status: &Status) {
          <p class=\"soft\">behind PostgreSQL's clock: <time>{}</time></p></section>",
         Text(status.watermark.at.as_deref().unwrap_or("not known yet")),
     );
-    let delivered = |percentile: Option<f64>| percentile.map_or_else(|| "–".to_owned(), format::seconds);
+    let delivered =
+        |percentile: Option<f64>| percentile.map_or_else(|| "–".to_owned(), format::seconds);
     let Times { p50_seconds, p99_seconds, .. } = &status.delivery;
     let _ = write!(
         html,
@@ -122,7 +128,8 @@ fn cards(html: &mut String, status: &Status) {
 
 /// x is time, y the logarithm from 0.1 ms to 10 s. The script draws the same.
 fn chart(html: &mut String, times: &Times) {
-    let shown = |percentile: Option<f64>| percentile.map_or_else(|| "–".to_owned(), format::seconds);
+    let shown =
+        |percentile: Option<f64>| percentile.map_or_else(|| "–".to_owned(), format::seconds);
     let (p50, p99) = (shown(times.p50_seconds), shown(times.p99_seconds));
     let _ = write!(
         html,
@@ -133,17 +140,27 @@ fn chart(html: &mut String, times: &Times) {
          <path class=\"grid\" d=\"M0 0h300M0 20h300M0 40h300M0 60h300M0 80h300M0 100h300\"/><path class=\"dots\" id=\"dots\" d=\""
     );
     for (age, seconds) in times.samples.iter().filter(|(age, _)| *age <= SPAN_SECONDS) {
-        let _ = write!(html, "M{:.1} {:.1}h0", SPAN_SECONDS - age, 20.0 * (1.0 - seconds.clamp(1e-4, 10.0).log10()));
+        let _ = write!(
+            html,
+            "M{:.1} {:.1}h0",
+            SPAN_SECONDS - age,
+            20.0 * (1.0 - seconds.clamp(1e-4, 10.0).log10())
+        );
     }
-    let _ = write!(html, "\"/></svg></div><p class=\"ends soft\"><span>5 minutes ago</span><span>now</span></p></section>");
+    let _ = write!(
+        html,
+        "\"/></svg></div><p class=\"ends soft\"><span>5 minutes ago</span><span>now</span></p></section>"
+    );
 }
 
 fn findings(html: &mut String, findings: Option<&Findings>) {
     let _ = write!(html, "<section id=\"findings\" data-part><h2>Findings</h2>");
     match findings {
         None => {
-            let _ =
-                write!(html, "<p class=\"soft\">The database was not asked yet, or could not be: <code>unstale check</code> says why.</p>");
+            let _ = write!(
+                html,
+                "<p class=\"soft\">The database was not asked yet, or could not be: <code>unstale check</code> says why.</p>"
+            );
         }
         Some(Findings { list, .. }) if list.is_empty() => {
             let _ = write!(html, "<p class=\"soft\">None: the database is as it should be.</p>");
@@ -156,10 +173,18 @@ fn findings(html: &mut String, findings: Option<&Findings>) {
                     Severity::Warning => ("warn", "warning"),
                     Severity::Ok => ("good", "ok"),
                 };
-                let _ = write!(html, "<li><b class=\"{class}\">{word}</b> <b>{}</b>: {}", Text(about), Text(finding));
+                let _ = write!(
+                    html,
+                    "<li><b class=\"{class}\">{word}</b> <b>{}</b>: {}",
+                    Text(about),
+                    Text(finding)
+                );
                 let _ = match remedy {
                     Some(remedy) => write!(html, "<pre><code>{}</code></pre></li>", Text(remedy)),
-                    None => write!(html, " <span class=\"soft\">(<code>unstale check</code> has the remedy)</span></li>"),
+                    None => write!(
+                        html,
+                        " <span class=\"soft\">(<code>unstale check</code> has the remedy)</span></li>"
+                    ),
                 };
             }
             let _ = write!(html, "</ul>");
@@ -170,9 +195,16 @@ fn findings(html: &mut String, findings: Option<&Findings>) {
 }
 
 fn watches(html: &mut String, watches: &Watches) {
-    let _ = write!(html, "<section id=\"watches\" data-part><h2>Watches ({})</h2>", format::number(watches.count));
+    let _ = write!(
+        html,
+        "<section id=\"watches\" data-part><h2>Watches ({})</h2>",
+        format::number(watches.count)
+    );
     if watches.list.is_empty() {
-        let _ = write!(html, "<p class=\"soft\">No table is watched, or the watches were not read yet.</p></section>");
+        let _ = write!(
+            html,
+            "<p class=\"soft\">No table is watched, or the watches were not read yet.</p></section>"
+        );
         return;
     }
     let with_nines = watches.list.iter().any(|watch| watch.nines.is_some());
@@ -182,8 +214,18 @@ fn watches(html: &mut String, watches: &Watches) {
          <th class=\"n\">changes<th class=\"n\">deleted{}</tr></thead><tbody>",
         if with_nines { "<th class=\"n\">right" } else { "" }
     );
-    for Watch { table, keys, delivery, guarantee, sweepable, changes, changes_per_second, deleted, deleted_per_second, nines } in
-        &watches.list
+    for Watch {
+        table,
+        keys,
+        delivery,
+        guarantee,
+        sweepable,
+        changes,
+        changes_per_second,
+        deleted,
+        deleted_per_second,
+        nines,
+    } in &watches.list
     {
         let _ = write!(html, "<tr><td><b>{}</b>", Text(table));
         for key in keys {
@@ -266,7 +308,8 @@ fn redis(html: &mut String, redis: &Redis) {
     let _ = write!(html, "<section id=\"redis\" data-part><h2>{title}</h2><ul>");
     for server in &redis.servers {
         let address = server.address.as_deref().unwrap_or("the primary");
-        let (class, words) = if server.answers { ("good", "answers") } else { ("bad", "does not answer") };
+        let (class, words) =
+            if server.answers { ("good", "answers") } else { ("bad", "does not answer") };
         let _ = write!(html, "<li><code>{}</code> <b class=\"{class}\">{words}</b>", Text(address));
         if let Some(why_not) = &server.why_not {
             let _ = write!(html, ": {}", Text(why_not));
@@ -280,7 +323,11 @@ fn redis(html: &mut String, redis: &Redis) {
 
 fn and_more(html: &mut String, more: u64, where_they_are: &str) {
     if more > 0 {
-        let _ = write!(html, "<p class=\"soft\">and {} more ({where_they_are})</p>", format::number(more));
+        let _ = write!(
+            html,
+            "<p class=\"soft\">and {} more ({where_they_are})</p>",
+            format::number(more)
+        );
     }
 }
 
@@ -294,8 +341,14 @@ mod tests {
         let page = page(&hostile());
         let ours = page.replace(SCRIPT, "").replace(STYLE, "");
         assert_eq!(ours.matches("<script>").count(), 1, "our own");
-        assert!(!ours.contains("alert(1)</script>") && ours.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{ours}");
-        assert!(!ours.contains('\u{1b}') && !ours.contains('\u{202e}') && ours.contains(r"\u{202e}\n"));
+        assert!(
+            !ours.contains("alert(1)</script>")
+                && ours.contains("&lt;script&gt;alert(1)&lt;/script&gt;"),
+            "{ours}"
+        );
+        assert!(
+            !ours.contains('\u{1b}') && !ours.contains('\u{202e}') && ours.contains(r"\u{202e}\n")
+        );
         let texts = ours.matches("&lt;script&gt;").count();
         assert_eq!(texts, ours.matches("onload=&#39;x&#39; &amp;").count(), "quotes, too");
         assert!(texts >= 16, "each text is shown: {texts}");
@@ -304,16 +357,34 @@ mod tests {
     #[test]
     fn the_policy_lets_run_what_the_page_has_and_nothing_on_it_needs_more() {
         let page = page(&hostile());
-        let between = |open: &str, close: &str| page.split_once(open).and_then(|(_, rest)| rest.split_once(close)).expect("it is there").0;
-        for (kind, text) in [("style-src", between("<style>", "</style>")), ("script-src", between("<script>", "</script>"))] {
+        let between = |open: &str, close: &str| {
+            page.split_once(open)
+                .and_then(|(_, rest)| rest.split_once(close))
+                .expect("it is there")
+                .0
+        };
+        for (kind, text) in [
+            ("style-src", between("<style>", "</style>")),
+            ("script-src", between("<script>", "</script>")),
+        ] {
             let hash = BASE64_STANDARD.encode(Sha256::digest(text));
-            assert!(CONTENT_SECURITY_POLICY.contains(&format!("{kind} 'sha256-{hash}';")), "{kind}");
+            assert!(
+                CONTENT_SECURITY_POLICY.contains(&format!("{kind} 'sha256-{hash}';")),
+                "{kind}"
+            );
         }
         let markup = page.replace(SCRIPT, "").replace(STYLE, "");
-        for forbidden in [" style=", " src=", "<link", "<img", "href=", "http://", "https://", "<iframe", "url("] {
+        for forbidden in
+            [" style=", " src=", "<link", "<img", "href=", "http://", "https://", "<iframe", "url("]
+        {
             assert!(!markup.contains(forbidden), "{forbidden}");
         }
-        assert!(!SCRIPT.contains("innerHTML =") && !SCRIPT.contains("eval") && !STYLE.contains("url(") && !STYLE.contains("@import"));
+        assert!(
+            !SCRIPT.contains("innerHTML =")
+                && !SCRIPT.contains("eval")
+                && !STYLE.contains("url(")
+                && !STYLE.contains("@import")
+        );
     }
 
     #[test]

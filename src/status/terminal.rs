@@ -18,16 +18,33 @@ pub fn text(status: &Status) -> String {
     field(
         &mut text,
         "instance",
-        format_args!("{}, unstale {}, up for {}", line(&status.instance), line(&status.version), format::seconds(status.uptime_seconds)),
+        format_args!(
+            "{}, unstale {}, up for {}",
+            line(&status.instance),
+            line(&status.version),
+            format::seconds(status.uptime_seconds)
+        ),
     );
     field(&mut text, "state", format_args!("{} ({})", ready, line(&status.state)));
     field(&mut text, "postgres", line(&status.postgres.place));
     redis(&mut text, status);
     let (fresh, delivery) = (&status.freshness, &status.delivery);
-    field(&mut text, "commit to gone", format_args!("{}, p99 {}", shown(fresh.p50_seconds), shown(fresh.p99_seconds)));
-    field(&mut text, "arrival to gone", format_args!("{}, p99 {}", shown(delivery.p50_seconds), shown(delivery.p99_seconds)));
+    field(
+        &mut text,
+        "commit to gone",
+        format_args!("{}, p99 {}", shown(fresh.p50_seconds), shown(fresh.p99_seconds)),
+    );
+    field(
+        &mut text,
+        "arrival to gone",
+        format_args!("{}, p99 {}", shown(delivery.p50_seconds), shown(delivery.p99_seconds)),
+    );
     let watermark = status.watermark.at.as_deref().unwrap_or("-");
-    field(&mut text, "watermark", format_args!("{}, {} behind", line(watermark), shown(status.watermark.age_seconds)));
+    field(
+        &mut text,
+        "watermark",
+        format_args!("{}, {} behind", line(watermark), shown(status.watermark.age_seconds)),
+    );
     let waiting = &status.waiting;
     let (keys, patterns, size) = (waiting.keys, waiting.patterns, format::bytes(waiting.bytes));
     field(
@@ -52,25 +69,49 @@ fn field(text: &mut String, name: &str, value: impl Display) {
 fn redis(text: &mut String, status: &Status) {
     for (n, server) in status.redis.servers.iter().enumerate() {
         let name = if n == 0 { "redis" } else { "" };
-        let kind = if status.redis.kind == "server" { String::new() } else { format!(" ({})", line(&status.redis.kind)) };
+        let kind = if status.redis.kind == "server" {
+            String::new()
+        } else {
+            format!(" ({})", line(&status.redis.kind))
+        };
         let state = match (server.answers, &server.why_not) {
             (true, _) => "answers".to_owned(),
             (false, None) => "does not answer".to_owned(),
             (false, Some(why_not)) => format!("does not answer: {}", line(why_not)),
         };
-        field(text, name, format_args!("{}{kind} {state}", line(server.address.as_deref().unwrap_or("the primary"))));
+        field(
+            text,
+            name,
+            format_args!(
+                "{}{kind} {state}",
+                line(server.address.as_deref().unwrap_or("the primary"))
+            ),
+        );
     }
     and_more(text, status.redis.more, "servers");
 }
 
 fn watches(text: &mut String, status: &Status) {
     let _ = writeln!(text, "\nwatches          {}", status.watches.count);
-    for Watch { table, keys, delivery, guarantee, sweepable, changes, changes_per_second, deleted, deleted_per_second, nines } in
-        &status.watches.list
+    for Watch {
+        table,
+        keys,
+        delivery,
+        guarantee,
+        sweepable,
+        changes,
+        changes_per_second,
+        deleted,
+        deleted_per_second,
+        nines,
+    } in &status.watches.list
     {
-        let guarantee = guarantee.as_ref().map_or_else(String::new, |guarantee| format!(", {}", line(guarantee)));
+        let guarantee = guarantee
+            .as_ref()
+            .map_or_else(String::new, |guarantee| format!(", {}", line(guarantee)));
         let sweep = if *sweepable { "" } else { ", no sweep" };
-        let nines = nines.map_or_else(String::new, |nines| format!("; right: {}", format::nines(nines)));
+        let nines =
+            nines.map_or_else(String::new, |nines| format!("; right: {}", format::nines(nines)));
         let _ = writeln!(
             text,
             "  {} ({}{guarantee}{sweep})\n    {changes} changes, {}/s; {deleted} keys, {}/s{nines}",
@@ -88,26 +129,45 @@ fn watches(text: &mut String, status: &Status) {
 fn gaps(text: &mut String, status: &Status) {
     if let Some(OpenGap { cause, lasted_seconds, swept, logged, keys }) = &status.gap {
         let lasted = format::seconds(*lasted_seconds);
-        let _ =
-            writeln!(text, "\nopen gap         {}, for {lasted}: {swept} rows swept, {logged} of the log, {keys} keys so far", line(cause));
+        let _ = writeln!(
+            text,
+            "\nopen gap         {}, for {lasted}: {swept} rows swept, {logged} of the log, {keys} keys so far",
+            line(cause)
+        );
     }
     let Some(gaps) = &status.gaps else {
         let _ = writeln!(text, "\ngaps             the ledger was not read yet");
         return;
     };
-    let _ = writeln!(text, "\ngaps             {}", if gaps.is_empty() { "none" } else { "the last of the ledger" });
+    let _ = writeln!(
+        text,
+        "\ngaps             {}",
+        if gaps.is_empty() { "none" } else { "the last of the ledger" }
+    );
     for Gap { cause, opened_at, lasted_seconds, swept, logged, keys } in gaps {
         let lasted = lasted_seconds.map_or_else(|| "open".to_owned(), format::seconds);
-        let _ = writeln!(text, "  {}  {:<9} {lasted:>7}  {swept} swept, {logged} logged, {keys} keys", line(opened_at), line(cause));
+        let _ = writeln!(
+            text,
+            "  {}  {:<9} {lasted:>7}  {swept} swept, {logged} logged, {keys} keys",
+            line(opened_at),
+            line(cause)
+        );
     }
 }
 
 fn findings(text: &mut String, findings: Option<&Findings>) {
     let Some(Findings { list, more, .. }) = findings else {
-        let _ = writeln!(text, "\nfindings         the database was not asked yet, or could not be: see `unstale check`");
+        let _ = writeln!(
+            text,
+            "\nfindings         the database was not asked yet, or could not be: see `unstale check`"
+        );
         return;
     };
-    let _ = writeln!(text, "\nfindings         {}", if list.is_empty() { "none" } else { "of the database" });
+    let _ = writeln!(
+        text,
+        "\nfindings         {}",
+        if list.is_empty() { "none" } else { "of the database" }
+    );
     for Finding { severity, about, finding, remedy } in list {
         let word = match severity {
             Severity::Error => "error",
@@ -115,7 +175,11 @@ fn findings(text: &mut String, findings: Option<&Findings>) {
             Severity::Ok => "ok",
         };
         let _ = writeln!(text, "  {word:<8} {}: {}", line(about), line(finding));
-        let _ = writeln!(text, "           {}", line(remedy.as_deref().unwrap_or("# `unstale check` has the remedy")));
+        let _ = writeln!(
+            text,
+            "           {}",
+            line(remedy.as_deref().unwrap_or("# `unstale check` has the remedy"))
+        );
     }
     and_more(text, *more, "findings");
 }
@@ -134,7 +198,10 @@ mod tests {
     #[test]
     fn it_says_everything_and_nothing_acts_on_the_terminal() {
         let text = text(&hostile());
-        assert!(!text.replace('\n', "").contains(char::is_control) && !text.contains('\u{202e}'), "{text}");
+        assert!(
+            !text.replace('\n', "").contains(char::is_control) && !text.contains('\u{202e}'),
+            "{text}"
+        );
         for part in [
             "not ready: <script>",
             "p99 2.0 s",

@@ -13,7 +13,8 @@ use crate::support::world::World;
 /// What a row of the audit's questions may take here.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A table of `owner` that runs `code` whenever the listener reads it, and one of somebody else, both with versions.
+/// A table of `owner` that runs `code` whenever the listener reads it, and one of somebody else,
+/// both with versions.
 async fn trapped(world: &World, owner: &str, code: &str) {
     trapped_table(world, owner, code).await;
     world
@@ -25,15 +26,22 @@ async fn trapped(world: &World, owner: &str, code: &str) {
 }
 
 async fn open(world: &World, role: &str) -> Reader {
-    Reader::open(Postgres::new(SecretString::from(url(world, role))).expect("a URL"), TIMEOUT).await.expect("it connects")
+    Reader::open(Postgres::new(SecretString::from(url(world, role))).expect("a URL"), TIMEOUT)
+        .await
+        .expect("it connects")
 }
 
 async fn number_of(world: &World, table: &str) -> i32 {
-    let number = world.number(&format!("select id::bigint from unstale.watch where relation = '{table}'::regclass")).await;
+    let number = world
+        .number(&format!(
+            "select id::bigint from unstale.watch where relation = '{table}'::regclass"
+        ))
+        .await;
     i32::try_from(number).expect("a number of a watch")
 }
 
-/// Asks every question about both tables, turn by turn, as the listener's role. Whether the rows of the trapped one were ever read.
+/// Asks every question about both tables, turn by turn, as the listener's role. Whether the rows of
+/// the trapped one were ever read.
 async fn audit_beside(code: &str) -> bool {
     let world = World::new().await;
     let (owner, listener) = (role(&world, "owner").await, listener(&world).await);
@@ -45,12 +53,27 @@ async fn audit_beside(code: &str) -> bool {
     let mut read = false;
     for (of_a, of_b) in questions(&a_row).into_iter().zip(questions(&b_row)) {
         if let Ok(rows) = reader.rows(a, &of_a, 10).await {
-            assert!(rows.iter().all(|(image, version)| image.contains('é') && version.is_some()), "{code}: {rows:?}");
+            assert!(
+                rows.iter().all(|(image, version)| image.contains('é') && version.is_some()),
+                "{code}: {rows:?}"
+            );
             read |= rows.len() == 1;
         }
-        let rows = reader.rows(b, &of_b, 10).await.unwrap_or_else(|error| panic!("{code}: {of_b:?}: {error}"));
-        assert!(rows.len() == 1 && rows[0].0 == b_row[0] && rows[0].1.is_some(), "{code}: {of_b:?}: {rows:?}");
-        let same = reader.same("timestamptz", &["2026-01-02", "1"], &["2026-01-02T00:00:00Z", "2026-01-02T00:00:00Z"]).await;
+        let rows = reader
+            .rows(b, &of_b, 10)
+            .await
+            .unwrap_or_else(|error| panic!("{code}: {of_b:?}: {error}"));
+        assert!(
+            rows.len() == 1 && rows[0].0 == b_row[0] && rows[0].1.is_some(),
+            "{code}: {of_b:?}: {rows:?}"
+        );
+        let same = reader
+            .same(
+                "timestamptz",
+                &["2026-01-02", "1"],
+                &["2026-01-02T00:00:00Z", "2026-01-02T00:00:00Z"],
+            )
+            .await;
         assert_eq!(same.expect("an answer"), [Some(true), None], "{code}");
     }
     read
@@ -70,7 +93,10 @@ async fn what_the_code_of_a_tables_owner_does_in_an_audit_never_runs_as_the_list
         "execute 'create temp table pg_class (x int)'",
         "execute 'set transaction read write'",
     ];
-    let code: String = tries.iter().map(|sql| format!("begin {sql}; exception when others then null; end; ")).collect();
+    let code: String = tries
+        .iter()
+        .map(|sql| format!("begin {sql}; exception when others then null; end; "))
+        .collect();
     // A transaction that is read-only holds no table of who it was.
     trapped(&world, &owner, &format!("{code} if current_user <> '{owner}' then raise exception 'ran as %', current_user; end if;")).await;
     world.cache.put("a:1:é", r#"{"v":1}"#).expect("Redis takes it");
@@ -83,11 +109,13 @@ async fn what_the_code_of_a_tables_owner_does_in_an_audit_never_runs_as_the_list
     assert_eq!(world.number(&sql).await, 0, "code of the table's owner ran as another role");
 }
 
-/// Runs as its owner, code of theirs may not reset the role; otherwise it has the caller's rights, or may take them.
+/// Runs as its owner, code of theirs may not reset the role; otherwise it has the caller's rights,
+/// or may take them.
 const AS_ITS_CALLER: &str = "begin perform set_config('role', 'none', true); exception when insufficient_privilege then return 1; end;
     raise exception 'ran as %', current_user;";
 
-/// The owner owns what reads their table, too, and may alter how it runs after it was found to be right, if they may use the schema.
+/// The owner owns what reads their table, too, and may alter how it runs after it was found to be
+/// right, if they may use the schema.
 #[tokio::test]
 async fn a_reader_that_its_owner_lets_run_as_its_caller_runs_none_of_their_code() {
     for (reader, altered) in [
@@ -99,23 +127,40 @@ async fn a_reader_that_its_owner_lets_run_as_its_caller_runs_none_of_their_code(
     ] {
         let world = World::new().await;
         let (owner, listener) = (role(&world, "owner").await, listener(&world).await);
-        world.execute(&format!("grant {owner} to {listener}; select unstale.grant_wait('{owner}')")).await;
+        world
+            .execute(&format!("grant {owner} to {listener}; select unstale.grant_wait('{owner}')"))
+            .await;
         trapped(&world, &owner, AS_ITS_CALLER).await;
         let (a, b) = (number_of(&world, "evil.a").await, number_of(&world, "b").await);
-        let inputs = if reader == "audit" { "integer, bigint, bigint, json[]" } else { "timestamptz, timestamptz, bigint" };
+        let inputs = if reader == "audit" {
+            "integer, bigint, bigint, json[]"
+        } else {
+            "timestamptz, timestamptz, bigint"
+        };
         let mut theirs = session(&world, &owner).await;
-        run(&mut theirs, "grant usage on schema evil to public; grant select on evil.a to public").await;
+        run(&mut theirs, "grant usage on schema evil to public; grant select on evil.a to public")
+            .await;
         let mut ours = open(&world, &listener).await;
         let (mut caller, all) = (session(&world, &listener).await, Rows::Blocks(0, 1));
-        let page = format!("begin read only; select * from unstale.page_{a}('-infinity', '-infinity', 10); rollback");
+        let page = format!(
+            "begin read only; select * from unstale.page_{a}('-infinity', '-infinity', 10); rollback"
+        );
         assert_eq!(ours.rows(a, &all, 10).await.expect("it runs as its owner").len(), 1);
         run(&mut caller, &page).await;
-        run(&mut theirs, &format!("alter function unstale.{reader}_{a}({inputs}) {}", altered.replace("OWNER", &owner))).await;
+        run(
+            &mut theirs,
+            &format!(
+                "alter function unstale.{reader}_{a}({inputs}) {}",
+                altered.replace("OWNER", &owner)
+            ),
+        )
+        .await;
         let error = match reader {
             "audit" => ours.rows(a, &all, 10).await.expect_err("it runs as its caller").in_full(),
             _ => attempt(&mut caller, &page).await.expect_err("it runs as its caller"),
         };
-        let is_refused = error.contains("does not run as its owner") || error.contains("permission denied for function row_");
+        let is_refused = error.contains("does not run as its owner")
+            || error.contains("permission denied for function row_");
         assert!(is_refused && !error.contains("ran as"), "{reader} {altered}: {error}");
         assert_eq!(ours.rows(b, &all, 10).await.expect("the other table").len(), 1);
     }
@@ -123,8 +168,13 @@ async fn a_reader_that_its_owner_lets_run_as_its_caller_runs_none_of_their_code(
 
 #[tokio::test]
 async fn whatever_error_it_raises_fails_its_own_audit_alone() {
-    for state in ["08006", "40001", "40P01", "53200", "55P03", "57P01", "58000", "XX000", "P0001", "22012"] {
-        assert!(!audit_beside(&format!("raise exception 'no' using errcode = '{state}';")).await, "{state}");
+    for state in
+        ["08006", "40001", "40P01", "53200", "55P03", "57P01", "58000", "XX000", "P0001", "22012"]
+    {
+        assert!(
+            !audit_beside(&format!("raise exception 'no' using errcode = '{state}';")).await,
+            "{state}"
+        );
     }
 }
 
@@ -154,10 +204,15 @@ async fn code_that_does_not_let_itself_be_cancelled_is_ended_and_the_other_table
 
 /// A policy, a view in the way of a name, and types with casts and operators of the owner's.
 #[tokio::test]
-async fn policies_types_casts_and_operators_of_the_owners_neither_hide_a_stale_value_nor_run_as_another() {
+async fn policies_types_casts_and_operators_of_the_owners_neither_hide_a_stale_value_nor_run_as_another()
+ {
     let mut world = World::new().await;
     let (owner, listener) = (role(&world, "owner").await, listener(&world).await);
-    world.execute(&format!("create schema evil authorization {owner}; grant usage on schema evil to public")).await;
+    world
+        .execute(&format!(
+            "create schema evil authorization {owner}; grant usage on schema evil to public"
+        ))
+        .await;
     let mut session = session(&world, &owner).await;
     run(
         &mut session,
@@ -189,5 +244,9 @@ async fn policies_types_casts_and_operators_of_the_owners_neither_hide_a_stale_v
     // Forced upon them, it hides rows: then it is said, and nothing is taken for stale.
     run(&mut session, "alter table evil.t force row level security").await;
     let (complete, said) = unstale(&world, &listener, "audit --all");
-    assert!(said.contains("evil.t is not audited: row-level security is forced upon its owner") && complete, "{said}");
+    assert!(
+        said.contains("evil.t is not audited: row-level security is forced upon its owner")
+            && complete,
+        "{said}"
+    );
 }

@@ -1,4 +1,5 @@
-//! Rows of our own tables that the owner has spoiled: a listener starts and delivers, whatever they hold.
+//! Rows of our own tables that the owner has spoiled: a listener starts and delivers, whatever they
+//! hold.
 
 use crate::support::world::World;
 
@@ -48,7 +49,12 @@ async fn no_bad_row_keeps_a_listener_from_starting_and_delivering() {
         daemon.ready().await;
         let key = format!("user:{}", n % 10 + 1);
         world.fill([key.as_str()]);
-        world.execute(&format!("update users set name = 'bob', updated_at = clock_timestamp() where id = {}", n % 10 + 1)).await;
+        world
+            .execute(&format!(
+                "update users set name = 'bob', updated_at = clock_timestamp() where id = {}",
+                n % 10 + 1
+            ))
+            .await;
         world.gone([key.as_str()]).await;
         if sql.contains("'spoilt:{id'") {
             daemon.says("spoilt:{id").await;

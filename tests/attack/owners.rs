@@ -3,8 +3,9 @@
 use super::{attempt, daemon_as, listener, role, run, session};
 use crate::support::world::World;
 
-/// A table `a` of `owner`, with an index whose expression runs `code` (plpgsql statements) whenever the table is read, and a log `ran`
-/// of the roles that code ran as. Watched, like the table `b` of somebody else.
+/// A table `a` of `owner`, with an index whose expression runs `code` (plpgsql statements) whenever
+/// the table is read, and a log `ran` of the roles that code ran as. Watched, like the table `b` of
+/// somebody else.
 pub(super) async fn trapped_table(world: &World, owner: &str, code: &str) {
     world
         .execute(&format!(
@@ -37,7 +38,8 @@ pub(super) async fn trapped_table(world: &World, owner: &str, code: &str) {
 }
 
 #[tokio::test]
-async fn what_the_code_of_a_tables_owner_leaves_for_the_end_of_the_transaction_never_runs_as_the_listener() {
+async fn what_the_code_of_a_tables_owner_leaves_for_the_end_of_the_transaction_never_runs_as_the_listener()
+ {
     let mut world = World::new().await;
     let (owner, listener) = (role(&world, "owner").await, listener(&world).await);
     let tries = [
@@ -46,7 +48,10 @@ async fn what_the_code_of_a_tables_owner_leaves_for_the_end_of_the_transaction_n
         "execute 'declare stolen cursor with hold for select evil.held()'",
         "create temp table pg_class (x int)",
     ];
-    let code: String = tries.iter().map(|sql| format!("begin {sql}; exception when others then null; end; ")).collect();
+    let code: String = tries
+        .iter()
+        .map(|sql| format!("begin {sql}; exception when others then null; end; "))
+        .collect();
     trapped_table(&world, &owner, &code).await;
     world.fill(["a:1:é", "b:1"]);
     let mut daemon = daemon_as(&world, &listener).start();
@@ -73,7 +78,9 @@ async fn the_listeners_role_reads_no_row_moves_no_other_instance_and_fires_no_tr
     .expect("the catalogue is there");
     assert!(relations.len() > 10, "{relations:?}");
     for relation in relations {
-        attempt(&mut ours, &format!("select * from {relation} limit 1")).await.expect_err(&relation);
+        attempt(&mut ours, &format!("select * from {relation} limit 1"))
+            .await
+            .expect_err(&relation);
     }
     for sql in [
         "select unstale.register('theirs', '1 hour')",
@@ -103,7 +110,10 @@ async fn a_partition_that_is_locked_keeps_neither_a_sweep_nor_the_check_waiting(
         .await;
     world.fill(["b:1"]);
     let mut locker = world.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql("lock table parted_1 in access exclusive mode").execute(&mut *locker).await.expect("it is free");
+    sqlx::raw_sql("lock table parted_1 in access exclusive mode")
+        .execute(&mut *locker)
+        .await
+        .expect("it is free");
     let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
     assert_eq!(world.left(["b:1"]), Vec::<&str>::new());

@@ -3,7 +3,8 @@
 use super::{attempt, role, run, session, unstale};
 use crate::support::world::World;
 
-/// A schema `unstale` of a role that may create on the database, with functions that make it superuser when one calls them.
+/// A schema `unstale` of a role that may create on the database, with functions that make it
+/// superuser when one calls them.
 async fn schema_of_another(world: &World) -> String {
     let evil = role(world, "evil").await;
     world.execute(&format!("grant create on database {} to {evil}", world.database())).await;
@@ -37,7 +38,12 @@ async fn a_schema_of_somebody_else_is_refused_before_any_of_its_functions_is_cal
     for command in ["run", "tail"] {
         world.daemon().running(command).start().says(&evil).await;
     }
-    assert_eq!(world.number(&format!("select count(*) from pg_roles where rolname = '{evil}' and rolsuper")).await, 0);
+    assert_eq!(
+        world
+            .number(&format!("select count(*) from pg_roles where rolname = '{evil}' and rolsuper"))
+            .await,
+        0
+    );
 }
 
 #[tokio::test]
@@ -53,17 +59,22 @@ async fn an_owner_of_the_schema_who_has_made_us_a_member_is_refused() {
 }
 
 #[tokio::test]
-async fn whoever_may_create_in_the_schema_keeps_migrate_and_watch_from_working_until_it_is_taken_back() {
+async fn whoever_may_create_in_the_schema_keeps_migrate_and_watch_from_working_until_it_is_taken_back()
+ {
     let world = World::new().await;
     let evil = role(&world, "evil").await;
     world.execute("create table t (id int primary key)").await;
     world.execute(&format!("grant usage, create on schema unstale to {evil}")).await;
     let mut stranger = session(&world, &evil).await;
     let watch = "select unstale.watch('t', array['t:{id}'])";
-    let refused = sqlx::raw_sql(watch).execute(&world.sql).await.expect_err("others may create").to_string();
+    let refused =
+        sqlx::raw_sql(watch).execute(&world.sql).await.expect_err("others may create").to_string();
     assert!(refused.contains(&evil), "{refused}");
     let (done, said) = unstale(&world, "postgres", "migrate");
-    assert!(!done && said.contains(&format!("revoke create on schema unstale from {evil}")), "{said}");
+    assert!(
+        !done && said.contains(&format!("revoke create on schema unstale from {evil}")),
+        "{said}"
+    );
 
     // What it left there is not adopted.
     run(&mut stranger, "create function unstale.row_1(t public.t) returns text language sql as $$ select 'mine' $$").await;
@@ -71,7 +82,11 @@ async fn whoever_may_create_in_the_schema_keeps_migrate_and_watch_from_working_u
     let (done, said) = unstale(&world, "postgres", "migrate");
     assert!(!done && said.contains("row_1"), "{said}");
     world.execute(watch).await;
-    assert_eq!(world.number("select count(*) from pg_trigger where tgname like 'unstale_1_%'").await, 0, "the number 1 was taken");
+    assert_eq!(
+        world.number("select count(*) from pg_trigger where tgname like 'unstale_1_%'").await,
+        0,
+        "the number 1 was taken"
+    );
 }
 
 #[tokio::test]
@@ -84,7 +99,11 @@ async fn what_everybody_gets_by_default_is_taken_back_here() {
     let (done, said) = unstale(&world, "postgres", "migrate");
     assert!(done, "{said}");
     world.execute("create table t (id int primary key, updated_at timestamptz); revoke all on t from public").await;
-    world.execute(&format!("revoke all on t from {app}; select unstale.watch('t', array['t:{{id}}'])")).await;
+    world
+        .execute(&format!(
+            "revoke all on t from {app}; select unstale.watch('t', array['t:{{id}}'])"
+        ))
+        .await;
     assert!(unstale(&world, "postgres", "migrate").0);
     let mut app = session(&world, &app).await;
     run(&mut app, "create function pg_temp.evil() returns trigger language plpgsql as $$ begin return new; end $$").await;
@@ -111,15 +130,28 @@ async fn nobody_but_those_it_was_granted_to_may_call_a_function_here() {
     let public = "select count(*) from pg_proc p where p.pronamespace = 'unstale'::regnamespace and has_function_privilege('public', p.oid, 'execute')";
     assert_eq!(world.number(public).await, 0);
     for template in ["{a}:{b}", "x{a}"] {
-        let watch =
-            format!("create table if not exists ab (a int, b int); select unstale.watch('ab', array['{template}'], updated_at => null");
-        let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("{watch})"))).execute(&world.sql).await.expect_err(template).to_string();
+        let watch = format!(
+            "create table if not exists ab (a int, b int); select unstale.watch('ab', array['{template}'], updated_at => null"
+        );
+        let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("{watch})")))
+            .execute(&world.sql)
+            .await
+            .expect_err(template)
+            .to_string();
         assert!(refused.contains("literal"), "{refused}");
         world.execute(&format!("{watch}, any_prefix => true)")).await;
     }
     // A brace that is written twice is one letter of the prefix, wherever it stands.
-    for (template, short) in [("{{{a}", true), ("{a}}}x", true), ("{{{a}}}", false), ("x{a}}}", false), ("{{x{a}", false)] {
-        let refused = world.number(&format!("select unstale.has_short_prefix('{template}')::int::bigint")).await;
+    for (template, short) in [
+        ("{{{a}", true),
+        ("{a}}}x", true),
+        ("{{{a}}}", false),
+        ("x{a}}}", false),
+        ("{{x{a}", false),
+    ] {
+        let refused = world
+            .number(&format!("select unstale.has_short_prefix('{template}')::int::bigint"))
+            .await;
         assert_eq!(refused, i64::from(short), "{template}");
     }
 }
@@ -133,8 +165,9 @@ async fn only_the_very_name_of_a_tables_page_may_belong_to_the_tables_owner() {
     let misowned = "select count(*) from unstale.misowned()";
     assert_eq!(world.number(misowned).await, 0, "its pages run as its owner");
     for name in ["page_01", "page_1x", "audit_01", "page_2147483648", "row_01"] {
-        let create =
-            format!("create function unstale.{name}() returns int language sql return 1; alter function unstale.{name}() owner to {owner}");
+        let create = format!(
+            "create function unstale.{name}() returns int language sql return 1; alter function unstale.{name}() owner to {owner}"
+        );
         world.execute(&create).await;
         assert_eq!(world.number(misowned).await, 1, "{name}");
         world.execute(&format!("drop function unstale.{name}()")).await;

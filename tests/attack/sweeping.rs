@@ -13,21 +13,33 @@ use super::owners::trapped_table;
 use super::{listener, role, url};
 use crate::support::world::World;
 
-/// Sweeps beside such code, as the listener's role. The sweep must end, with the rows of `b` and the log, and with the rows of `a` or why
-/// not; whether they were read.
+/// Sweeps beside such code, as the listener's role. The sweep must end, with the rows of `b` and
+/// the log, and with the rows of `a` or why not; whether they were read.
 async fn sweep_beside(code: &str) -> bool {
     let world = World::new().await;
     let (owner, listener) = (role(&world, "owner").await, listener(&world).await);
     trapped_table(&world, &owner, code).await;
     world.execute("insert into b values (2, '2001-01-01')").await; // logged
-    let number =
-        async |table: &str| world.number(&format!("select id::bigint from unstale.watch where relation = '{table}'::regclass")).await;
+    let number = async |table: &str| {
+        world
+            .number(&format!(
+                "select id::bigint from unstale.watch where relation = '{table}'::regclass"
+            ))
+            .await
+    };
     let (a, b) = (number("evil.a").await, number("b").await);
     let postgres = Postgres::new(SecretString::from(url(&world, &listener))).expect("a URL");
     let (out, mut swept) = mpsc::channel(1);
-    let from = sweep::From { checkpoint: None, done: HashMap::new(), log: None, by_hand: None, page_timeout: Duration::from_secs(1) };
+    let from = sweep::From {
+        checkpoint: None,
+        done: HashMap::new(),
+        log: None,
+        by_hand: None,
+        page_timeout: Duration::from_secs(1),
+    };
     let sweeper = tokio::spawn(sweep::run(postgres, from, 10, out));
-    let (mut rows_of_a, mut widened_a, mut rows_of_b, mut logged, mut ended) = (0, false, 0, 0, false);
+    let (mut rows_of_a, mut widened_a, mut rows_of_b, mut logged, mut ended) =
+        (0, false, 0, 0, false);
     while let Some(swept) = swept.recv().await {
         match swept {
             Swept::Rows(watch, rows) if i64::from(watch) == a => rows_of_a += rows.len(),
@@ -43,15 +55,21 @@ async fn sweep_beside(code: &str) -> bool {
         }
     }
     sweeper.await.expect("it does not panic");
-    assert!(ended && rows_of_b >= 1 && logged >= 1, "{code}: ended {ended}, rows of b {rows_of_b}, logged {logged}");
+    assert!(
+        ended && rows_of_b >= 1 && logged >= 1,
+        "{code}: ended {ended}, rows of b {rows_of_b}, logged {logged}"
+    );
     assert!(widened_a || rows_of_a == 1, "{code}: the rows of a are lost");
     !widened_a
 }
 
 #[tokio::test]
 async fn whatever_error_it_raises_fails_its_table_alone() {
-    for state in ["08006", "40001", "40P01", "53200", "55P03", "57P01", "58000", "XX000", "P0001", "22012"] {
-        let widened = !sweep_beside(&format!("raise exception 'no' using errcode = '{state}';")).await;
+    for state in
+        ["08006", "40001", "40P01", "53200", "55P03", "57P01", "58000", "XX000", "P0001", "22012"]
+    {
+        let widened =
+            !sweep_beside(&format!("raise exception 'no' using errcode = '{state}';")).await;
         assert!(widened, "{state}");
     }
 }

@@ -9,7 +9,8 @@ use crate::support::world::World;
 const MEMORY: u64 = 64 << 20;
 
 #[tokio::test]
-async fn a_long_value_in_a_key_never_fails_a_write_nor_fills_the_listener_and_its_key_is_deleted_by_pattern() {
+async fn a_long_value_in_a_key_never_fails_a_write_nor_fills_the_listener_and_its_key_is_deleted_by_pattern()
+ {
     let mut world = World::new().await;
     world
         .execute(
@@ -47,7 +48,9 @@ async fn a_long_value_in_a_key_never_fails_a_write_nor_fills_the_listener_and_it
     }
     let peak = daemon.peak_rss_bytes();
     assert!(peak < memory + MEMORY, "from {memory} to {peak} bytes");
-    assert!(world.number("select max(length(change))::bigint from unstale.change_log").await < 100_000);
+    assert!(
+        world.number("select max(length(change))::bigint from unstale.change_log").await < 100_000
+    );
 }
 
 #[tokio::test]
@@ -56,7 +59,11 @@ async fn long_keys_that_wait_for_redis_are_bounded_in_bytes() {
     let mut world = World::new().await;
     world.execute("create table long (id int primary key, t text, updated_at timestamptz)").await;
     world.execute("select unstale.watch('long', array['lt:{t}', 'long:{id}'])").await;
-    let mut daemon = world.daemon().with("UNSTALE_REDIS__TIMEOUT", "2s").with("UNSTALE_BATCH__STALL", "300ms").start();
+    let mut daemon = world
+        .daemon()
+        .with("UNSTALE_REDIS__TIMEOUT", "2s")
+        .with("UNSTALE_BATCH__STALL", "300ms")
+        .start();
     daemon.ready().await;
     let all: Vec<String> = (1..=ROWS).map(|n| format!("long:{n}")).collect();
     world.fill(all.iter().cloned());
@@ -65,7 +72,10 @@ async fn long_keys_that_wait_for_redis_are_bounded_in_bytes() {
     for first in (1..=ROWS).step_by(500) {
         world.execute(&insert.replace('%', &first.to_string())).await;
     }
-    until("what waits is left to a sweep", async || daemon.metric("unstale_gaps_total", &[("cause", "overflow")]) >= 1.0).await;
+    until("what waits is left to a sweep", async || {
+        daemon.metric("unstale_gaps_total", &[("cause", "overflow")]) >= 1.0
+    })
+    .await;
     world.redis.resume();
     daemon.ready_within(Duration::from_mins(2)).await;
     daemon.settles().await;
@@ -77,11 +87,21 @@ async fn long_keys_that_wait_for_redis_are_bounded_in_bytes() {
 #[tokio::test]
 async fn dates_at_the_end_of_time_delete_no_more_than_their_own_rows() {
     let mut world = World::new().await;
-    world.execute("create table t (id int primary key, d timestamptz, updated_at timestamptz)").await;
+    world
+        .execute("create table t (id int primary key, d timestamptz, updated_at timestamptz)")
+        .await;
     world.execute("create table u (id int primary key, updated_at timestamp)").await;
     world.execute("select unstale.watch('t', array['t:{id}', 'd:{d}']), unstale.watch('u', array['u:{id}'])").await;
-    let dates = ["294276-12-31 23:59:59", "infinity", "-infinity", "0044-03-15 BC", "4713-11-24 12:00:00 BC", "0001-01-01"];
-    let ids = |table: &str| (1..=dates.len() + 1).map(|id| format!("{table}:{id}")).collect::<Vec<_>>();
+    let dates = [
+        "294276-12-31 23:59:59",
+        "infinity",
+        "-infinity",
+        "0044-03-15 BC",
+        "4713-11-24 12:00:00 BC",
+        "0001-01-01",
+    ];
+    let ids =
+        |table: &str| (1..=dates.len() + 1).map(|id| format!("{table}:{id}")).collect::<Vec<_>>();
     let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
     world.fill(ids("t").into_iter().chain(ids("u")));
@@ -101,6 +121,13 @@ async fn dates_at_the_end_of_time_delete_no_more_than_their_own_rows() {
     world.fill(ids("t").into_iter().chain(ids("u")));
     let mut daemon = world.daemon().impatient().in_one_session().start();
     daemon.ready().await;
-    assert_eq!(world.count(["t:7", "u:7", "t:3", "u:3", "t:4", "u:4", "t:5", "t:6", "u:6"]), 9, "more was deleted than must be");
-    until("no table was widened", async || !daemon.lines().iter().any(|line| line.contains("cannot be read"))).await;
+    assert_eq!(
+        world.count(["t:7", "u:7", "t:3", "u:3", "t:4", "u:4", "t:5", "t:6", "u:6"]),
+        9,
+        "more was deleted than must be"
+    );
+    until("no table was widened", async || {
+        !daemon.lines().iter().any(|line| line.contains("cannot be read"))
+    })
+    .await;
 }

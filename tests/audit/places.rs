@@ -1,4 +1,5 @@
-//! The audit with every kind of Redis, with a listener's own roles, and with a program of the application's.
+//! The audit with every kind of Redis, with a listener's own roles, and with a program of the
+//! application's.
 
 use unstale::scratch::redis::{Cluster, Guarded, Options};
 
@@ -32,11 +33,17 @@ async fn a_cluster_is_audited_and_healed_primary_by_primary() {
     cluster.put_all(keys(), CACHED).expect("all primaries are up");
     let (code, text, complaint) = audit_at(&world, &cluster.url(), "--all --heal");
     assert!(
-        code == Some(1) && text.contains("public.t: 50 keys, 50 cached values compared, 20 stale\n20 keys deleted"),
+        code == Some(1)
+            && text.contains(
+                "public.t: 50 keys, 50 cached values compared, 20 stale\n20 keys deleted"
+            ),
         "{text}{complaint}"
     );
     let (code, text, complaint) = audit_at(&world, &cluster.url(), "--all");
-    assert!(code == Some(0) && text.contains("30 keys, 30 cached values compared, 0 stale"), "{text}{complaint}");
+    assert!(
+        code == Some(0) && text.contains("30 keys, 30 cached values compared, 0 stale"),
+        "{text}{complaint}"
+    );
 }
 
 #[tokio::test]
@@ -44,7 +51,10 @@ async fn the_primary_behind_sentinel_is_audited() {
     let world = world().await;
     let guarded = Guarded::start(500, &Options::default()).expect("sentinels");
     let primary = guarded.primary().expect("there is one");
-    guarded.servers[primary].client().and_then(|mut client| client.put_all(keys(), CACHED)).expect("it is up");
+    guarded.servers[primary]
+        .client()
+        .and_then(|mut client| client.put_all(keys(), CACHED))
+        .expect("it is up");
     let (code, text, complaint) = audit_at(&world, &guarded.url(), "--all --heal");
     assert!(code == Some(1) && text.contains("20 stale\n20 keys deleted"), "{text}{complaint}");
 }
@@ -57,21 +67,49 @@ async fn a_listener_s_role_and_a_user_with_the_rights_that_are_named_are_enough(
     world.execute("drop role if exists auditor; create role auditor login; select unstale.grant_listener('auditor')").await;
     let database_url = world.database_url().replace("//postgres@", "//auditor@");
     assert!(database_url.contains("auditor"), "{database_url}");
-    let listener = ["acl", "setuser", "auditor", "on", ">secret", "~t:*", "~unstale:*", "+unlink", "+scan", "+ping", "+set"];
+    let listener = [
+        "acl",
+        "setuser",
+        "auditor",
+        "on",
+        ">secret",
+        "~t:*",
+        "~unstale:*",
+        "+unlink",
+        "+scan",
+        "+ping",
+        "+set",
+    ];
     world.cache.ask(&listener).expect("an ACL");
     let redis_url = world.redis_url().replacen("//", "//auditor:secret@", 1);
     let run = |arguments: &str| {
-        let settings = [("DATABASE_URL", database_url.as_str()), ("REDIS_URL", redis_url.as_str()), ("UNSTALE_REPEAT__AFTER", "")];
+        let settings = [
+            ("DATABASE_URL", database_url.as_str()),
+            ("REDIS_URL", redis_url.as_str()),
+            ("UNSTALE_REPEAT__AFTER", ""),
+        ];
         crate::support::daemon::command(&format!("audit {arguments}"), &settings)
     };
     let refused = run("--all");
     let complaint = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(1) && complaint.contains("+get +hget +type +scan"), "{complaint}");
-    world.cache.ask(&["acl", "setuser", "auditor", "+get", "+hget", "+type", "+scan"]).expect("an ACL");
+    assert!(
+        refused.status.code() == Some(1) && complaint.contains("+get +hget +type +scan"),
+        "{complaint}"
+    );
+    world
+        .cache
+        .ask(&["acl", "setuser", "auditor", "+get", "+hget", "+type", "+scan"])
+        .expect("an ACL");
     let healed = run("--all --heal");
-    assert!(String::from_utf8_lossy(&healed.stdout).contains("20 stale\n20 keys deleted"), "{healed:?}");
+    assert!(
+        String::from_utf8_lossy(&healed.stdout).contains("20 stale\n20 keys deleted"),
+        "{healed:?}"
+    );
     // Noted, too, by that role.
-    until("it is noted", async || world.number("select count(*) from unstale.audit where stale = 20 and complete").await == 1).await;
+    until("it is noted", async || {
+        world.number("select count(*) from unstale.audit where stale = 20 and complete").await == 1
+    })
+    .await;
     world.execute("drop owned by auditor; drop role auditor").await;
 }
 
@@ -79,22 +117,44 @@ async fn a_listener_s_role_and_a_user_with_the_rights_that_are_named_are_enough(
 async fn a_program_says_what_would_be_cached_where_no_version_does() {
     let mut world = World::new().await;
     world.execute("create table t (id int primary key); select unstale.watch('t', array['t:{id}', 'all'])").await;
-    for (key, value) in
-        [("t:1", r#"{"a": 1, "b": 2}"#), ("t:2", "old"), ("t:3", "two\nlines"), ("t:4", "null"), ("t:5", "gone"), ("all", "x")]
-    {
+    for (key, value) in [
+        ("t:1", r#"{"a": 1, "b": 2}"#),
+        ("t:2", "old"),
+        ("t:3", "two\nlines"),
+        ("t:4", "null"),
+        ("t:5", "gone"),
+        ("all", "x"),
+    ] {
         world.cache.put(key, value).expect("Redis takes it");
     }
     let program = world.redis.directory().join("render.sh");
     let script = "#!/bin/sh\nwhile IFS= read -r key; do case $key in t:1) echo '{\"b\":2,\"a\":1}';; t:2) echo new;; \
                   t:3) echo hex:74776f0a6c696e6573;; all) echo x;; *) echo;; esac; done\n";
     std::fs::write(&program, script).expect("a program");
-    let settings = [("DATABASE_URL", world.database_url()), ("REDIS_URL", world.redis_url()), ("UNSTALE_REPEAT__AFTER", String::new())];
+    let settings = [
+        ("DATABASE_URL", world.database_url()),
+        ("REDIS_URL", world.redis_url()),
+        ("UNSTALE_REPEAT__AFTER", String::new()),
+    ];
     let mut audit = std::process::Command::new(crate::support::daemon::BINARY);
-    audit.args(["audit", "--all", "--heal", "--command", &format!("sh {}", program.display())]).env_clear();
-    let output = audit.envs(std::env::vars().filter(|(name, _)| name == "PATH")).envs(settings).output().expect("it runs");
-    let (text, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("public.t: 6 keys, 6 cached values compared, 2 stale\n2 keys deleted"), "{text}{complaint}");
-    assert_eq!(world.left(["t:1", "t:2", "t:3", "t:4", "t:5", "all"]), ["t:1", "t:3", "t:4", "all"]);
+    audit
+        .args(["audit", "--all", "--heal", "--command", &format!("sh {}", program.display())])
+        .env_clear();
+    let output = audit
+        .envs(std::env::vars().filter(|(name, _)| name == "PATH"))
+        .envs(settings)
+        .output()
+        .expect("it runs");
+    let (text, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        text.contains("public.t: 6 keys, 6 cached values compared, 2 stale\n2 keys deleted"),
+        "{text}{complaint}"
+    );
+    assert_eq!(
+        world.left(["t:1", "t:2", "t:3", "t:4", "t:5", "all"]),
+        ["t:1", "t:3", "t:4", "all"]
+    );
 }
 
 #[tokio::test]
@@ -132,7 +192,18 @@ async fn the_code_of_a_table_s_owner_fails_its_own_table_and_no_other() {
         .await;
     world.cache.put("x:1", CACHED).expect("Redis takes it");
     let (code, text, complaint) = audit(&world, "--all");
-    assert!(code == Some(1) && text.contains("public.t: 50 keys, 50 cached values compared, 20 stale"), "{text}{complaint}");
-    assert!(complaint.contains("not all is audited: public.failing: its rows cannot be read") && complaint.contains("boom"), "{complaint}");
-    assert_eq!(world.number("select count(*) from unstale.audit").await, 1, "of the other table alone");
+    assert!(
+        code == Some(1) && text.contains("public.t: 50 keys, 50 cached values compared, 20 stale"),
+        "{text}{complaint}"
+    );
+    assert!(
+        complaint.contains("not all is audited: public.failing: its rows cannot be read")
+            && complaint.contains("boom"),
+        "{complaint}"
+    );
+    assert_eq!(
+        world.number("select count(*) from unstale.audit").await,
+        1,
+        "of the other table alone"
+    );
 }

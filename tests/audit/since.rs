@@ -12,7 +12,8 @@ use super::{audit, cache, counts, tables};
 use crate::support::daemon::{BINARY, command};
 use crate::support::world::World;
 
-/// 2,000 users of long ago and what is cached of each. Twelve are stamped now, six of them without a delete.
+/// 2,000 users of long ago and what is cached of each. Twelve are stamped now, six of them without
+/// a delete.
 async fn world() -> World {
     let mut world = World::new().await;
     tables(&world, 2_000).await;
@@ -35,11 +36,15 @@ async fn the_rows_that_changed_since_then_are_looked_at_all_of_them_and_no_other
     let (stale, _, table) = counts(&world, "--since 10m --sample 1 --table users");
     // Two keys of each row, and one key of each template that is found in Redis.
     let keys = table["keys"].as_u64().expect("a number");
-    assert!(stale == 6 && (24..=26).contains(&keys) && table["limited"] == true, "{stale} stale: {table}");
+    assert!(
+        stale == 6 && (24..=26).contains(&keys) && table["limited"] == true,
+        "{stale} stale: {table}"
+    );
     let (stale, _, table) = counts(&world, "--since 1m --sample 1 --table users");
     let keys = table["keys"].as_u64().expect("a number");
     assert!(stale <= 1 && (12..=14).contains(&keys), "{stale} stale: {table}");
-    let (code, text, complaint) = audit(&world, "--since 2026-01-01T00:00:00Z --heal --sample 1 --table users");
+    let (code, text, complaint) =
+        audit(&world, "--since 2026-01-01T00:00:00Z --heal --sample 1 --table users");
     assert!(code == Some(1) && text.contains("6 stale\n6 keys deleted"), "{text}{complaint}");
     assert!(counts(&world, "--all --table users").0 == 0, "what was stale is not healed");
 }
@@ -49,7 +54,10 @@ async fn a_row_that_was_deleted_is_found_as_long_as_the_log_holds_it() {
     let world = world().await;
     world.execute("delete from users where id in (1500, 1501)").await;
     let (stale, ..) = counts(&world, "--since 1s --sample 1 --table users");
-    assert!((2..=3).contains(&stale), "{stale}: two of deleted rows, and the one that a sample may find");
+    assert!(
+        (2..=3).contains(&stale),
+        "{stale}: two of deleted rows, and the one that a sample may find"
+    );
 }
 
 #[tokio::test]
@@ -58,9 +66,11 @@ async fn a_watch_without_stamps_is_named_and_a_sample_of_its_rows_is_looked_at()
     cache(&mut world, &format!("{}true", super::ITEMS)).await;
     world.execute("alter table items disable trigger all; update items set rev = rev + 1").await;
     let (code, text, complaint) = audit(&world, "--since 10m --sample 30");
-    assert!(code == Some(1) && text.contains("public.items: ") && text.contains("public.users: "), "{text}{complaint}");
-    let named =
-        "public.items has no column that says when a row changed, so that --since does not limit its rows: a sample of them is looked at";
+    assert!(
+        code == Some(1) && text.contains("public.items: ") && text.contains("public.users: "),
+        "{text}{complaint}"
+    );
+    let named = "public.items has no column that says when a row changed, so that --since does not limit its rows: a sample of them is looked at";
     assert!(complaint.contains(named) && !complaint.contains("public.users has no"), "{complaint}");
     let (stale, _, items) = counts(&world, "--since 10m --sample 30 --table items");
     assert!(stale >= 30 && items["limited"] == false, "{items}");
@@ -71,11 +81,17 @@ async fn a_table_whose_rows_cannot_be_read_is_not_passed_over() {
     let world = world().await;
     world.execute("alter function unstale.page_1 security invoker").await;
     let (code, _, complaint) = audit(&world, "--since 10m");
-    assert!(code == Some(1) && complaint.contains("not all is audited: public.users: function unstale.page_1 does not run"), "{complaint}");
+    assert!(
+        code == Some(1)
+            && complaint
+                .contains("not all is audited: public.users: function unstale.page_1 does not run"),
+        "{complaint}"
+    );
 }
 
 #[tokio::test]
-async fn a_program_is_asked_about_the_keys_of_the_rows_that_changed_and_what_is_no_time_is_refused() {
+async fn a_program_is_asked_about_the_keys_of_the_rows_that_changed_and_what_is_no_time_is_refused()
+{
     let mut world = World::new().await;
     world
         .execute(
@@ -86,16 +102,34 @@ async fn a_program_is_asked_about_the_keys_of_the_rows_that_changed_and_what_is_
         )
         .await;
     world.cache.put_all((1..=501).map(|n| format!("t:{n}")), "old").expect("Redis takes it");
-    let settings = [("DATABASE_URL", world.database_url()), ("REDIS_URL", world.redis_url()), ("UNSTALE_REPEAT__AFTER", String::new())];
+    let settings = [
+        ("DATABASE_URL", world.database_url()),
+        ("REDIS_URL", world.redis_url()),
+        ("UNSTALE_REPEAT__AFTER", String::new()),
+    ];
     let mut audit = std::process::Command::new(BINARY);
-    audit.args(["audit", "--since", "1h", "--sample", "1", "--command", "while read -r key; do echo new; done"]);
+    audit.args([
+        "audit",
+        "--since",
+        "1h",
+        "--sample",
+        "1",
+        "--command",
+        "while read -r key; do echo new; done",
+    ]);
     let path = std::env::vars().filter(|(name, _)| name == "PATH");
     let output = audit.env_clear().envs(path).envs(settings).output().expect("it runs");
-    let (text, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (text, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     // That of the row, and one that is found in Redis.
-    assert!(text.contains("public.t: 2 keys") && text.contains("2 stale") || text.contains("public.t: 1 keys"), "{text}{complaint}");
     assert!(
-        complaint.contains("public.u has no column that says when a row changed") && complaint.contains("none of them is looked at"),
+        text.contains("public.t: 2 keys") && text.contains("2 stale")
+            || text.contains("public.t: 1 keys"),
+        "{text}{complaint}"
+    );
+    assert!(
+        complaint.contains("public.u has no column that says when a row changed")
+            && complaint.contains("none of them is looked at"),
         "{complaint}"
     );
 
@@ -118,7 +152,13 @@ async fn a_table_that_changes_faster_than_it_is_read_has_an_end() {
     let now = unstale::pg::clock(&mut connection).await.expect("a time");
     let (out, mut swept) = mpsc::channel(1);
     let by_hand = Some(ByHand { watches: vec![1], until: Some(now) });
-    let from = sweep::From { checkpoint: None, done: HashMap::new(), log: None, by_hand, page_timeout: sweep::PAGE_TIMEOUT };
+    let from = sweep::From {
+        checkpoint: None,
+        done: HashMap::new(),
+        log: None,
+        by_hand,
+        page_timeout: sweep::PAGE_TIMEOUT,
+    };
     let postgres = Postgres::new(SecretString::from(world.database_url())).expect("a URL");
     let sweeper = tokio::spawn(sweep::run(postgres, from, 10, out));
     let mut rows_read = 0;

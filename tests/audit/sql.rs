@@ -1,4 +1,5 @@
-//! The audit's functions in the database: whose code they run, what survives DDL, and how versions compare.
+//! The audit's functions in the database: whose code they run, what survives DDL, and how versions
+//! compare.
 
 use unstale::audit::invert::{Inverter, Obscure};
 use unstale::pg::Postgres;
@@ -8,7 +9,12 @@ use unstale::rule::Template;
 use crate::support::world::World;
 
 async fn reader(world: &World) -> Reader {
-    Reader::open(Postgres::new(secrecy::SecretString::from(world.database_url())).expect("a URL"), TIMEOUT).await.expect("it connects")
+    Reader::open(
+        Postgres::new(secrecy::SecretString::from(world.database_url())).expect("a URL"),
+        TIMEOUT,
+    )
+    .await
+    .expect("it connects")
 }
 
 fn found(rows: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
@@ -31,16 +37,27 @@ async fn rows_are_found_by_place_by_stamp_and_by_the_columns_of_each_template() 
     let tables = reader.tables().await.expect("tables");
     let [table] = &tables[..] else { panic!("{tables:?}") };
     assert_eq!(table.column_types, ["int4", "citext", "bpchar", "date"]);
-    assert_eq!((table.version_type.as_deref(), table.has_stamp, table.blocks, &table.unauditable), (Some("numeric"), true, 1, &None));
+    assert_eq!(
+        (table.version_type.as_deref(), table.has_stamp, table.blocks, &table.unauditable),
+        (Some("numeric"), true, 1, &None)
+    );
     assert_eq!(reader.rows(table.watch, &Rows::Blocks(0, 1), 0).await.expect("rows").len(), 20);
     let newest = reader.rows(table.watch, &Rows::Recent(2), 0).await.expect("rows");
     assert!(newest.len() == 2 && newest[0].0.contains(r#""id":"20""#), "{newest:?}");
     let image = r#"{"id":"7","name":"N7","code":"c7 ","day":"2026-01-08"}"#;
-    for (template, wanted) in [(0, r#"{"id":"7"}"#), (1, r#"{"name":"N7","code":"c7 "}"#), (3, r#"{"day":"2026-01-08"}"#)] {
-        let rows = reader.rows(table.watch, &Rows::Like(template, &[wanted.to_owned()]), 100).await.expect("rows");
+    for (template, wanted) in
+        [(0, r#"{"id":"7"}"#), (1, r#"{"name":"N7","code":"c7 "}"#), (3, r#"{"day":"2026-01-08"}"#)]
+    {
+        let rows = reader
+            .rows(table.watch, &Rows::Like(template, &[wanted.to_owned()]), 100)
+            .await
+            .expect("rows");
         assert_eq!(rows, found(&[(image, "0.70000000000000000000")]), "{wanted}");
     }
-    let none = reader.rows(table.watch, &Rows::Like(0, &[r#"{"id":"77"}"#.to_owned()]), 100).await.expect("rows");
+    let none = reader
+        .rows(table.watch, &Rows::Like(0, &[r#"{"id":"77"}"#.to_owned()]), 100)
+        .await
+        .expect("rows");
     assert_eq!(none, []);
 }
 
@@ -62,11 +79,18 @@ async fn a_column_that_is_renamed_stays_the_version_and_one_that_is_dropped_is_r
     // What an upgrade does.
     world.execute("update unstale.watch set code = 0; select unstale.regenerate()").await;
     assert_eq!(reader.rows(watch, &Rows::Like(0, &wanted), 10).await.expect("rows").len(), 1);
-    let dropped = sqlx::query("alter table t drop column w").execute(&world.sql).await.expect_err("it is used").to_string();
+    let dropped = sqlx::query("alter table t drop column w")
+        .execute(&world.sql)
+        .await
+        .expect_err("it is used")
+        .to_string();
     assert!(dropped.contains("depend"), "{dropped}");
     world.execute("alter table t drop column w cascade; insert into t values (2)").await; // writes go on
     let reason = reader.tables().await.expect("tables")[0].unauditable.clone();
-    assert!(reason.as_ref().is_some_and(|reason| reason.contains("call unstale.watch() again")), "{reason:?}");
+    assert!(
+        reason.as_ref().is_some_and(|reason| reason.contains("call unstale.watch() again")),
+        "{reason:?}"
+    );
     let warning =
         world.number("select count(*) from unstale.findings() f where f.severity = 'warning' and f.finding like '%unstale audit%'").await;
     assert_eq!(warning, 1);
@@ -81,7 +105,10 @@ async fn a_watch_that_has_no_version_any_more_holds_on_to_no_column() {
              select unstale.watch('t', array['t:{id}'], updated_at => null); alter table t drop column v",
         )
         .await;
-    assert_eq!(world.number("select count(*) from unstale.findings() f where f.severity = 'error'").await, 0);
+    assert_eq!(
+        world.number("select count(*) from unstale.findings() f where f.severity = 'error'").await,
+        0
+    );
 }
 
 #[tokio::test]
@@ -97,7 +124,12 @@ async fn versions_compare_as_their_type_does() {
         ("numeric", "1e2", "100.00", Some(true)),
         ("text", "a", "A", Some(false)),
         ("bpchar", "a", "a  ", Some(true)),
-        ("uuid", "{A0EEBC99-9C0B4EF8-BB6D6BB9-BD380A11}", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", Some(true)),
+        (
+            "uuid",
+            "{A0EEBC99-9C0B4EF8-BB6D6BB9-BD380A11}",
+            "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+            Some(true),
+        ),
         ("uuid", "x", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", None),
         ("date", "2026-01-02T00:00:00.000Z", "2026-01-02", Some(true)),
         ("date", "2026-01-03", "2026-01-02", Some(false)),
@@ -127,15 +159,27 @@ async fn versions_compare_as_their_type_does() {
     }
 }
 
-/// The templates that migrations/repeatable/audit.sql finds ambiguous are those that src/audit/invert.rs refuses.
+/// The templates that migrations/repeatable/audit.sql finds ambiguous are those that
+/// src/audit/invert.rs refuses.
 #[tokio::test]
 async fn sql_and_rust_find_the_same_templates_ambiguous() {
     let world = World::new().await;
-    for template in
-        ["a:{b}", "{a}{b}:", ":{a}{b}", "{a}:{b}", "{{a}}{b}", "{a}}}{b}", "{a}{{{b}", "{a}{{{{{b}{c}", "x", "{a}-{b}{c}", "{{{a}{b}}}"]
-    {
+    for template in [
+        "a:{b}",
+        "{a}{b}:",
+        ":{a}{b}",
+        "{a}:{b}",
+        "{{a}}{b}",
+        "{a}}}{b}",
+        "{a}{{{b}",
+        "{a}{{{{{b}{c}",
+        "x",
+        "{a}-{b}{c}",
+        "{{{a}{b}}}",
+    ] {
         let inverter = Inverter::new(&Template::parse(template).expect(template), &[]);
-        let ambiguous = world.number(&format!("select unstale.is_ambiguous('{template}')::int::bigint")).await;
+        let ambiguous =
+            world.number(&format!("select unstale.is_ambiguous('{template}')::int::bigint")).await;
         assert_eq!(ambiguous == 1, matches!(inverter, Err(Obscure::Adjacent)), "{template}");
     }
 }
@@ -152,6 +196,10 @@ async fn columns_with_other_numbers_as_after_a_restore_are_noticed_and_watching_
     let mut reader = reader(&world).await;
     let reason = reader.tables().await.expect("tables")[0].unauditable.clone();
     assert!(reason.as_ref().is_some_and(|reason| reason.contains("other numbers")), "{reason:?}");
-    world.execute("select unstale.watch('t', array['t:{id}'], version => 'v', version_path => '$.v')").await;
+    world
+        .execute(
+            "select unstale.watch('t', array['t:{id}'], version => 'v', version_path => '$.v')",
+        )
+        .await;
     assert_eq!(reader.tables().await.expect("tables")[0].unauditable, None);
 }

@@ -65,9 +65,21 @@ pub(super) const FAULTS: &[Fault] = &[
 /// Faults of a listener's role, which has no right beyond those that it needs. `ROLE` is its name.
 pub(super) const OF_A_LISTENER: &[Fault] = &[
     ("revoke usage on schema unstale from ROLE", "role ROLE", "usage on schema unstale"),
-    ("revoke execute on function unstale.rotate_log from ROLE", "role ROLE", "execute on function unstale.rotate_log"),
-    ("revoke execute on function unstale.page_1 from ROLE", "role ROLE", "execute on function unstale.page_1"),
-    ("grant select on users to ROLE", "role ROLE", "may read public.users, which it has no need of"),
+    (
+        "revoke execute on function unstale.rotate_log from ROLE",
+        "role ROLE",
+        "execute on function unstale.rotate_log",
+    ),
+    (
+        "revoke execute on function unstale.page_1 from ROLE",
+        "role ROLE",
+        "execute on function unstale.page_1",
+    ),
+    (
+        "grant select on users to ROLE",
+        "role ROLE",
+        "may read public.users, which it has no need of",
+    ),
     (
         r#"create schema "Odd one"; create table "Odd one".t (id int); select unstale.watch('"Odd one".t', array['odd:{id}']);
            grant select on "Odd one".t to ROLE; alter default privileges in schema "Odd one" grant select on tables to ROLE"#,
@@ -96,6 +108,14 @@ pub(super) const REVOKED_FROM_THE_OWNER: &[Fault] = &[
         "schema unstale",
         "writes fail: the triggers run as ROLE, which lacks insert on unstale.change_log_2",
     ),
-    ("revoke usage on sequence unstale.change_log_id from ROLE", "schema unstale", "which lacks usage on sequence unstale.change_log_id"),
-    ("revoke execute on function unstale.tell from ROLE", "schema unstale", "lacks execute on function unstale.tell("),
+    (
+        "revoke usage on sequence unstale.change_log_id from ROLE",
+        "schema unstale",
+        "which lacks usage on sequence unstale.change_log_id",
+    ),
+    (
+        "revoke execute on function unstale.tell from ROLE",
+        "schema unstale",
+        "lacks execute on function unstale.tell(",
+    ),
 ];

@@ -44,19 +44,28 @@ async fn of_several_hosts_the_primary_is_found_and_found_again_after_a_fail_over
     let mut world = World::on(own_postgres()).await;
     world.users(10).await;
     let standby = standby_of(&world);
-    let hosts = format!("127.0.0.1:1,127.0.0.1:{},127.0.0.1:{}", standby.port(), world.postgres().port());
+    let hosts =
+        format!("127.0.0.1:1,127.0.0.1:{},127.0.0.1:{}", standby.port(), world.postgres().port());
     let url = format!("postgres://postgres@{hosts}/app");
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
     works(&mut world, &mut daemon).await;
     daemon.settles().await;
 
     world.own_postgres().stop_immediately();
-    let reason =
-        until("the reason names every host", async || Some(daemon.not_ready().await).filter(|reason| reason.contains("is a standby")))
-            .await;
-    assert!(reason.contains("127.0.0.1:1: ") && reason.contains(&format!("127.0.0.1:{}: it is a standby", standby.port())), "{reason}");
+    let reason = until("the reason names every host", async || {
+        Some(daemon.not_ready().await).filter(|reason| reason.contains("is a standby"))
+    })
+    .await;
+    assert!(
+        reason.contains("127.0.0.1:1: ")
+            && reason.contains(&format!("127.0.0.1:{}: it is a standby", standby.port())),
+        "{reason}"
+    );
     let promoted = sqlx::PgPool::connect_lazy(&standby.url("app")).expect("a URL");
-    until("it is promoted", async || sqlx::query("select pg_promote()").execute(&promoted).await.is_ok()).await;
+    until("it is promoted", async || {
+        sqlx::query("select pg_promote()").execute(&promoted).await.is_ok()
+    })
+    .await;
     daemon.ready().await;
     world.fill(["user:7"]);
     sqlx::query("update users set name = 'bob', updated_at = clock_timestamp() where id = 7")
@@ -66,13 +75,15 @@ async fn of_several_hosts_the_primary_is_found_and_found_again_after_a_fail_over
     world.gone(["user:7"]).await;
 }
 
-/// A primary, its standby, and a port at which 127.0.0.2 leads to the first and 127.0.0.3 to the second. Neither is the address that a
-/// connection would come from, which resolvers put first.
+/// A primary, its standby, and a port at which 127.0.0.2 leads to the first and 127.0.0.3 to the
+/// second. Neither is the address that a connection would come from, which resolvers put first.
 async fn two_servers() -> (World, Postgres, u16, [Link; 2]) {
     let world = World::on(own_postgres()).await;
     let standby = standby_of(&world);
     let port = free_port().expect("a free port");
-    let link = async |last: u8, to: u16| Link::between(([127, 0, 0, last], port).into(), ([127, 0, 0, 1], to).into()).await;
+    let link = async |last: u8, to: u16| {
+        Link::between(([127, 0, 0, last], port).into(), ([127, 0, 0, 1], to).into()).await
+    };
     let links = [link(2, world.postgres().port()).await, link(3, standby.port()).await];
     (world, standby, port, links)
 }
@@ -80,24 +91,34 @@ async fn two_servers() -> (World, Postgres, u16, [Link; 2]) {
 #[tokio::test]
 async fn of_two_servers_of_one_name_the_primary_is_found() {
     let (world, standby, port, _links) = two_servers().await;
-    let _third = Link::between(([127, 0, 0, 4], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
+    let _third =
+        Link::between(([127, 0, 0, 4], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
     let hosts = standby.directory().join("hosts");
     for (addresses, refusal) in [
         (["127.0.0.2", "127.0.0.3"], None),
         (["127.0.0.3", "127.0.0.2"], None),
         (
             ["127.0.0.3", "127.0.0.4"],
-            Some("none of the addresses of db.test is that of a primary: 127.0.0.3: it is a standby; 127.0.0.4: "),
+            Some(
+                "none of the addresses of db.test is that of a primary: 127.0.0.3: it is a standby; 127.0.0.4: ",
+            ),
         ),
     ] {
         world.execute("drop schema if exists unstale cascade").await;
         let Some(words) = with_hosts(&hosts, &addresses) else { return };
         let mut migrate = std::process::Command::new(&words[0]);
-        migrate.args(&words[1..]).args([BINARY, "migrate"]).env("DATABASE_URL", format!("postgres://postgres@db.test:{port}/app"));
+        migrate
+            .args(&words[1..])
+            .args([BINARY, "migrate"])
+            .env("DATABASE_URL", format!("postgres://postgres@db.test:{port}/app"));
         let output = migrate.output().expect("util-linux has unshare");
         assert_eq!(output.status.success(), refusal.is_none(), "{addresses:?}: {output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(refusal.unwrap_or_default()), "{addresses:?}: {output:?}");
-        let made = world.number("select count(*) from pg_namespace where nspname = 'unstale'").await;
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(refusal.unwrap_or_default()),
+            "{addresses:?}: {output:?}"
+        );
+        let made =
+            world.number("select count(*) from pg_namespace where nspname = 'unstale'").await;
         assert_eq!(made, i64::from(refusal.is_none()));
     }
 }
@@ -106,14 +127,25 @@ async fn of_two_servers_of_one_name_the_primary_is_found() {
 #[tokio::test]
 async fn a_replica_may_be_one_of_several_standbys_of_one_name() {
     let (mut world, standby, port, _links) = two_servers().await;
-    let _third = Link::between(([127, 0, 0, 4], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
+    let _third =
+        Link::between(([127, 0, 0, 4], port).into(), ([127, 0, 0, 1], standby.port()).into()).await;
     world.users(10).await;
-    let Some(words) = with_hosts(&standby.directory().join("hosts"), &["127.0.0.3", "127.0.0.4"]) else { return };
+    let Some(words) = with_hosts(&standby.directory().join("hosts"), &["127.0.0.3", "127.0.0.4"])
+    else {
+        return;
+    };
     let replica = format!("postgres://postgres@db.test:{port}/app");
-    let settings = world.daemon().under(words).with("UNSTALE_REPLICAS__URLS", &replica).with("UNSTALE_REPLICAS__MAX_WAIT", "1h");
+    let settings = world
+        .daemon()
+        .under(words)
+        .with("UNSTALE_REPLICAS__URLS", &replica)
+        .with("UNSTALE_REPLICAS__MAX_WAIT", "1h");
     let mut daemon = settings.start();
     works(&mut world, &mut daemon).await;
-    until("the replica has answered", async || daemon.metric("unstale_repeated_keys_total", &[("cause", "replicas")]) > 0.0).await;
+    until("the replica has answered", async || {
+        daemon.metric("unstale_repeated_keys_total", &[("cause", "replicas")]) > 0.0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -123,9 +155,15 @@ async fn a_host_that_does_not_even_refuse_keeps_nobody_from_the_next() {
     let link = Link::to_port(world.postgres().port()).await;
     link.black_hole();
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", link.port(), world.postgres().port());
-    let url = world.database_url().replace(&format!("127.0.0.1:{}", world.postgres().port()), &hosts);
-    // By patience with each host, and by beginning with the next one if the session's own patience ends before.
-    assert!(command("migrate", &[("DATABASE_URL", &format!("{url}?connect_timeout=1"))]).status.success());
+    let url =
+        world.database_url().replace(&format!("127.0.0.1:{}", world.postgres().port()), &hosts);
+    // By patience with each host, and by beginning with the next one if the session's own patience
+    // ends before.
+    assert!(
+        command("migrate", &[("DATABASE_URL", &format!("{url}?connect_timeout=1"))])
+            .status
+            .success()
+    );
     let mut daemon = Daemon::settings(&url, &world.redis_url()).impatient().start();
     works(&mut world, &mut daemon).await;
 }

@@ -1,4 +1,5 @@
-//! The cache of the application: one server, a cluster, or a primary behind Sentinel (`UNSTALE_CHAOS_REDIS`), and its readers' client.
+//! The cache of the application: one server, a cluster, or a primary behind Sentinel
+//! (`UNSTALE_CHAOS_REDIS`), and its readers' client.
 //!
 //! Must hold: when a fill returns, the server has done it, or is dead, or has refused it.
 
@@ -40,7 +41,9 @@ impl Servers {
         let options = Options { append_only: true, arguments, ..Options::default() };
         match std::env::var("UNSTALE_CHAOS_REDIS").as_deref() {
             Err(_) => Self::World,
-            Ok("cluster") => Self::Cluster(Cluster::start(3, 1, GONE_MS, &options).expect("a cluster")),
+            Ok("cluster") => {
+                Self::Cluster(Cluster::start(3, 1, GONE_MS, &options).expect("a cluster"))
+            }
             Ok("sentinel") => Self::Guarded(Guarded::start(GONE_MS, &options).expect("sentinels")),
             Ok(other) => panic!("UNSTALE_CHAOS_REDIS={other}: write cluster or sentinel"),
         }
@@ -75,7 +78,9 @@ impl Servers {
             },
             Self::Guarded(guarded) if part == Part::Sentinel => &mut guarded.sentinels[which % 3],
             Self::Guarded(guarded) if fault == Fault::FailedOver => {
-                let answer = guarded.sentinels[which % 3].client().and_then(|mut client| client.ask(&["sentinel", "failover", "mymaster"]));
+                let answer = guarded.sentinels[which % 3]
+                    .client()
+                    .and_then(|mut client| client.ask(&["sentinel", "failover", "mymaster"]));
                 return drop(answer); // it may be paused, or have just done so
             }
             Self::Guarded(guarded) => {
@@ -93,7 +98,9 @@ impl Servers {
         let nodes: Vec<&mut Redis> = match self {
             Self::World => vec![world],
             Self::Cluster(cluster) => cluster.nodes.iter_mut().collect(),
-            Self::Guarded(guarded) if part == Part::Sentinel => guarded.sentinels.iter_mut().collect(),
+            Self::Guarded(guarded) if part == Part::Sentinel => {
+                guarded.sentinels.iter_mut().collect()
+            }
             Self::Guarded(guarded) => guarded.servers.iter_mut().collect(),
         };
         for node in nodes {
@@ -118,7 +125,8 @@ impl Servers {
         let Self::Cluster(cluster) = self else { return String::new() };
         let mut text = String::new();
         for node in 0..cluster.nodes.len() {
-            for question in [&["cluster", "info"], &["cluster", "nodes"], &["info", "replication"]] {
+            for question in [&["cluster", "info"], &["cluster", "nodes"], &["info", "replication"]]
+            {
                 text += &format!("{node} {question:?}: {:?}\n", cluster.ask(node, question));
             }
         }
@@ -129,10 +137,24 @@ impl Servers {
     pub(super) fn keys(&self, world: &Redis) -> Vec<Reply> {
         let primaries: Vec<&Redis> = match self {
             Self::World => vec![world],
-            Self::Cluster(cluster) => cluster.primaries().expect("all run").into_iter().map(|node| &cluster.nodes[node]).collect(),
-            Self::Guarded(guarded) => vec![&guarded.servers[guarded.primary().expect("there is one")]],
+            Self::Cluster(cluster) => cluster
+                .primaries()
+                .expect("all run")
+                .into_iter()
+                .map(|node| &cluster.nodes[node])
+                .collect(),
+            Self::Guarded(guarded) => {
+                vec![&guarded.servers[guarded.primary().expect("there is one")]]
+            }
         };
-        primaries.into_iter().map(|node| node.client().and_then(|mut client| client.ask(&["keys", "*"])).expect("Redis is up")).collect()
+        primaries
+            .into_iter()
+            .map(|node| {
+                node.client()
+                    .and_then(|mut client| client.ask(&["keys", "*"]))
+                    .expect("Redis is up")
+            })
+            .collect()
     }
 }
 
@@ -154,13 +176,24 @@ fn reshard(cluster: &Cluster, which: usize) {
     let first = which as u16 * 273 % SLOTS;
     let Ok(from) = cluster.owner(first) else { return };
     let Ok(primaries) = cluster.primaries() else { return };
-    let Some(to) = primaries.into_iter().cycle().skip(which % 2).take(6).find(|node| *node != from) else { return };
-    for slot in (first..(first + MOVED).min(SLOTS)).filter(|&slot| cluster.owner(slot).is_ok_and(|owner| owner == from)) {
+    let Some(to) = primaries.into_iter().cycle().skip(which % 2).take(6).find(|node| *node != from)
+    else {
+        return;
+    };
+    for slot in (first..(first + MOVED).min(SLOTS))
+        .filter(|&slot| cluster.owner(slot).is_ok_and(|owner| owner == from))
+    {
         let Err(error) = cluster.move_slot(slot, from, to, || ()) else { continue };
-        // The nodes have not agreed yet who owns it after a fail-over: given up, as an operator would.
-        assert!(error.to_string().contains("MOVED"), "a cluster that is well gives slots away: {error}");
+        // The nodes have not agreed yet who owns it after a fail-over: given up, as an operator
+        // would.
+        assert!(
+            error.to_string().contains("MOVED"),
+            "a cluster that is well gives slots away: {error}"
+        );
         for node in [from, to] {
-            cluster.ask(node, &["cluster", "setslot", &slot.to_string(), "stable"]).expect("all run");
+            cluster
+                .ask(node, &["cluster", "setslot", &slot.to_string(), "stable"])
+                .expect("all run");
         }
         return;
     }
@@ -201,7 +234,8 @@ impl Cache {
         if let Routes::Cluster(_) = self.routes {
             return keys.iter().map(|key| self.ask(&["get", key])).collect();
         }
-        let words: Vec<&str> = ["mget"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+        let words: Vec<&str> =
+            ["mget"].into_iter().chain(keys.iter().map(String::as_str)).collect();
         match self.ask(&words)? {
             Reply::List(replies) => Ok(replies),
             other => Ok(vec![other]),
@@ -219,7 +253,10 @@ impl Cache {
             }
             return Ok(Reply::Status("OK".into()));
         }
-        let words: Vec<&str> = ["mset"].into_iter().chain(values.iter().flat_map(|(key, value)| [key.as_str(), value])).collect();
+        let words: Vec<&str> = ["mset"]
+            .into_iter()
+            .chain(values.iter().flat_map(|(key, value)| [key.as_str(), value]))
+            .collect();
         self.ask(&words)
     }
 
@@ -242,7 +279,11 @@ impl Cache {
             if !asking && !words.starts_with("MOVED ") {
                 return Ok(reply);
             }
-            port = words.rsplit(':').next().and_then(|port| port.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+            port = words
+                .rsplit(':')
+                .next()
+                .and_then(|port| port.parse().ok())
+                .ok_or(io::ErrorKind::InvalidData)?;
             if !asking {
                 self.guess = port;
             }
@@ -253,7 +294,9 @@ impl Cache {
     fn client(&mut self, port: u16) -> io::Result<&mut Client> {
         let path = match &self.routes {
             Routes::One(path) => path,
-            Routes::Cluster(servers) | Routes::Guarded { servers, .. } => servers.get(&port).ok_or(io::ErrorKind::NotFound)?,
+            Routes::Cluster(servers) | Routes::Guarded { servers, .. } => {
+                servers.get(&port).ok_or(io::ErrorKind::NotFound)?
+            }
         };
         match self.connections.entry(port) {
             Entry::Occupied(known) => Ok(known.into_mut()),
@@ -266,7 +309,9 @@ impl Cache {
 fn primary_by(sentinels: &[PathBuf]) -> io::Result<u16> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for sentinel in sentinels {
-        match Client::connect(sentinel).and_then(|mut client| client.ask(&["sentinel", "get-master-addr-by-name", "mymaster"])) {
+        match Client::connect(sentinel)
+            .and_then(|mut client| client.ask(&["sentinel", "get-master-addr-by-name", "mymaster"]))
+        {
             Ok(Reply::List(address)) => {
                 if let Some(Reply::Value(Some(port))) = address.get(1)
                     && let Ok(port) = String::from_utf8_lossy(port).parse()

@@ -61,11 +61,13 @@ pub(super) enum Fault {
     Resharded,
     /// VACUUM FULL: its rows move, and no trigger says so.
     Rewritten,
-    /// Its watch gets another template or delivery, or loses it: triggers and functions are replaced.
+    /// Its watch gets another template or delivery, or loses it: triggers and functions are
+    /// replaced.
     WatchedAnew,
 }
 
-/// All that can happen, what is worse more often. A round goes through it in a shuffled order, again and again.
+/// All that can happen, what is worse more often. A round goes through it in a shuffled order,
+/// again and again.
 const DECK: [(Part, Fault); 26] = [
     (Part::Listener, Fault::Killed),
     (Part::Listener, Fault::Killed),
@@ -124,7 +126,8 @@ const OF_SENTINEL: [(Part, Fault); 8] = [
 
 /// What can happen with these servers.
 fn deck(servers: &Servers) -> Vec<(Part, Fault)> {
-    let others = DECK.iter().filter(|(part, _)| !matches!(part, Part::Redis | Part::RedisLink)).copied();
+    let others =
+        DECK.iter().filter(|(part, _)| !matches!(part, Part::Redis | Part::RedisLink)).copied();
     match servers {
         Servers::World => DECK.to_vec(),
         Servers::Cluster(_) => others.chain(OF_CLUSTER).collect(),
@@ -203,7 +206,8 @@ impl Faults {
         let redis = Link::to_port(world.redis.port().expect("it was asked for TCP")).await;
         // Impatient, so that many faults fit into a minute.
         let (url, window) = match &servers {
-            // Nothing is undone here. A longer window would delete again, and so hide, what was missed.
+            // Nothing is undone here. A longer window would delete again, and so hide, what was
+            // missed.
             Servers::World => (format!("redis://127.0.0.1:{}", redis.port()), "1s"),
             Servers::Cluster(cluster) => (cluster.url(), "20s"),
             Servers::Guarded(guarded) => (guarded.url(), "20s"),
@@ -220,7 +224,17 @@ impl Faults {
             .with("UNSTALE_REPLAY__WINDOW", window)
             .with("UNSTALE_SHUTDOWN__TIMEOUT", "1s");
         let listener = Some(settings.clone().start());
-        Self { world, servers, postgres, redis, settings, listener, counts: BTreeMap::new(), story: Vec::new(), said: Vec::new() }
+        Self {
+            world,
+            servers,
+            postgres,
+            redis,
+            settings,
+            listener,
+            counts: BTreeMap::new(),
+            story: Vec::new(),
+            said: Vec::new(),
+        }
     }
 
     /// Does what the seed says for `length`; some of it is still wrong at the end.
@@ -235,7 +249,12 @@ impl Faults {
     }
 
     async fn step(&mut self, step: Step) {
-        self.tell(&format!("{:?} {:?} {}", step.part, step.fault, if step.begins { "begins" } else { "ends" }));
+        self.tell(&format!(
+            "{:?} {:?} {}",
+            step.part,
+            step.fault,
+            if step.begins { "begins" } else { "ends" }
+        ));
         if step.begins {
             *self.counts.entry((step.part, step.fault)).or_default() += 1;
             self.begin(step).await;
@@ -258,16 +277,24 @@ impl Faults {
             }),
             (Part::Listener, _) => self.listener.iter_mut().for_each(Daemon::pause),
             (Part::Postgres, Fault::Killed) => block_in_place(|| self.world.own_postgres().kill9()),
-            (Part::Postgres, Fault::Stopped) => block_in_place(|| self.world.own_postgres().stop_immediately()),
-            (Part::Postgres, _) => block_in_place(|| self.world.own_postgres().restart()).expect("PostgreSQL comes back"),
-            (Part::Backends, Fault::Terminated) => self.execute(&signal_backends("pg_terminate_backend", which)).await,
+            (Part::Postgres, Fault::Stopped) => {
+                block_in_place(|| self.world.own_postgres().stop_immediately())
+            }
+            (Part::Postgres, _) => block_in_place(|| self.world.own_postgres().restart())
+                .expect("PostgreSQL comes back"),
+            (Part::Backends, Fault::Terminated) => {
+                self.execute(&signal_backends("pg_terminate_backend", which)).await
+            }
             (Part::Backends, _) => self.execute(&signal_backends("pg_cancel_backend", which)).await,
             (Part::Table, Fault::Rewritten) => {
                 let table = ["kept_0", "neglected", "plain", "logged"][which % 4];
-                self.execute(&format!("set lock_timeout = '200ms'; vacuum full public.{table}")).await;
+                self.execute(&format!("set lock_timeout = '200ms'; vacuum full public.{table}"))
+                    .await;
             }
             (Part::Table, _) => self.execute(tables::WATCHES[which % tables::WATCHES.len()]).await,
-            (Part::Redis | Part::Sentinel, fault) => block_in_place(|| self.servers.begin(&mut self.world.redis, part, fault, which)),
+            (Part::Redis | Part::Sentinel, fault) => {
+                block_in_place(|| self.servers.begin(&mut self.world.redis, part, fault, which))
+            }
             (Part::PostgresLink, fault) => spoil(&self.postgres, fault).await,
             (Part::RedisLink, fault) => spoil(&self.redis, fault).await,
         }
@@ -281,9 +308,12 @@ impl Faults {
                 None => self.listener = Some(self.settings.clone().start()),
             },
             Part::Postgres if self.world.postgres().pid().is_none() => {
-                block_in_place(|| self.world.own_postgres().start_again()).expect("PostgreSQL recovers");
+                block_in_place(|| self.world.own_postgres().start_again())
+                    .expect("PostgreSQL recovers");
             }
-            Part::Redis | Part::Sentinel => block_in_place(|| self.servers.end(&mut self.world.redis, part)),
+            Part::Redis | Part::Sentinel => {
+                block_in_place(|| self.servers.end(&mut self.world.redis, part))
+            }
             Part::PostgresLink => self.postgres.heal().await,
             Part::RedisLink => self.redis.heal().await,
             Part::Postgres | Part::Backends | Part::Table => {}
@@ -301,7 +331,9 @@ impl Faults {
 
     /// Whatever becomes of it: the server may be going away just now.
     async fn execute(&self, sql: &str) {
-        if let Ok(mut connection) = PgConnection::connect(&self.world.postgres().socket_url(self.world.database())).await {
+        if let Ok(mut connection) =
+            PgConnection::connect(&self.world.postgres().socket_url(self.world.database())).await
+        {
             for sql in sql.split(';') {
                 let _ = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await;
             }
@@ -311,7 +343,14 @@ impl Faults {
     /// Ends everything that is wrong.
     pub(super) async fn heal(&mut self) {
         self.tell("all heals");
-        for part in [Part::Postgres, Part::PostgresLink, Part::Redis, Part::Sentinel, Part::RedisLink, Part::Listener] {
+        for part in [
+            Part::Postgres,
+            Part::PostgresLink,
+            Part::Redis,
+            Part::Sentinel,
+            Part::RedisLink,
+            Part::Listener,
+        ] {
             self.end(part).await;
         }
         let well = until_within("Redis is well again", HEALING, async || self.servers.are_well());
@@ -338,7 +377,11 @@ impl Faults {
     pub(super) fn story(&self) -> String {
         let lines = self.listener.iter().flat_map(Daemon::lines);
         let lines: Vec<String> = self.said.iter().cloned().chain(lines).collect();
-        format!("faults of the round:\n{}\nthe listeners said:\n{}", self.story.join("\n"), lines.join("\n"))
+        format!(
+            "faults of the round:\n{}\nthe listeners said:\n{}",
+            self.story.join("\n"),
+            lines.join("\n")
+        )
     }
 
     /// How often each fault happened.

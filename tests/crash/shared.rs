@@ -1,9 +1,12 @@
-//! What writers and readers share: who holds which row, what they did, and how to reach the servers.
+//! What writers and readers share: who holds which row, what they did, and how to reach the
+//! servers.
 //!
-//! Must hold: a value is never on its way into the cache while its row is being written. Whoever writes or reads a row
-//! holds its *claim*, in this process and as an advisory lock in the database, until the commit or the cache has answered,
-//! or is dead. The first outlives the server; the second keeps others away from a row whose commit a kill left undecided
-//! until the server has recovered. (A fill that lands after an invalidation is not what is tested here: leases are for that.)
+//! Must hold: a value is never on its way into the cache while its row is being written. Whoever
+//! writes or reads a row holds its *claim*, in this process and as an advisory lock in the
+//! database, until the commit or the cache has answered, or is dead. The first outlives the server;
+//! the second keeps others away from a row whose commit a kill left undecided until the server has
+//! recovered. (A fill that lands after an invalidation is not what is tested here: leases are for
+//! that.)
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -83,7 +86,8 @@ impl Shared {
         self.version.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// An error is excused if a server went away. Any other would be ours: triggers must not fail a writer (P5).
+    /// An error is excused if a server went away. Any other would be ours: triggers must not fail a
+    /// writer (P5).
     pub(super) fn excuse(&self, error: &sqlx::Error) {
         if let sqlx::Error::Database(refusal) = error
             && !refusal.code().is_some_and(|code| code.starts_with("57P"))
@@ -160,11 +164,15 @@ impl<'a> Held<'a> {
         free
     }
 
-    /// Takes the same in the database. It is free there, or held by the ghost of a killed backend until the restart.
+    /// Takes the same in the database. It is free there, or held by the ghost of a killed backend
+    /// until the restart.
     pub(super) async fn lock(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
         let claims = std::mem::take(&mut self.fresh);
         if !claims.is_empty() {
-            sqlx::query("select pg_advisory_xact_lock(claim) from unnest($1::bigint[]) claim").bind(claims).execute(connection).await?;
+            sqlx::query("select pg_advisory_xact_lock(claim) from unnest($1::bigint[]) claim")
+                .bind(claims)
+                .execute(connection)
+                .await?;
         }
         Ok(())
     }

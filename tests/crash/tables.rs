@@ -25,7 +25,8 @@ pub(super) struct Table {
     pub(super) ids: i32,
     /// Its `updated_at`.
     pub(super) column: Column,
-    /// It is written, truncated and read as a whole: its rows share one claim, and there is a key over all of them.
+    /// It is written, truncated and read as a whole: its rows share one claim, and there is a key
+    /// over all of them.
     pub(super) whole: bool,
 }
 
@@ -42,8 +43,8 @@ pub(super) const TABLES: [Table; 6] = [
 /// The id of a row of `kept` that only the end of a round writes.
 pub(super) const MARKER: i32 = 0;
 
-/// Tables and watches. `kept` is partitioned and counts only some columns; `neglected` has a stamp without a zone; `told` is
-/// delivered by statement, and `logged` by the log.
+/// Tables and watches. `kept` is partitioned and counts only some columns; `neglected` has a stamp
+/// without a zone; `told` is delivered by statement, and `logged` by the log.
 pub(super) const SCHEMA: &str = "
     create table public.kept (id int primary key, email text, version bigint not null, note int default 0, updated_at timestamptz)
         partition by hash (id);
@@ -68,7 +69,8 @@ pub(super) const SCHEMA: &str = "
     select unstale.watch('public.small', keys => array['small:{id}', 'small:by-email:{email}', 'small:all']);
 ";
 
-/// What the watches of `neglected` and `told` change to, and back: other templates, and other deliveries.
+/// What the watches of `neglected` and `told` change to, and back: other templates, and other
+/// deliveries.
 pub(super) const WATCHES: [&str; 5] = [
     "select unstale.watch('public.neglected', keys => array['neglected:noted:{note}:{id}', 'neglected:{id}', 'neglected:by-email:{email}'])",
     "select unstale.watch('public.neglected', keys => array['neglected:{id}', 'neglected:by-email:{email}'])",
@@ -104,7 +106,8 @@ impl Table {
     }
 
     fn claim(&self, within: i64) -> i64 {
-        let place = TABLES.iter().position(|table| table.name == self.name).expect("it is one of them");
+        let place =
+            TABLES.iter().position(|table| table.name == self.name).expect("it is one of them");
         (i64::try_from(place).expect("there are few") << 32) + within
     }
 }
@@ -117,7 +120,10 @@ pub(super) fn email(number: i32) -> String {
 
 /// The number of an email.
 pub(super) fn email_number(email: &str) -> i32 {
-    let number = email.strip_prefix('e').and_then(|rest| rest.split_once('@')).and_then(|(number, _)| number.parse().ok());
+    let number = email
+        .strip_prefix('e')
+        .and_then(|rest| rest.split_once('@'))
+        .and_then(|(number, _)| number.parse().ok());
     number.unwrap_or_else(|| panic!("not an email of ours: {email}"))
 }
 
@@ -144,8 +150,16 @@ pub(super) fn whole_value(rows: &Rows) -> String {
 }
 
 /// The rows with one of these ids or emails.
-pub(super) async fn read(connection: &mut PgConnection, table: &Table, ids: &[i32], emails: &[String]) -> sqlx::Result<Rows> {
-    let sql = format!("select id, email, version from public.{} where id = any($1) or email = any($2) order by id", table.name);
+pub(super) async fn read(
+    connection: &mut PgConnection,
+    table: &Table,
+    ids: &[i32],
+    emails: &[String],
+) -> sqlx::Result<Rows> {
+    let sql = format!(
+        "select id, email, version from public.{} where id = any($1) or email = any($2) order by id",
+        table.name
+    );
     let rows = sqlx::query(AssertSqlSafe(sql)).bind(ids).bind(emails).fetch_all(connection).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
@@ -162,13 +176,17 @@ pub(super) async fn truth(connection: &mut PgConnection) -> sqlx::Result<BTreeMa
     let mut truth = BTreeMap::new();
     for table in &TABLES {
         let rows = read_all(connection, table).await?;
-        let of_id: BTreeMap<i32, String> = rows.iter().map(|(id, _, version)| (*id, format!("v{version}"))).collect();
+        let of_id: BTreeMap<i32, String> =
+            rows.iter().map(|(id, _, version)| (*id, format!("v{version}"))).collect();
         let mut of_email: BTreeMap<&str, Rows> = BTreeMap::new();
         for row in &rows {
             of_email.entry(row.1.as_deref().unwrap_or_default()).or_default().push(row.clone());
         }
         for number in 0..=table.ids {
-            truth.insert(table.row_key(number), of_id.get(&number).cloned().unwrap_or("none".into()));
+            truth.insert(
+                table.row_key(number),
+                of_id.get(&number).cloned().unwrap_or("none".into()),
+            );
             let email = email(number);
             let value = email_value(of_email.get(email.as_str()).unwrap_or(&Rows::new()), &email);
             truth.insert(table.email_key(&email), value);

@@ -1,4 +1,5 @@
-//! The application's writers: everything that an application, an import or a person at a prompt may do to a row.
+//! The application's writers: everything that an application, an import or a person at a prompt may
+//! do to a row.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,14 +23,25 @@ pub(super) enum Haste {
 }
 
 /// Writes until `stop`.
-pub(super) async fn write(shared: Arc<Shared>, mut random: Random, haste: Haste, stop: CancellationToken) {
+pub(super) async fn write(
+    shared: Arc<Shared>,
+    mut random: Random,
+    haste: Haste,
+    stop: CancellationToken,
+) {
     let mut connection = None;
     while !stop.is_cancelled() {
         if connection.is_none() {
             connection = shared.connect(&stop).await;
         }
         let Some(sql) = &mut connection else { return };
-        let mut transaction = Transaction { shared: &shared, held: Held::new(&shared), notes: Vec::new(), rows: 0, committing: false };
+        let mut transaction = Transaction {
+            shared: &shared,
+            held: Held::new(&shared),
+            notes: Vec::new(),
+            rows: 0,
+            committing: false,
+        };
         let ended = transaction.run(sql, &mut random, haste, &stop).await;
         if let Err(error) = ended {
             shared.excuse(&error);
@@ -87,7 +99,11 @@ impl Stamp {
             Self::HourAgo => "now() - interval '1 hour'",
             Self::Null => "null",
         };
-        Some(if table.name == "neglected" { format!("timezone('UTC', {time})") } else { time.to_owned() })
+        Some(if table.name == "neglected" {
+            format!("timezone('UTC', {time})")
+        } else {
+            time.to_owned()
+        })
     }
 }
 
@@ -101,7 +117,13 @@ struct Transaction<'a> {
 }
 
 impl Transaction<'_> {
-    async fn run(&mut self, sql: &mut PgConnection, random: &mut Random, haste: Haste, stop: &CancellationToken) -> sqlx::Result<()> {
+    async fn run(
+        &mut self,
+        sql: &mut PgConnection,
+        random: &mut Random,
+        haste: Haste,
+        stop: &CancellationToken,
+    ) -> sqlx::Result<()> {
         sqlx::query("begin").execute(&mut *sql).await?;
         for _ in 0..=random.below(3) {
             let undone = random.one_in(6);
@@ -174,13 +196,16 @@ impl Transaction<'_> {
             return Ok(()); // somebody else is at it
         }
         let version = self.shared.version();
-        let (ids, emails): (Vec<i32>, Vec<Option<String>>) = rows.iter().map(|row| (row.id, row.new.map(email))).unzip();
+        let (ids, emails): (Vec<i32>, Vec<Option<String>>) =
+            rows.iter().map(|row| (row.id, row.new.map(email))).unzip();
         let query = sqlx::query(AssertSqlSafe(verb.sql(table, stamp)));
         let query = match verb {
             Verb::Truncate => query,
             Verb::Delete | Verb::Touch => query.bind(ids),
             Verb::Update => query.bind(ids).bind(version),
-            Verb::Rename | Verb::Insert | Verb::Import => query.bind(ids).bind(version).bind(emails),
+            Verb::Rename | Verb::Insert | Verb::Import => {
+                query.bind(ids).bind(version).bind(emails)
+            }
         };
         let done = query.execute(&mut *sql).await?;
         self.did(table, &rows, &done, format!("{verb:?} v{version} {stamp:?} at {}, ", now()));
@@ -189,8 +214,13 @@ impl Transaction<'_> {
 
     fn did(&mut self, table: &Table, rows: &[Claimed], done: &PgQueryResult, what: String) {
         self.rows += done.rows_affected();
-        let emails = rows.iter().flat_map(|row| [row.old, row.new]).flatten().map(|number| table.email_key(&email(number)));
-        let keys = rows.iter().map(|row| table.row_key(row.id)).chain(emails).chain(table.whole_key());
+        let emails = rows
+            .iter()
+            .flat_map(|row| [row.old, row.new])
+            .flatten()
+            .map(|number| table.email_key(&email(number)));
+        let keys =
+            rows.iter().map(|row| table.row_key(row.id)).chain(emails).chain(table.whole_key());
         self.notes.extend(keys.map(|key| (key, what.clone())));
     }
 
@@ -207,16 +237,24 @@ impl Transaction<'_> {
         self.held.lock(&mut *sql).await?;
         let emails = format!("select id, email from public.{} where id = any($1)", table.name);
         let old = sqlx::query(AssertSqlSafe(emails)).bind(&ids).fetch_all(&mut *sql).await?;
-        let mut old: std::collections::HashMap<i32, Option<i32>> =
-            old.iter().map(|row| (row.get(0), row.get::<Option<&str>, _>(1).map(email_number))).collect();
+        let mut old: std::collections::HashMap<i32, Option<i32>> = old
+            .iter()
+            .map(|row| (row.get(0), row.get::<Option<&str>, _>(1).map(email_number)))
+            .collect();
         let mut rows = Vec::with_capacity(ids.len());
         for id in ids {
             let wanted = match verb {
-                Verb::Rename | Verb::Insert | Verb::Import => Some(random.number(table.ids)).filter(|_| !random.one_in(12)),
+                Verb::Rename | Verb::Insert | Verb::Import => {
+                    Some(random.number(table.ids)).filter(|_| !random.one_in(12))
+                }
                 _ => None,
             };
             let row = Claimed { id, old: old.remove(&id).flatten(), new: wanted };
-            if [row.old, row.new].into_iter().flatten().all(|number| self.held.take(table.email_claim(number))) {
+            if [row.old, row.new]
+                .into_iter()
+                .flatten()
+                .all(|number| self.held.take(table.email_claim(number)))
+            {
                 rows.push(row);
             }
         }
@@ -238,18 +276,29 @@ impl Verb {
         let name = table.name;
         let stamp = stamp.sql(table);
         let set = stamp.as_ref().map(|stamp| format!(", updated_at = {stamp}")).unwrap_or_default();
-        let (column, value) = stamp.map(|stamp| (", updated_at", format!(", {stamp}"))).unwrap_or_default();
+        let (column, value) =
+            stamp.map(|stamp| (", updated_at", format!(", {stamp}"))).unwrap_or_default();
         let new = "unnest($1::int[], $3::text[]) new(id, email)";
-        let insert = format!("insert into public.{name} (id, email, version{column}) select id, email, $2::bigint{value} from {new}");
+        let insert = format!(
+            "insert into public.{name} (id, email, version{column}) select id, email, $2::bigint{value} from {new}"
+        );
         match self {
-            Self::Update => format!("update public.{name} set version = $2{set} where id = any($1)"),
+            Self::Update => {
+                format!("update public.{name} set version = $2{set} where id = any($1)")
+            }
             Self::Rename => {
-                format!("update public.{name} t set email = new.email, version = $2::bigint{set} from {new} where t.id = new.id")
+                format!(
+                    "update public.{name} t set email = new.email, version = $2::bigint{set} from {new} where t.id = new.id"
+                )
             }
             Self::Insert => format!("{insert} on conflict (id) do nothing"),
-            Self::Import => format!("{insert} on conflict (id) do update set email = excluded.email, version = excluded.version"),
+            Self::Import => format!(
+                "{insert} on conflict (id) do update set email = excluded.email, version = excluded.version"
+            ),
             Self::Delete => format!("delete from public.{name} where id = any($1)"),
-            Self::Touch => format!("update public.{name} set note = note + 1{set} where id = any($1)"),
+            Self::Touch => {
+                format!("update public.{name} set note = note + 1{set} where id = any($1)")
+            }
             Self::Truncate => format!("truncate public.{name}"),
         }
     }

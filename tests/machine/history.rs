@@ -6,7 +6,8 @@ use unstale::watermark::{PgTime, Server, Snapshot, Stored};
 
 use super::stage::{Stage, opening, server, snapshot, stored};
 
-/// A listener that has listened to `7/1` for three minutes, deleted the key of user 42, and lost its session. The next session finds this.
+/// A listener that has listened to `7/1` for three minutes, deleted the key of user 42, and lost
+/// its session. The next session finds this.
 fn again(server: Server, stored: Option<Stored>) -> Stage {
     let mut stage = Stage::listening();
     stage.beats(180);
@@ -44,7 +45,11 @@ fn a_restart_repeats_what_was_deleted_lately_in_case_it_lost_commits() {
     let stage = again(server("7/1", 5), Some(stored("7/1", 1_175)));
     assert!(repeats(&stage), "{:?}", stage.deleting());
     let from = stage.sweeps[0].checkpoint.clone().expect("it is stored");
-    assert_eq!(from.log, snapshot(1_175), "what it has kept, not what is remembered: xids are given out again");
+    assert_eq!(
+        from.log,
+        snapshot(1_175),
+        "what it has kept, not what is remembered: xids are given out again"
+    );
     assert!(stage.says(|said| matches!(said, Observation::PostgresChanged { reason, .. } if reason.starts_with("restarted"))));
 }
 
@@ -66,14 +71,22 @@ fn a_fail_over_while_it_listens_repeats_what_was_deleted_lately_and_reads_the_wh
     let stage = again(server("7/2", 5), Some(stored("7/1", 1_175)));
     assert!(repeats(&stage) && !flushes(&stage), "{:?}", stage.deleting());
     let from = stage.sweeps[0].checkpoint.clone().expect("it is stored");
-    assert_eq!((from.watermark.expect("it is stored").0, from.log), (1_115 * 1_000_000, Snapshot::nothing()), "from a replay.window ago");
+    assert_eq!(
+        (from.watermark.expect("it is stored").0, from.log),
+        (1_115 * 1_000_000, Snapshot::nothing()),
+        "from a replay.window ago"
+    );
     assert!(stage.says(|said| matches!(said, Observation::PostgresChanged { reason, .. } if reason.starts_with("failed over"))));
 }
 
 #[test]
 fn a_restore_to_an_earlier_time_deletes_everything() {
     let stage = again(server("7/2", 5), Some(stored("7/1", 1_050)));
-    assert!(flushes(&stage) && says_flushed(&stage, "restored to an earlier time"), "{:?}", stage.said);
+    assert!(
+        flushes(&stage) && says_flushed(&stage, "restored to an earlier time"),
+        "{:?}",
+        stage.said
+    );
 }
 
 #[test]
@@ -87,7 +100,12 @@ fn a_restore_is_recognised_also_while_an_old_transaction_holds_the_watermark_bac
         let stored = Stored { saved_at: Some(PgTime(saved * 1_000_000)), ..stored("7/1", 1_010) };
         stage.open(Opening { stored: Some(stored), ..opening(server("7/2", 5)) });
         stage.beat();
-        assert_eq!(says_flushed(&stage, "restored to an earlier time"), is_restored, "{saved}: {:?}", stage.said);
+        assert_eq!(
+            says_flushed(&stage, "restored to an earlier time"),
+            is_restored,
+            "{saved}: {:?}",
+            stage.said
+        );
     }
 }
 
@@ -106,7 +124,10 @@ fn a_restore_from_before_its_first_checkpoint_deletes_everything() {
 #[test]
 fn a_checkpoint_that_is_gone_from_the_same_server_is_no_reason_to_delete_everything() {
     let stage = again(server("7/1", 0), None);
-    assert!(!flushes(&stage) && stage.sweeps[0].checkpoint.is_some(), "somebody forgot the instance; it remembers");
+    assert!(
+        !flushes(&stage) && stage.sweeps[0].checkpoint.is_some(),
+        "somebody forgot the instance; it remembers"
+    );
 }
 
 /// A new process.
@@ -126,13 +147,21 @@ fn an_instance_that_was_never_here_sweeps_from_the_beginning() {
 #[test]
 fn an_instance_that_comes_back_sweeps_from_what_it_has_stored() {
     let stage = first(server("7/1", 9), Some(stored("7/1", 1_050)));
-    assert_eq!(stage.sweeps[0].checkpoint, stored("7/1", 1_050).proven.checkpoint, "a restart meanwhile is none of its business");
+    assert_eq!(
+        stage.sweeps[0].checkpoint,
+        stored("7/1", 1_050).proven.checkpoint,
+        "a restart meanwhile is none of its business"
+    );
 }
 
 #[test]
 fn a_fail_over_while_it_was_away_deletes_everything() {
     let stage = first(server("7/2", 9), Some(stored("7/1", 1_050)));
-    assert!(flushes(&stage) && says_flushed(&stage, "while this instance was away"), "{:?}", stage.said);
+    assert!(
+        flushes(&stage) && says_flushed(&stage, "while this instance was away"),
+        "{:?}",
+        stage.said
+    );
 }
 
 #[test]

@@ -22,7 +22,8 @@ fn fill(stage: &mut Stage) {
 }
 
 #[test]
-fn a_redis_that_is_away_at_the_start_is_asked_until_it_answers_and_nothing_is_collected_meanwhile() {
+fn a_redis_that_is_away_at_the_start_is_asked_until_it_answers_and_nothing_is_collected_meanwhile()
+{
     let mut stage = Stage::new();
     stage.open(opening(server("7/1", 0)));
     stage.notify(super::stage::BACKEND, "{}");
@@ -34,7 +35,10 @@ fn a_redis_that_is_away_at_the_start_is_asked_until_it_answers_and_nothing_is_co
     assert!(!stage.deleting().contains(&"user:2".to_owned()), "the sweep to come finds it");
     assert!(stage.sweeps.is_empty() && stage.why_not().contains("refused"));
     stage.redis_does_all();
-    assert_eq!((stage.machine.state(), stage.sweeps.len()), (&State::CatchingUp(CatchUp::Sweeping), 1));
+    assert_eq!(
+        (stage.machine.state(), stage.sweeps.len()),
+        (&State::CatchingUp(CatchUp::Sweeping), 1)
+    );
 }
 
 #[test]
@@ -47,7 +51,12 @@ fn a_full_batch_that_redis_leaves_as_it_is_is_dropped_in_favour_of_a_sweep() {
     stage.pass(SECOND * 2);
     assert_eq!(stage.machine.state(), &State::CatchingUp(CatchUp::AwaitingRedis));
     assert!(stage.says(|said| matches!(said, Observation::Overflowed { .. })));
-    assert_eq!(stage.take_requests(|request| *request == Request::OpenGap(Cause::Overflow, Duration::ZERO)), 1, "noted at once");
+    assert_eq!(
+        stage
+            .take_requests(|request| *request == Request::OpenGap(Cause::Overflow, Duration::ZERO)),
+        1,
+        "noted at once"
+    );
     assert!(stage.machine.accepts(unstale::batch::Lane::Live), "PostgreSQL is drained on");
     stage.redis_does_all();
     assert_eq!(stage.sweeps.len(), 1);
@@ -60,7 +69,11 @@ fn an_overflow_while_it_subscribes_changes_nothing() {
     stage.open(opening(server("7/1", 0)));
     fill(&mut stage);
     stage.pass(SECOND * 6);
-    assert_eq!(stage.machine.state(), &State::Subscribing, "the gap is open, and the sweep still to come");
+    assert_eq!(
+        stage.machine.state(),
+        &State::Subscribing,
+        "the gap is open, and the sweep still to come"
+    );
     assert!(stage.says(|said| matches!(said, Observation::Overflowed { .. })));
 }
 
@@ -73,10 +86,19 @@ fn a_gap_in_a_gap_is_one_gap() {
     stage.beat();
     stage.redis_fails_over(None);
     stage.redis_does_all();
-    assert_eq!(stage.said.iter().filter(|said| matches!(said, Observation::GapOpened { .. })).count(), 2, "of the start, and of the loss");
+    assert_eq!(
+        stage.said.iter().filter(|said| matches!(said, Observation::GapOpened { .. })).count(),
+        2,
+        "of the start, and of the loss"
+    );
     stage.swept(Swept::Ended);
     stage.redis_does_all();
-    assert_eq!(stage.take_requests(|request| matches!(request, Request::CloseGap(gap) if gap.cause == Cause::Session)), 1);
+    assert_eq!(
+        stage.take_requests(
+            |request| matches!(request, Request::CloseGap(gap) if gap.cause == Cause::Session)
+        ),
+        1
+    );
 }
 
 #[test]
@@ -105,8 +127,12 @@ fn what_redis_has_undone_and_nobody_knows_is_swept_from_a_window_ago() {
     stage.redis_fails_over(None);
     stage.change(1);
     stage.redis_does_all();
-    assert_eq!((stage.machine.state(), stage.sweeps.len()), (&State::CatchingUp(CatchUp::Sweeping), 1));
-    let PgTime(at) = stage.sweeps[0].checkpoint.as_ref().and_then(|from| from.watermark).expect("proven");
+    assert_eq!(
+        (stage.machine.state(), stage.sweeps.len()),
+        (&State::CatchingUp(CatchUp::Sweeping), 1)
+    );
+    let PgTime(at) =
+        stage.sweeps[0].checkpoint.as_ref().and_then(|from| from.watermark).expect("proven");
     let last = 1_181 * 1_000_000;
     assert!((last - 90_000_000..=last - 60_000_000).contains(&at), "{at}");
     assert!(stage.says(|said| *said == Observation::RedisChanged { again: None }));
@@ -126,7 +152,11 @@ fn redis_fails_over_in_the_middle_of_a_sweep() {
     stage.redis_fails_over(None);
     stage.redis_does_all();
     assert_eq!((stage.counts.2, stage.sweeps.len()), (1, 2), "stopped, and begun again");
-    assert!(stage.sweeps[1].done.is_empty() && stage.sweeps[1].checkpoint != from, "{:?}", stage.sweeps);
+    assert!(
+        stage.sweeps[1].done.is_empty() && stage.sweeps[1].checkpoint != from,
+        "{:?}",
+        stage.sweeps
+    );
 }
 
 #[test]
@@ -152,7 +182,10 @@ fn it_is_not_ready_while_a_command_fails() {
     assert!(stage.why_not().contains("refused"));
     stage.redis_does_all();
     assert!(stage.says(|said| *said == Observation::RedisRecovered));
-    assert!(!stage.is_ready(), "a heartbeat that was asked for after the failure has yet to go through");
+    assert!(
+        !stage.is_ready(),
+        "a heartbeat that was asked for after the failure has yet to go through"
+    );
     stage.beats(1);
     assert!(stage.is_ready(), "{}", stage.why_not());
 }
@@ -171,7 +204,8 @@ fn a_key_is_deleted_once_more_after_a_while_unless_it_is_leaving() {
             stage.input(unstale::listener::machine::Input::Shutdown);
         }
         stage.pass(SECOND * 2);
-        let is_repeated = stage.says(|said| matches!(said, Observation::Repeated { cause: RepeatedFor::Time, .. }));
+        let is_repeated = stage
+            .says(|said| matches!(said, Observation::Repeated { cause: RepeatedFor::Time, .. }));
         assert_eq!(is_repeated, !leaves, "{:?}", stage.deleting());
         assert_eq!(stage.deleting().contains(&"user:42".to_owned()), !leaves);
     }

@@ -18,14 +18,20 @@ fn nothing_is_read_before_a_heartbeat_has_proved_that_notify_arrives() {
     stage.open(opening(server("7/1", 0)));
     assert_eq!((stage.machine.state(), stage.sweeps.len()), (&State::Subscribing, 0));
     assert!(
-        matches!(stage.requests[..], [Request::OpenGap(Cause::Start, _), Request::Beat { n: 1, progress: None }]),
+        matches!(
+            stage.requests[..],
+            [Request::OpenGap(Cause::Start, _), Request::Beat { n: 1, progress: None }]
+        ),
         "{:?}",
         stage.requests
     );
     stage.beat_sent();
     assert_eq!(stage.machine.state(), &State::Subscribing, "it was sent, and has not come back");
     stage.notify(BACKEND, r#"{"heartbeat":1}"#);
-    assert_eq!((stage.machine.state(), stage.sweeps.len()), (&State::CatchingUp(CatchUp::Sweeping), 1));
+    assert_eq!(
+        (stage.machine.state(), stage.sweeps.len()),
+        (&State::CatchingUp(CatchUp::Sweeping), 1)
+    );
 }
 
 #[test]
@@ -36,10 +42,17 @@ fn it_is_ready_once_everything_that_a_sweep_brought_is_acknowledged() {
     stage.redis_does_all();
     stage.swept(Swept::Rows(1, vec![r#"{"id":"1"}"#.into()]));
     stage.swept(Swept::Ended);
-    assert!(!stage.is_ready() && matches!(stage.machine.state(), State::CatchingUp(CatchUp::Settling(_))));
+    assert!(
+        !stage.is_ready()
+            && matches!(stage.machine.state(), State::CatchingUp(CatchUp::Settling(_)))
+    );
     stage.redis_does_all();
     assert_eq!(stage.machine.state(), &State::Listening);
-    assert!(stage.take_requests(|request| matches!(request, Request::CloseGap(gap) if gap.swept == 1 && gap.keys == 1)) == 1);
+    assert!(
+        stage.take_requests(
+            |request| matches!(request, Request::CloseGap(gap) if gap.swept == 1 && gap.keys == 1)
+        ) == 1
+    );
     stage.beats(1);
     assert!(stage.is_ready(), "{}", stage.why_not());
 }
@@ -59,7 +72,10 @@ fn a_heartbeat_proves_nothing_before_the_log_was_read_after_it() {
     let change = r#"{"watch":1,"rev":1,"old":{"id":"9"}}"#.to_owned();
     stage.session(Event::LogRead { changes: vec![change], more: false });
     assert_eq!(stage.deleting(), ["user:9"]);
-    assert!(!stage.says(|said| matches!(said, Observation::Fresh { .. })), "what the log said is not deleted yet");
+    assert!(
+        !stage.says(|said| matches!(said, Observation::Fresh { .. })),
+        "what the log said is not deleted yet"
+    );
     stage.redis_does_all();
     assert!(stage.says(|said| matches!(said, Observation::Fresh { .. })));
 }
@@ -71,7 +87,11 @@ fn another_instances_heartbeat_proves_nothing() {
     stage.beat_sent();
     stage.notify(BACKEND + 1, r#"{"heartbeat":1}"#);
     stage.notify(BACKEND, r#"{"heartbeat":2}"#);
-    assert_eq!(stage.machine.state(), &State::Subscribing, "of another backend, and of a number that was not asked for");
+    assert_eq!(
+        stage.machine.state(),
+        &State::Subscribing,
+        "of another backend, and of a number that was not asked for"
+    );
 }
 
 #[test]
@@ -84,7 +104,10 @@ fn a_lost_session_is_opened_again_and_swept_from_the_checkpoint() {
     stage.open(opening(server("7/1", 0)));
     stage.beat();
     let checkpoint = stage.sweeps[0].checkpoint.clone().expect("heartbeats were proven");
-    assert!(checkpoint.watermark.is_some_and(|PgTime(at)| at > 1_010 * 1_000_000), "{checkpoint:?}");
+    assert!(
+        checkpoint.watermark.is_some_and(|PgTime(at)| at > 1_010 * 1_000_000),
+        "{checkpoint:?}"
+    );
 }
 
 #[test]
@@ -123,7 +146,10 @@ fn a_sweep_that_fails_begins_again_after_a_while() {
     assert!(matches!(stage.machine.state(), State::CatchingUp(CatchUp::AwaitingRetry { .. })));
     assert!(stage.why_not().contains("a lock"));
     stage.pass(SECOND);
-    assert_eq!((stage.machine.state(), stage.sweeps.len()), (&State::CatchingUp(CatchUp::Sweeping), 1));
+    assert_eq!(
+        (stage.machine.state(), stage.sweeps.len()),
+        (&State::CatchingUp(CatchUp::Sweeping), 1)
+    );
 }
 
 #[test]
@@ -132,7 +158,11 @@ fn a_table_that_cannot_be_read_loses_all_its_keys() {
     stage.open(opening(server("7/1", 0)));
     stage.beat();
     stage.redis_does_all();
-    stage.swept(Swept::Unreadable { watch: 1, table: "public.users".into(), reason: "no right".into() });
+    stage.swept(Swept::Unreadable {
+        watch: 1,
+        table: "public.users".into(),
+        reason: "no right".into(),
+    });
     assert_eq!(stage.deleting(), ["user:*"]);
 }
 
@@ -144,7 +174,14 @@ fn a_large_table_without_an_index_is_named_once() {
     for _ in 0..3 {
         stage.swept(Swept::NoIndex { table: "public.users".into(), remedy: "create index".into() });
     }
-    assert_eq!(stage.said.iter().filter(|said| matches!(said, Observation::SweepWithoutIndex { .. })).count(), 1);
+    assert_eq!(
+        stage
+            .said
+            .iter()
+            .filter(|said| matches!(said, Observation::SweepWithoutIndex { .. }))
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -168,8 +205,7 @@ fn listen_without_notifications_names_the_pooler() {
             stage.beat_sent();
         }
     }
-    let names_it =
-        |said: &Observation| matches!(said, Observation::SessionLost { reason, .. } if reason.contains("transaction-mode pooler"));
+    let names_it = |said: &Observation| matches!(said, Observation::SessionLost { reason, .. } if reason.contains("transaction-mode pooler"));
     assert!(stage.says(names_it), "{:?}", stage.said);
 }
 
@@ -204,7 +240,11 @@ fn the_same_failure_again_and_again_is_said_once_a_minute() {
         stage.pass(SECOND);
         stage.session(Event::Lost("refused".into()));
     }
-    let said = stage.said.iter().filter(|said| matches!(said, Observation::SessionLost { again: false, .. })).count();
+    let said = stage
+        .said
+        .iter()
+        .filter(|said| matches!(said, Observation::SessionLost { again: false, .. }))
+        .count();
     assert_eq!(said, 1);
 }
 
@@ -215,7 +255,9 @@ fn whoever_waits_is_answered_by_a_heartbeat_at_once_which_is_stored_at_once() {
     stage.pass(Duration::from_millis(100));
     stage.log_is_empty();
     stage.requests.clear();
-    let beats = |stage: &mut Stage| stage.requests.iter().filter(|request| matches!(request, Request::Beat { .. })).count();
+    let beats = |stage: &mut Stage| {
+        stage.requests.iter().filter(|request| matches!(request, Request::Beat { .. })).count()
+    };
     stage.notify(99, r#"{"wait":true}"#);
     assert_eq!(beats(&mut stage), 1);
     stage.beat();
@@ -237,7 +279,9 @@ fn payloads_that_are_not_ours_are_reported_in_sums() {
     }
     stage.pass(SECOND);
     let counts = |stage: &Stage| -> Vec<u64> {
-        let count = |said: &Observation| if let Observation::PayloadsSkipped { count, .. } = said { Some(*count) } else { None };
+        let count = |said: &Observation| {
+            if let Observation::PayloadsSkipped { count, .. } = said { Some(*count) } else { None }
+        };
         stage.said.iter().filter_map(count).collect()
     };
     assert_eq!(counts(&stage), [1], "the first at once");

@@ -89,7 +89,13 @@ pub(crate) fn stored(timeline: &str, seconds: i64) -> Stored {
         Some(Checkpoint { watermark: Some(PgTime(seconds * 1_000_000)), log: snapshot })
     };
     let proven = Proven { checkpoint: at(seconds), replay: at(seconds - 60) };
-    Stored { proven, redis: None, timeline: timeline.into(), forgotten: false, saved_at: Some(PgTime(seconds * 1_000_000)) }
+    Stored {
+        proven,
+        redis: None,
+        timeline: timeline.into(),
+        forgotten: false,
+        saved_at: Some(PgTime(seconds * 1_000_000)),
+    }
 }
 
 /// Of a server on which a transaction ends each second.
@@ -137,7 +143,9 @@ impl Stage {
                 Action::CloseSession => self.counts.1 += 1,
                 Action::StopSweep => self.counts.2 += 1,
                 Action::Ask(request) => self.requests.push(request),
-                Action::Sweep { checkpoint, done, log } => self.sweeps.push(Sweep { checkpoint, done, log }),
+                Action::Sweep { checkpoint, done, log } => {
+                    self.sweeps.push(Sweep { checkpoint, done, log })
+                }
                 Action::Send(command) => self.commands.push(command),
                 Action::Observe(observation) => self.said.push(observation),
                 Action::AskReplicas(_) => {}
@@ -189,7 +197,11 @@ impl Stage {
         if !matches!(self.machine.state(), State::Connecting { .. }) {
             self.pass(Duration::from_secs(1));
         }
-        assert!(matches!(self.machine.state(), State::Connecting { .. }), "{:?}", self.machine.state());
+        assert!(
+            matches!(self.machine.state(), State::Connecting { .. }),
+            "{:?}",
+            self.machine.state()
+        );
         self.requests.clear();
         self.session(Event::Subscribed(Box::new(opening)));
     }
@@ -201,7 +213,10 @@ impl Stage {
 
     /// The number of the heartbeat that was asked for last.
     pub(crate) fn beat_asked(&self) -> Option<u64> {
-        self.requests.iter().rev().find_map(|request| if let Request::Beat { n, .. } = request { Some(*n) } else { None })
+        self.requests
+            .iter()
+            .rev()
+            .find_map(|request| if let Request::Beat { n, .. } = request { Some(*n) } else { None })
     }
 
     /// PostgreSQL takes the heartbeat that was asked for last.
@@ -218,7 +233,8 @@ impl Stage {
         n
     }
 
-    /// ... and it comes back, after everything else that had been said; in the log there is nothing.
+    /// ... and it comes back, after everything else that had been said; in the log there is
+    /// nothing.
     pub(crate) fn beat(&mut self) {
         let n = self.beat_sent();
         self.notify(BACKEND, &format!(r#"{{"heartbeat":{n}}}"#));
@@ -271,9 +287,13 @@ impl Stage {
 
     pub(crate) fn redis_does(&mut self, command: Command) {
         self.number += 1;
-        let mark = RedisMark { life: "me".into(), connection: self.connection, number: self.number };
+        let mark =
+            RedisMark { life: "me".into(), connection: self.connection, number: self.number };
         let answer = Answer { tag: "".into(), found: self.found.clone(), mark, is_marked: true };
-        self.input(Input::Acknowledged { id: command.id, delivered: Delivered::whole(answer, command.work) });
+        self.input(Input::Acknowledged {
+            id: command.id,
+            delivered: Delivered::whole(answer, command.work),
+        });
     }
 
     /// Redis does nothing of what it was asked for.
@@ -286,7 +306,9 @@ impl Stage {
     /// Another connection finds the mark of this number, or none: what was done after it is undone.
     pub(crate) fn redis_fails_over(&mut self, kept: Option<u64>) {
         let connection = self.connection;
-        self.found = kept.map_or(Found::Nothing, |number| Found::Mark(RedisMark { life: "me".into(), connection, number }));
+        self.found = kept.map_or(Found::Nothing, |number| {
+            Found::Mark(RedisMark { life: "me".into(), connection, number })
+        });
         self.connection += 1;
     }
 

@@ -37,7 +37,11 @@ fn a_hundred_thousand_messages_cost_two_readings_and_hold_up_no_change() {
     assert_eq!(stage.deleting(), ["user:42"], "at once");
     stage.now += Duration::from_millis(10);
     stage.session(Event::Watches(vec![users(1, &["user:{id}"])]));
-    assert_eq!(readings(&mut stage), 0, "what came since the first began needs another, after a pause");
+    assert_eq!(
+        readings(&mut stage),
+        0,
+        "what came since the first began needs another, after a pause"
+    );
     stage.pass(Duration::from_millis(39));
     assert_eq!(readings(&mut stage), 0);
     stage.pass(Duration::from_millis(1));
@@ -48,7 +52,8 @@ fn a_hundred_thousand_messages_cost_two_readings_and_hold_up_no_change() {
 }
 
 #[test]
-fn a_change_that_is_received_before_its_watch_is_read_is_understood_again_and_the_heartbeat_waits() {
+fn a_change_that_is_received_before_its_watch_is_read_is_understood_again_and_the_heartbeat_waits()
+{
     let mut stage = roomy();
     stage.pass(Duration::from_secs(1));
     let n = stage.beat_sent();
@@ -60,7 +65,10 @@ fn a_change_that_is_received_before_its_watch_is_read_is_understood_again_and_th
     stage.log_is_empty();
     stage.said.clear();
     stage.redis_does_all();
-    assert!(!stage.says(|said| matches!(said, Observation::Fresh { .. })), "what it proves is still held");
+    assert!(
+        !stage.says(|said| matches!(said, Observation::Fresh { .. })),
+        "what it proves is still held"
+    );
     stage.session(Event::Watches(vec![users(2, &["user:{id}", "name:{id}"])]));
     assert_eq!(stage.deleting(), ["user:42", "name:42", "user:43", "name:43"]);
     stage.redis_does_all();
@@ -104,9 +112,16 @@ fn a_watch_that_ends_is_named_and_one_that_cannot_be_used_is_skipped() {
     let mut stage = roomy();
     stage.notify(99, WATCHES);
     let broken = Watched::of(3, 1, "public.broken", &["{id"]);
-    stage.session(Event::Watches(vec![Watched { ended: true, ..users(1, &["user:{id}"]) }, broken]));
+    stage
+        .session(Event::Watches(vec![Watched { ended: true, ..users(1, &["user:{id}"]) }, broken]));
     assert!(stage.says(|said| *said == Observation::WatchEnded { table: "public.users".into() }));
-    assert!(stage.says(|said| matches!(said, Observation::WatchSkipped { table, .. } if table == "public.broken")));
+    assert!(stage.says(
+        |said| matches!(said, Observation::WatchSkipped { table, .. } if table == "public.broken")
+    ));
     stage.change(42);
-    assert_eq!(stage.deleting(), ["user:42"], "what it logged and announced before is still understood");
+    assert_eq!(
+        stage.deleting(),
+        ["user:42"],
+        "what it logged and announced before is still understood"
+    );
 }

@@ -1,7 +1,9 @@
-//! The page in headless Chromium: `./dev page` installs it. Without it these tests say so, and are skipped.
+//! The page in headless Chromium: `./dev page` installs it. Without it these tests say so, and are
+//! skipped.
 //!
-//! Chromium is shown a page that the library writes, by a server of ours that then answers with other documents, so that what the script
-//! does is seen in what becomes of the page. `target/page/` has the screenshots, for people.
+//! Chromium is shown a page that the library writes, by a server of ours that then answers with
+//! other documents, so that what the script does is seen in what becomes of the page.
+//! `target/page/` has the screenshots, for people.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -17,7 +19,14 @@ use crate::support::wait::until;
 use crate::support::world::World;
 
 fn chromium() -> Option<&'static str> {
-    let is_there = |name: &&str| Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let is_there = |name: &&str| {
+        Command::new(name)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok()
+    };
     let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(is_there);
     if found.is_none() {
         eprintln!("skipped: there is no chromium; `./dev page` installs it");
@@ -49,8 +58,8 @@ fn browse(chromium: &str, url: &str, options: &[&str]) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
-/// Answers `/` with the page of `first`, later that of `then`, with the policy of the real one; and `/status.json` with `then`, or not
-/// at all.
+/// Answers `/` with the page of `first`, later that of `then`, with the policy of the real one; and
+/// `/status.json` with `then`, or not at all.
 fn serve(first: &Status, then: Option<&Status>) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -91,8 +100,12 @@ async fn documents() -> (Status, Status) {
     world.execute("update users set name = 'x', updated_at = clock_timestamp()").await;
     let whole = until("all of it is there", async || {
         let shown = document(&daemon);
-        let is_there = shown["watches"]["list"][0]["changes"] == 30 && shown["gaps"][0]["lasted_seconds"].is_number();
-        (is_there && shown["findings"].is_object() && shown["freshness"]["samples"].as_array()?.len() > 20).then_some(shown)
+        let is_there = shown["watches"]["list"][0]["changes"] == 30
+            && shown["gaps"][0]["lasted_seconds"].is_number();
+        (is_there
+            && shown["findings"].is_object()
+            && shown["freshness"]["samples"].as_array()?.len() > 20)
+            .then_some(shown)
     })
     .await;
     let calm: Status = serde_json::from_value(whole).expect("a document");
@@ -104,7 +117,11 @@ async fn documents() -> (Status, Status) {
     hostile.watches.list[0].keys.push(HOSTILE.repeat(3));
     hostile.freshness.samples = vec![(150.0, 0.01)];
     hostile.freshness.p50_seconds = Some(0.0123);
-    let finding = unstale::finding::Finding::error(HOSTILE, HOSTILE, format!("select unstale.watch('{HOSTILE}');"));
+    let finding = unstale::finding::Finding::error(
+        HOSTILE,
+        HOSTILE,
+        format!("select unstale.watch('{HOSTILE}');"),
+    );
     hostile.findings.as_mut().expect("they are known").list = vec![finding.clone(), finding];
     (calm, hostile)
 }
@@ -115,9 +132,18 @@ async fn the_script_keeps_the_page_as_the_document_says_and_nothing_else_runs() 
     let (calm, hostile) = documents().await;
     let url = format!("http://127.0.0.1:{}/", serve(&calm, Some(&hostile)));
     let (dom, log) = browse(chromium, &url, &["--virtual-time-budget=5000", "--dump-dom"]);
-    assert!(dom.contains("d=\"M150.0 60.0h0\"") && dom.contains("<span id=\"p50\">12 ms</span>"), "the chart:\n{dom}\n{log}");
-    assert!(dom.contains("<b>not ready</b>") && dom.contains("&lt;script&gt;document.title"), "the rest:\n{dom}\n{log}");
-    assert!(dom.contains("<title>○ &lt;script&gt;document.title"), "it says so in the title, and nobody's script ran:\n{dom}");
+    assert!(
+        dom.contains("d=\"M150.0 60.0h0\"") && dom.contains("<span id=\"p50\">12 ms</span>"),
+        "the chart:\n{dom}\n{log}"
+    );
+    assert!(
+        dom.contains("<b>not ready</b>") && dom.contains("&lt;script&gt;document.title"),
+        "the rest:\n{dom}\n{log}"
+    );
+    assert!(
+        dom.contains("<title>○ &lt;script&gt;document.title"),
+        "it says so in the title, and nobody's script ran:\n{dom}"
+    );
     for complaint in ["Refused to", "violates", "Uncaught"] {
         assert!(!log.contains(complaint), "{log}");
     }
@@ -129,7 +155,10 @@ async fn a_listener_that_does_not_answer_any_more_is_said() {
     let (calm, _) = documents().await;
     let url = format!("http://127.0.0.1:{}/", serve(&calm, None));
     let (dom, log) = browse(chromium, &url, &["--virtual-time-budget=5000", "--dump-dom"]);
-    assert!(dom.contains("class=\"away\"") && dom.contains("The listener does not answer."), "{dom}\n{log}");
+    assert!(
+        dom.contains("class=\"away\"") && dom.contains("The listener does not answer."),
+        "{dom}\n{log}"
+    );
 }
 
 #[tokio::test]

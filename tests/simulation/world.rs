@@ -47,7 +47,8 @@ const IDS: u64 = 8;
 const EMAILS: u64 = 8;
 const STEPS: usize = 300;
 const MAX_PENDING: usize = 12;
-/// Of histories with a standby: what was deleted lately has to fit, or nothing is promised of lost commits.
+/// Of histories with a standby: what was deleted lately has to fit, or nothing is promised of lost
+/// commits.
 const MAX_PENDING_WITH_STANDBY: usize = 5_000;
 const WINDOW: Duration = Duration::from_secs(20);
 const MICROS: i64 = 1_000_000;
@@ -85,7 +86,8 @@ struct Standby {
     saved_at: i64,
 }
 
-/// What will happen at some time. `session` and `listener` say to whom; if they are gone by then, nothing happens.
+/// What will happen at some time. `session` and `listener` say to whom; if they are gone by then,
+/// nothing happens.
 #[derive(Debug)]
 enum Event {
     ListenActive { session: u64 },
@@ -168,8 +170,8 @@ pub(super) struct World {
     redis_silent: bool,
     cache: HashMap<String, String>,
     redis_id: u64,
-    redis_heard: u64,                                               // the one whose answer the listener heard last
-    mark: Found,                                                    // in Redis
+    redis_heard: u64, // the one whose answer the listener heard last
+    mark: Found,      // in Redis
     replicas: VecDeque<(Duration, HashMap<String, String>, Found)>, // cache and mark as they were
     connection: Option<(u64, u64, Found)>, // the listener's: to which Redis, its number, and the mark that it found
     untold: Option<Found>,
@@ -206,7 +208,11 @@ fn settings(seed: u64) -> Settings {
         stall: Duration::from_secs(2),
         window: WINDOW,
         // Most do without: a second delete hides that a first one was lost.
-        repeat: if seed.is_multiple_of(4) { vec![Duration::from_secs(1), Duration::from_millis(1 + seed % 5_000)] } else { Vec::new() },
+        repeat: if seed.is_multiple_of(4) {
+            vec![Duration::from_secs(1), Duration::from_millis(1 + seed % 5_000)]
+        } else {
+            Vec::new()
+        },
         replicas: 0,
         max_wait: Duration::from_secs(30),
         shutdown: Duration::from_secs(10),
@@ -293,7 +299,10 @@ impl World {
         while !self.is_quiet() {
             patience -= 1;
             if patience == 0 {
-                return Err(format!("never ready again: {:?}", self.machine.readiness(self.instant())));
+                return Err(format!(
+                    "never ready again: {:?}",
+                    self.machine.readiness(self.instant())
+                ));
             }
             self.pass(Duration::from_millis(500))?;
         }
@@ -352,7 +361,11 @@ impl World {
             if events > 100_000 {
                 return Err(format!("time stands still in {:?}", self.machine.state()));
             }
-            let timer = self.machine.deadline().map_or(until, |deadline| deadline.saturating_duration_since(self.base)).max(self.now);
+            let timer = self
+                .machine
+                .deadline()
+                .map_or(until, |deadline| deadline.saturating_duration_since(self.base))
+                .max(self.now);
             let due = self.schedule.peek().map_or(until, |Reverse(scheduled)| scheduled.at);
             if timer.min(due) >= until {
                 self.now = until;

@@ -1,5 +1,5 @@
-//! A cluster of three primaries: each key where it lives, slots that move, primaries that hang or are gone, and what a promoted replica
-//! lacks.
+//! A cluster of three primaries: each key where it lives, slots that move, primaries that hang or
+//! are gone, and what a promoted replica lacks.
 
 use std::time::Duration;
 
@@ -15,11 +15,15 @@ const FAIL_OVER: Duration = Duration::from_secs(15);
 const ROWS: u32 = 60;
 
 /// A world, a cluster, and a daemon between them that is ready.
-async fn clustered(replicas_each: usize, settings: impl FnOnce(Settings) -> Settings) -> (World, Cluster, Daemon) {
+async fn clustered(
+    replicas_each: usize,
+    settings: impl FnOnce(Settings) -> Settings,
+) -> (World, Cluster, Daemon) {
     let world = World::new().await;
     world.users(ROWS).await;
     let cluster = Cluster::start(3, replicas_each, 500, &Options::default()).expect("a cluster");
-    let mut daemon = settings(Daemon::settings(&world.database_url(), &cluster.url()).impatient()).start();
+    let mut daemon =
+        settings(Daemon::settings(&world.database_url(), &cluster.url()).impatient()).start();
     daemon.ready().await;
     (world, cluster, daemon)
 }
@@ -30,17 +34,25 @@ fn keys() -> Vec<String> {
 
 /// Those of the keys that are still cached.
 fn left(cluster: &Cluster, keys: &[String]) -> Vec<String> {
-    let is_there = |key: &&String| cluster.client_for(key).and_then(|mut client| client.has(key)).expect("its primary is up");
+    let is_there = |key: &&String| {
+        cluster.client_for(key).and_then(|mut client| client.has(key)).expect("its primary is up")
+    };
     keys.iter().filter(is_there).cloned().collect()
 }
 
 async fn change(world: &World, condition: &str) {
-    world.execute(&format!("update users set name = name || 'x', updated_at = clock_timestamp() where {condition}")).await;
+    world
+        .execute(&format!(
+            "update users set name = name || 'x', updated_at = clock_timestamp() where {condition}"
+        ))
+        .await;
 }
 
 /// The rows whose keys live on a node.
 fn rows_at(cluster: &Cluster, node: usize) -> Vec<u32> {
-    (1..=ROWS).filter(|n| cluster.primary_of(&format!("user:{n}")).expect("it has a primary") == node).collect()
+    (1..=ROWS)
+        .filter(|n| cluster.primary_of(&format!("user:{n}")).expect("it has a primary") == node)
+        .collect()
 }
 
 fn all_of(rows: &[u32]) -> Vec<String> {
@@ -83,7 +95,10 @@ async fn keys_and_patterns_are_deleted_wherever_they_live() {
     assert_eq!(left(&cluster, &others), others);
     for node in 0..3 {
         let marks = cluster.ask(node, &["keys", "unstale:mark:test:{*}"]).expect("it is up");
-        assert!(matches!(&marks, Reply::List(marks) if marks.len() == 1), "each primary has a mark of its own: {marks:?}");
+        assert!(
+            matches!(&marks, Reply::List(marks) if marks.len() == 1),
+            "each primary has a mark of its own: {marks:?}"
+        );
     }
 }
 
@@ -92,7 +107,11 @@ async fn a_key_on_its_way_to_another_primary_is_deleted_before_during_and_after(
     let (world, cluster, mut daemon) = clustered(0, |settings| settings.in_one_session()).await;
     let from = cluster.primary_of("user:1").expect("a primary");
     let to = (from + 1) % 3;
-    let slot = cluster.nodes[from].client().expect("up").count(&["cluster", "keyslot", "user:1"]).expect("a slot");
+    let slot = cluster.nodes[from]
+        .client()
+        .expect("up")
+        .count(&["cluster", "keyslot", "user:1"])
+        .expect("a slot");
     let slot = u16::try_from(slot).expect("a slot");
     let there = |client: &mut Client| {
         client.ask(&["asking"]).expect("it answers");
@@ -102,19 +121,26 @@ async fn a_key_on_its_way_to_another_primary_is_deleted_before_during_and_after(
     let during = || {
         let port = cluster.port(to).to_string();
         let mut target = cluster.nodes[to].client().expect("up");
-        let on = |future: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>| tokio::task::block_in_place(|| runtime.block_on(future));
+        let on = |future: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>| {
+            tokio::task::block_in_place(|| runtime.block_on(future))
+        };
         // The slot is on its way, the key not yet.
         on(Box::pin(change(world_there, "id = 1")));
         let mut source = cluster.nodes[from].client().expect("up");
         on(Box::pin(async move {
-            until("it is gone where it was", async || source.ask(&["exists", "user:1"]).expect("it answers") != Reply::Integer(1)).await;
+            until("it is gone where it was", async || {
+                source.ask(&["exists", "user:1"]).expect("it answers") != Reply::Integer(1)
+            })
+            .await;
         }));
         // Gone ahead: its primary says ASK.
         target.ask(&["asking"]).expect("it answers");
         target.put("user:1", "cached").expect("it takes it in");
         assert!(there(&mut target), "{port}");
         on(Box::pin(change(world_there, "id = 1")));
-        on(Box::pin(async move { until("it is gone where it went", async || !there(&mut target)).await }));
+        on(Box::pin(async move {
+            until("it is gone where it went", async || !there(&mut target)).await
+        }));
     };
     cluster.put_all(["user:1".to_owned()], "cached").expect("it is up");
     cluster.move_slot(slot, from, to, during).expect("it is moved");
@@ -130,8 +156,14 @@ async fn a_primary_that_fails_over_is_followed_and_nothing_is_lost() {
     cluster.put_all(keys(), "cached").expect("it is up");
     cluster.nodes[victim].kill9();
     change(&world, "true").await;
-    until_within("the replica is the primary", FAIL_OVER, async || cluster.primary_of("user:1").is_ok_and(|node| node != victim)).await;
-    until_within("the keys are gone", FAIL_OVER, async || left(&cluster, &all_of(&here)).is_empty()).await;
+    until_within("the replica is the primary", FAIL_OVER, async || {
+        cluster.primary_of("user:1").is_ok_and(|node| node != victim)
+    })
+    .await;
+    until_within("the keys are gone", FAIL_OVER, async || {
+        left(&cluster, &all_of(&here)).is_empty()
+    })
+    .await;
     daemon.ready().await;
     assert!(left(&cluster, &keys()).is_empty());
     // It comes back, for a moment as a primary, as it was.
@@ -154,9 +186,15 @@ async fn a_primary_that_hangs_holds_up_only_what_lives_there_and_ready_says_so()
         change(&world, "true").await;
     }
     until("what lives elsewhere is gone", async || {
-        let mut clients: Vec<_> = (0..3).filter(|&node| node != victim).map(|node| cluster.nodes[node].client().expect("up")).collect();
-        let is_there =
-            |n: &u32| clients.iter_mut().any(|client| client.ask(&["exists", &format!("user:{n}")]).ok() == Some(Reply::Integer(1)));
+        let mut clients: Vec<_> = (0..3)
+            .filter(|&node| node != victim)
+            .map(|node| cluster.nodes[node].client().expect("up"))
+            .collect();
+        let is_there = |n: &u32| {
+            clients.iter_mut().any(|client| {
+                client.ask(&["exists", &format!("user:{n}")]).ok() == Some(Reply::Integer(1))
+            })
+        };
         !elsewhere.iter().any(is_there)
     })
     .await;
@@ -175,7 +213,12 @@ async fn a_primary_that_is_gone_for_a_while_loses_nothing() {
     change(&world, "true").await;
     world.execute("truncate users").await;
     cluster.nodes[victim].start_again().expect("it starts");
-    cluster.put_all(["user:1".to_owned(), "user:2".to_owned(), "user:3".to_owned()], "cached before it was reached").ok();
+    cluster
+        .put_all(
+            ["user:1".to_owned(), "user:2".to_owned(), "user:3".to_owned()],
+            "cached before it was reached",
+        )
+        .ok();
     daemon.ready().await;
     world.execute("insert into users select n, n || '@new', 'eve', clock_timestamp() from generate_series(1, 60) n").await;
     all_is_well(&world, &cluster, &mut daemon).await;
@@ -183,8 +226,10 @@ async fn a_primary_that_is_gone_for_a_while_loses_nothing() {
 
 #[tokio::test]
 async fn a_promoted_replica_is_told_exactly_what_it_lacks_and_the_other_primaries_nothing() {
-    let (world, mut cluster, mut daemon) =
-        clustered(1, |settings| settings.in_one_session().with("UNSTALE_HEARTBEAT__INTERVAL", "1s")).await;
+    let (world, mut cluster, mut daemon) = clustered(1, |settings| {
+        settings.in_one_session().with("UNSTALE_HEARTBEAT__INTERVAL", "1s")
+    })
+    .await;
     let victim = cluster.primary_of("user:1").expect("a primary");
     let heir = victim + 3;
     let here = rows_at(&cluster, victim);
@@ -199,15 +244,20 @@ async fn a_promoted_replica_is_told_exactly_what_it_lacks_and_the_other_primarie
     until("they are gone", async || left(&cluster, &all_of(lost)).is_empty()).await;
     daemon.settles().await;
     let others: Vec<usize> = (0..3).filter(|&node| node != victim).collect();
-    let scans = |cluster: &Cluster| others.iter().map(|&node| calls(cluster, node, "scan")).sum::<u64>();
+    let scans =
+        |cluster: &Cluster| others.iter().map(|&node| calls(cluster, node, "scan")).sum::<u64>();
     let before = scans(&cluster);
     cluster.nodes[victim].kill9();
     cluster.nodes[heir].resume();
-    until_within("the replica is the primary", FAIL_OVER, async || cluster.primary_of("user:1").is_ok_and(|node| node == heir)).await;
+    until_within("the replica is the primary", FAIL_OVER, async || {
+        cluster.primary_of("user:1").is_ok_and(|node| node == heir)
+    })
+    .await;
     daemon.says("has lost its last deletes").await;
     until("what was lost is repeated", async || left(&cluster, &all_of(lost)).is_empty()).await;
     daemon.ready().await;
-    let still: Vec<String> = (1..=ROWS).filter(|n| !lost.contains(n)).map(|n| format!("user:{n}")).collect();
+    let still: Vec<String> =
+        (1..=ROWS).filter(|n| !lost.contains(n)).map(|n| format!("user:{n}")).collect();
     assert_eq!(left(&cluster, &still), still, "more was deleted than had been lost");
     assert_eq!(scans(&cluster), before);
 }
@@ -218,7 +268,22 @@ async fn a_key_that_the_user_may_not_touch_holds_up_no_other() {
     drop(daemon);
     let allow = |keys: &str| {
         for node in 0..3 {
-            cluster.ask(node, &["acl", "setuser", "narrow", "on", ">secret", "~user:*", "~unstale:*", keys, "+@all"]).expect("it answers");
+            cluster
+                .ask(
+                    node,
+                    &[
+                        "acl",
+                        "setuser",
+                        "narrow",
+                        "on",
+                        ">secret",
+                        "~user:*",
+                        "~unstale:*",
+                        keys,
+                        "+@all",
+                    ],
+                )
+                .expect("it answers");
         }
     };
     allow("~session:*");
@@ -255,8 +320,11 @@ async fn the_status_page_shows_each_primary_with_its_state() {
     let hung = format!("127.0.0.1:{}", cluster.port(1));
     cluster.nodes[1].pause();
     change(&world, "true").await;
-    let shown = until("one does not", async || Some(redis()).filter(|redis| answering(redis) < 3)).await;
-    let server = shown["servers"].as_array().and_then(|servers| servers.iter().find(|server| server["address"] == hung.as_str()));
+    let shown =
+        until("one does not", async || Some(redis()).filter(|redis| answering(redis) < 3)).await;
+    let server = shown["servers"]
+        .as_array()
+        .and_then(|servers| servers.iter().find(|server| server["address"] == hung.as_str()));
     let server = server.unwrap_or_else(|| panic!("{hung} is not in {shown:#}"));
     assert!(server["answers"] == false && server["why_not"].is_string(), "{shown:#}");
     cluster.nodes[1].resume();

@@ -1,11 +1,14 @@
-//! A Redis that refuses, lacks memory, loads its keys, or means harm: named for what it is, and nothing is lost.
+//! A Redis that refuses, lacks memory, loads its keys, or means harm: named for what it is, and
+//! nothing is lost.
 
 use super::*;
 
 #[tokio::test]
 async fn a_redis_that_refuses_writes_is_named_for_it_and_ready_waits_for_all_that_was_received() {
     let (mut world, _link, mut daemon) = linked().await;
-    let config = |world: &mut World, name: &str, value: &str| drop(world.cache.ask(&["config", "set", name, value]).expect("it answers"));
+    let config = |world: &mut World, name: &str, value: &str| {
+        drop(world.cache.ask(&["config", "set", name, value]).expect("it answers"))
+    };
     config(&mut world, "min-replicas-to-write", "1");
     world.change_users().await;
     not_ready_because(&daemon, "too few replicas are in step: NOREPLICAS").await;
@@ -39,7 +42,9 @@ async fn a_redis_whose_snapshot_failed_is_named_for_it_and_ready_waits_for_all_t
 async fn a_user_that_may_not_touch_one_of_the_keys_is_named_for_it_and_deletes_the_others() {
     let mut world = World::new().await;
     world.users(10).await;
-    let rule = |keys: &'static str| ["acl", "setuser", "narrow", "on", ">secret", "~user:*", "~unstale:*", keys, "+@all"];
+    let rule = |keys: &'static str| {
+        ["acl", "setuser", "narrow", "on", ">secret", "~user:*", "~unstale:*", keys, "+@all"]
+    };
     world.cache.ask(&rule("~session:*")).expect("it answers");
     let url = format!("redis://narrow:secret@127.0.0.1:{}", world.redis.port().expect("by TCP"));
     let mut daemon = daemon_at(&world, &url);
@@ -58,7 +63,21 @@ async fn a_user_that_may_not_touch_one_of_the_keys_is_named_for_it_and_deletes_t
 async fn a_user_that_may_only_delete_scan_ping_and_touch_its_own_keys_is_enough() {
     let mut world = World::new().await;
     world.users(10).await;
-    let rule = ["acl", "setuser", "modest", "on", ">secret", "~user:*", "~email:*", "~unstale:*", "+del", "+scan", "+ping", "+get", "+set"];
+    let rule = [
+        "acl",
+        "setuser",
+        "modest",
+        "on",
+        ">secret",
+        "~user:*",
+        "~email:*",
+        "~unstale:*",
+        "+del",
+        "+scan",
+        "+ping",
+        "+get",
+        "+set",
+    ];
     world.cache.ask(&rule).expect("it answers");
     let url = format!("redis://modest:secret@127.0.0.1:{}", world.redis.port().expect("by TCP"));
     let mut daemon = daemon_at(&world, &url);
@@ -85,10 +104,13 @@ async fn a_redis_that_means_harm_is_named_and_the_listener_lives() {
         ("more than 200000 parts", |_| "*2000000000\r\n".into()),
         ("an error has more than", |_| format!("-ERR \u{1b}[2J{}\r\n", "x".repeat(100_000)).into()),
         ("not in Redis' protocol", |_| "HTTP/1.1 400 Bad Request\r\n\r\n".into()),
-        (
-            r"Redis refuses: ERR \u{1b}[2J",
-            |command| if command.starts_with("UNLINK") { b"-ERR \x1b[2J\r\n".to_vec() } else { honest(command) },
-        ),
+        (r"Redis refuses: ERR \u{1b}[2J", |command| {
+            if command.starts_with("UNLINK") {
+                b"-ERR \x1b[2J\r\n".to_vec()
+            } else {
+                honest(command)
+            }
+        }),
     ];
     for (expected, harm) in harms {
         liar.answers(harm);
@@ -99,7 +121,13 @@ async fn a_redis_that_means_harm_is_named_and_the_listener_lives() {
         daemon.ready().await;
     }
     // A SCAN that never ends, in circles.
-    liar.answers(|command| if command.starts_with("SCAN") { b"*2\r\n$1\r\n7\r\n*0\r\n".to_vec() } else { honest(command) });
+    liar.answers(|command| {
+        if command.starts_with("SCAN") {
+            b"*2\r\n$1\r\n7\r\n*0\r\n".to_vec()
+        } else {
+            honest(command)
+        }
+    });
     world.execute("truncate users").await;
     not_ready_because(&daemon, "goes round in circles").await;
     liar.answers(honest);
@@ -113,8 +141,13 @@ async fn a_redis_that_means_harm_is_named_and_the_listener_lives() {
 async fn a_redis_that_takes_marks_and_keeps_none_is_named_once_and_not_swept_for_without_end() {
     let world = World::new().await;
     world.users(10).await;
-    let forgets =
-        |command: &str| if command.starts_with("GET") || command.starts_with("SET") { b"$-1\r\n".to_vec() } else { honest(command) };
+    let forgets = |command: &str| {
+        if command.starts_with("GET") || command.starts_with("SET") {
+            b"$-1\r\n".to_vec()
+        } else {
+            honest(command)
+        }
+    };
     let liar = Liar::new(forgets).await;
     let mut daemon = daemon_at(&world, &liar.url());
     daemon.says("another Redis answers").await;
@@ -142,8 +175,13 @@ async fn a_redis_that_loads_its_keys_is_waited_for() {
     world.users(10).await;
     // 0.3 ms a key; it looks up from its loading, to say so, after each thousand.
     let slow = ["--key-load-delay", "300"].map(str::to_owned).to_vec();
-    world.redis =
-        Redis::start(&redis::Options { tcp: true, append_only: true, arguments: slow, ..redis::Options::default() }).expect("Redis starts");
+    world.redis = Redis::start(&redis::Options {
+        tcp: true,
+        append_only: true,
+        arguments: slow,
+        ..redis::Options::default()
+    })
+    .expect("Redis starts");
     world.cache = world.redis.client().expect("it is up");
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
@@ -155,5 +193,9 @@ async fn a_redis_that_loads_its_keys_is_waited_for() {
     world.cache = world.redis.client().expect("it is up");
     daemon.ready().await;
     world.users_are_fresh(&daemon).await;
-    assert!(daemon.notifications().iter().any(|line| line.contains("LOADING")), "{:?}", daemon.notifications());
+    assert!(
+        daemon.notifications().iter().any(|line| line.contains("LOADING")),
+        "{:?}",
+        daemon.notifications()
+    );
 }

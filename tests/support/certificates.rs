@@ -1,7 +1,7 @@
 //! Certificates of an authority of our own, made by openssl.
 //!
-//! Owns: a directory with `ca.crt`, and a `.crt` and a `.key` for each of `server` (on localhost), `client` (the role postgres),
-//! and `stranger`, whom that authority does not know.
+//! Owns: a directory with `ca.crt`, and a `.crt` and a `.key` for each of `server` (on localhost),
+//! `client` (the role postgres), and `stranger`, whom that authority does not know.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -29,12 +29,20 @@ impl Certificates {
 
     /// Makes them all again, of another authority, in the same files.
     pub(crate) fn renew(&self) {
-        self.openssl(&format!("req -x509 {KEY} -keyout ca.key -out ca.crt -days 2 -subj /CN=authority"));
-        self.openssl(&format!("req -x509 {KEY} -keyout stranger.key -out stranger.crt -days 2 -subj /CN=postgres"));
+        self.openssl(&format!(
+            "req -x509 {KEY} -keyout ca.key -out ca.crt -days 2 -subj /CN=authority"
+        ));
+        self.openssl(&format!(
+            "req -x509 {KEY} -keyout stranger.key -out stranger.crt -days 2 -subj /CN=postgres"
+        ));
         for (name, subject) in SIGNED {
             self.file("names", &format!("subjectAltName=DNS:{subject}"));
-            self.openssl(&format!("req {KEY} -keyout {name}.key -out {name}.csr -subj /CN={subject}"));
-            let signed = format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 2");
+            self.openssl(&format!(
+                "req {KEY} -keyout {name}.key -out {name}.csr -subj /CN={subject}"
+            ));
+            let signed = format!(
+                "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 2"
+            );
             self.openssl(&format!("{signed} -extfile names"));
         }
     }
@@ -57,8 +65,19 @@ impl Certificates {
 
     /// Runs openssl in the directory.
     pub(crate) fn openssl(&self, arguments: &str) {
-        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(self.directory.path()).output();
-        let done = done.unwrap_or_else(|error| panic!("this test needs the program openssl ({error}); install it, as `./dev test` does"));
-        assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+        let done = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(self.directory.path())
+            .output();
+        let done = done.unwrap_or_else(|error| {
+            panic!(
+                "this test needs the program openssl ({error}); install it, as `./dev test` does"
+            )
+        });
+        assert!(
+            done.status.success(),
+            "openssl {arguments}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The real binary, as a service manager would run it.
 //!
-//! Owns: one process with an environment of its own, what it says, and its address for /ready and /metrics.
-//! Must hold: it is gone when this is dropped, or when the tests are killed.
+//! Owns: one process with an environment of its own, what it says, and its address for /ready and
+//! /metrics. Must hold: it is gone when this is dropped, or when the tests are killed.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -27,25 +27,40 @@ const NOTIFY_SOCKET: &str = "notify.sock";
 /// Lines that a thread collects.
 type Lines = Arc<Mutex<Vec<String>>>;
 
-/// Runs a subcommand to its end, with nothing in its environment but this. One that goes on is ended after two minutes, with code 124.
+/// Runs a subcommand to its end, with nothing in its environment but this. One that goes on is
+/// ended after two minutes, with code 124.
 pub(crate) fn command(arguments: &str, environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new("timeout");
     command.args(["120", BINARY]);
-    command.args(arguments.split_whitespace()).env_clear().envs(environment.iter().copied()).stdin(Stdio::null());
+    command
+        .args(arguments.split_whitespace())
+        .env_clear()
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null());
     command.output().expect("the binary is built before the tests")
 }
 
-/// Words before a program that give it an /etc/hosts of its own, in which each address has the name `db.test`. `None`, after saying so, where
-/// nobody may mount, as without being root.
+/// Words before a program that give it an /etc/hosts of its own, in which each address has the name
+/// `db.test`. `None`, after saying so, where nobody may mount, as without being root.
 pub(crate) fn with_hosts(file: &Path, addresses: &[&str]) -> Option<Vec<String>> {
-    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+    if !Command::new("unshare")
+        .args(["--mount", "true"])
+        .status()
+        .is_ok_and(|status| status.success())
+    {
         eprintln!("skipped: nobody here may mount");
         return None;
     }
     let hosts: String = addresses.iter().map(|address| format!("{address} db.test\n")).collect();
     std::fs::write(file, hosts).expect("a file of ours");
     let script = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
-    Some([["unshare", "--mount", "sh", "-c", script].map(str::to_owned).as_slice(), &[file.display().to_string()]].concat())
+    Some(
+        [
+            ["unshare", "--mount", "sh", "-c", script].map(str::to_owned).as_slice(),
+            &[file.display().to_string()],
+        ]
+        .concat(),
+    )
 }
 
 /// A daemon to be.
@@ -131,17 +146,30 @@ impl Daemon {
     fn start(settings: Settings) -> Self {
         let guard = Guard::new().expect("a directory for the daemon");
         let socket = guard.directory().join(NOTIFY_SOCKET);
-        let notifications = collect_datagrams(UnixDatagram::bind(&socket).expect("a fresh directory"));
+        let notifications =
+            collect_datagrams(UnixDatagram::bind(&socket).expect("a fresh directory"));
         let mut words = settings.under.iter().map(String::as_str).chain([BINARY]);
-        let mut command = guard.command("TERM", words.next().expect("the binary")).expect("a pipe to share");
-        command.args(words).args(settings.arguments.split_whitespace()).env("NOTIFY_SOCKET", &socket).envs(&settings.environment);
+        let mut command =
+            guard.command("TERM", words.next().expect("the binary")).expect("a pipe to share");
+        command
+            .args(words)
+            .args(settings.arguments.split_whitespace())
+            .env("NOTIFY_SOCKET", &socket)
+            .envs(&settings.environment);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::start(command).expect("sh starts");
         let lines = Lines::default();
         let child = process.child();
         let output = collect_lines(child.stdout.take().expect("it is piped"), &lines);
         let errors = collect_lines(child.stderr.take().expect("it is piped"), &lines);
-        Self { process, port: settings.port, lines, collectors: vec![output, errors], notifications, guard }
+        Self {
+            process,
+            port: settings.port,
+            lines,
+            collectors: vec![output, errors],
+            notifications,
+            guard,
+        }
     }
 
     /// Where it answers HTTP.
@@ -178,7 +206,10 @@ impl Daemon {
 
     /// Waits until it tells the service manager that it is ready.
     pub(crate) async fn notifies_ready(&self) {
-        until("the daemon notifies READY=1", async || self.notifications().iter().any(|line| line == "READY=1")).await;
+        until("the daemon notifies READY=1", async || {
+            self.notifications().iter().any(|line| line == "READY=1")
+        })
+        .await;
     }
 
     /// `GET path`: status and body; `None` while nobody answers.
@@ -200,7 +231,11 @@ impl Daemon {
     pub(crate) async fn ready_within(&mut self, patience: Duration) {
         until_within("the daemon is ready", patience, async || {
             let ended = self.process.ended();
-            assert!(ended.is_none(), "the daemon ended with {ended:?}:\n{}", self.lines().join("\n"));
+            assert!(
+                ended.is_none(),
+                "the daemon ended with {ended:?}:\n{}",
+                self.lines().join("\n")
+            );
             self.is_ready()
         })
         .await;
@@ -219,13 +254,15 @@ impl Daemon {
 
     /// The sum of a metric's series that carry all of these labels; 0 where there is none.
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let labels: Vec<String> =
+            labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let metrics = self.metrics();
-        let series = metrics.lines().filter_map(|line| line.rsplit_once(' ')).filter(|(series, _)| {
-            let mut parts = series.splitn(2, '{');
-            let (its_name, its_labels) = (parts.next(), parts.next().unwrap_or_default());
-            its_name == Some(name) && labels.iter().all(|label| its_labels.contains(label))
-        });
+        let series =
+            metrics.lines().filter_map(|line| line.rsplit_once(' ')).filter(|(series, _)| {
+                let mut parts = series.splitn(2, '{');
+                let (its_name, its_labels) = (parts.next(), parts.next().unwrap_or_default());
+                its_name == Some(name) && labels.iter().all(|label| its_labels.contains(label))
+            });
         series.map(|(_, value)| value.parse::<f64>().expect("a number ends each line")).sum()
     }
 
@@ -277,9 +314,14 @@ impl Daemon {
     }
 
     fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs, on Linux");
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel reports it");
-        let kilobytes = line.trim().trim_end_matches(" kB").parse::<u64>().expect("it counts in kB");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("the daemon runs, on Linux");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .expect("the kernel reports it");
+        let kilobytes =
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("it counts in kB");
         kilobytes * 1024
     }
 }
@@ -288,7 +330,8 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         // A destructor has nobody to tell.
         let _ = self.process.kill();
-        let _ = UnixDatagram::unbound().and_then(|farewell| farewell.send_to(&[], self.guard.directory().join(NOTIFY_SOCKET)));
+        let _ = UnixDatagram::unbound()
+            .and_then(|farewell| farewell.send_to(&[], self.guard.directory().join(NOTIFY_SOCKET)));
         if std::thread::panicking() {
             eprintln!("the daemon's last words:\n{}", self.lines().join("\n"));
         }

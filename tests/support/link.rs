@@ -1,8 +1,8 @@
 //! A TCP proxy before a server, with faults on demand.
 //!
-//! Owns: one listening port and the connections through it.
-//! Must hold: a fault is in force when the call that asks for it returns; what was held back arrives after `heal`, in
-//! order, as on a real network. The proxy lives on a thread of its own, so that a test may block.
+//! Owns: one listening port and the connections through it. Must hold: a fault is in force when the
+//! call that asks for it returns; what was held back arrives after `heal`, in order, as on a real
+//! network. The proxy lives on a thread of its own, so that a test may block.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{LazyLock, Mutex};
@@ -19,7 +19,12 @@ use super::wait;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(1).thread_name("link").enable_all().build().expect("a runtime needs one thread")
+    builder
+        .worker_threads(1)
+        .thread_name("link")
+        .enable_all()
+        .build()
+        .expect("a runtime needs one thread")
 });
 
 /// What is wrong with the link.
@@ -94,7 +99,8 @@ impl Link {
             listening: watch::Sender::new(false),
             epoch: Mutex::new(Epoch::new()),
         }));
-        let link = Self { shared, _acceptor: AbortOnDropHandle::new(RUNTIME.spawn(accept(shared))) };
+        let link =
+            Self { shared, _acceptor: AbortOnDropHandle::new(RUNTIME.spawn(accept(shared))) };
         link.heal().await;
         link
     }
@@ -123,8 +129,10 @@ impl Link {
     pub(crate) async fn cut(&self) {
         self.shared.fault.send_replace(Fault::Cut);
         self.listens(false).await;
-        // A process that another test is just starting holds the socket for a moment, until its exec.
-        wait::until("a cut link refuses", async || TcpStream::connect(self.addr()).await.is_err()).await;
+        // A process that another test is just starting holds the socket for a moment, until its
+        // exec.
+        wait::until("a cut link refuses", async || TcpStream::connect(self.addr()).await.is_err())
+            .await;
         self.end_all(End::Close).await;
     }
 
@@ -138,7 +146,8 @@ impl Link {
         self.shared.fault.send_replace(Fault::BlackHole);
     }
 
-    /// Delivers what clients send and holds what the server answers: the command ran, the reply never comes.
+    /// Delivers what clients send and holds what the server answers: the command ran, the reply
+    /// never comes.
     pub(crate) fn hold_replies(&self) {
         self.shared.fault.send_replace(Fault::HoldReplies);
     }
@@ -160,7 +169,10 @@ impl Link {
     }
 
     async fn end_all(&self, end: End) {
-        let old = std::mem::replace(&mut *self.shared.epoch.lock().expect("nobody panics with it"), Epoch::new());
+        let old = std::mem::replace(
+            &mut *self.shared.epoch.lock().expect("nobody panics with it"),
+            Epoch::new(),
+        );
         old.end.send_replace(end);
         old.connections.close();
         old.connections.wait().await;
@@ -226,7 +238,12 @@ async fn connect(shared: &'static Shared, mut client: TcpStream, mut end: watch:
 }
 
 /// Carries chunks one way until their sender ends, and then its end.
-async fn pump(mut fault: watch::Receiver<Fault>, direction: Direction, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) {
+async fn pump(
+    mut fault: watch::Receiver<Fault>,
+    direction: Direction,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+) {
     let mut chunk = vec![0; 16 << 10];
     loop {
         let length = from.read(&mut chunk).await.unwrap_or(0);

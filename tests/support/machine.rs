@@ -1,10 +1,12 @@
-//! A small machine with a real systemd, on which the unit file of `config/` is installed with the binary under test; or one on
-//! which everything may be installed, because it is a copy of this host.
+//! A small machine with a real systemd, on which the unit file of `config/` is installed with the
+//! binary under test; or one on which everything may be installed, because it is a copy of this
+//! host.
 //!
-//! Owns: a container of systemd-nspawn, its directory and its cgroup. It has the host's programs, an /etc of its own, and the
-//! host's network, so that the test's servers are on its loopback. What a copy writes is in memory.
-//! Must hold: no service of the host is started in it, because its /etc enables none and it boots no further than `basic.target`;
-//! and it is gone when this is dropped, or when the tests are killed.
+//! Owns: a container of systemd-nspawn, its directory and its cgroup. It has the host's programs,
+//! an /etc of its own, and the host's network, so that the test's servers are on its loopback. What
+//! a copy writes is in memory. Must hold: no service of the host is started in it, because its /etc
+//! enables none and it boots no further than `basic.target`; and it is gone when this is dropped,
+//! or when the tests are killed.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -28,8 +30,9 @@ pub(crate) const PACKAGE: &str = "/run/unstale.deb";
 /// Where a copy shows what was written on it.
 const UPPER: &str = "/run/upper";
 
-/// Runs a command, systemd-nspawn, in a cgroup of its own, whose name is `$1`: two systemds in one cgroup would take each other's processes
-/// for theirs. The shell stays to remove it. SIGTERM ends the machine at once, by nspawn's --kill-signal.
+/// Runs a command, systemd-nspawn, in a cgroup of its own, whose name is `$1`: two systemds in one
+/// cgroup would take each other's processes for theirs. The shell stays to remove it. SIGTERM ends
+/// the machine at once, by nspawn's --kill-signal.
 const BOOT: &str = r#"
 name=$1; shift
 trees="/sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified"
@@ -50,9 +53,10 @@ for tree in $trees; do
 done
 "#;
 
-/// Runs a command beside `$1/root`, which is the host's file system with a layer above it: what is written goes to `$1/upper`, in
-/// memory, and away with the last process. No service of the host is enabled there, nothing is mounted, and no policy of the host
-/// keeps a package from stopping its own service.
+/// Runs a command beside `$1/root`, which is the host's file system with a layer above it: what is
+/// written goes to `$1/upper`, in memory, and away with the last process. No service of the host is
+/// enabled there, nothing is mounted, and no policy of the host keeps a package from stopping its
+/// own service.
 const COPY: &str = r#"
 set -e
 base=$1; shift
@@ -79,7 +83,12 @@ pub(crate) fn lacking() -> Option<&'static str> {
     let works = |command: &str| {
         let mut words = command.split(' ');
         let mut command = Command::new(words.next().expect("a program"));
-        command.args(words).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        command
+            .args(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
     };
     if !works("systemd-nspawn --version") {
         Some("systemd-nspawn, of Debian's package systemd-container")
@@ -91,7 +100,8 @@ pub(crate) fn lacking() -> Option<&'static str> {
 }
 
 impl Machine {
-    /// Boots a machine with the unit file, these drop-ins and this environment for it. The unit is neither enabled nor started.
+    /// Boots a machine with the unit file, these drop-ins and this environment for it. The unit is
+    /// neither enabled nor started.
     pub(crate) async fn boot(drop_in: &str, environment: &str) -> Self {
         let guard = Guard::new().expect("a directory for the machine");
         let (root, programs) = (guard.directory().join("root"), guard.directory().join("programs"));
@@ -121,22 +131,38 @@ impl Machine {
             "--timezone=off".to_owned(),
             "--link-journal=no".to_owned(),
         ];
-        Self::start(guard, &["unshare", "--mount", "sh", "-c", COPY, "unstale-copy", &base.to_string()], &places).await
+        Self::start(
+            guard,
+            &["unshare", "--mount", "sh", "-c", COPY, "unstale-copy", &base.to_string()],
+            &places,
+        )
+        .await
     }
 
     /// Boots systemd-nspawn with `places`, under other words.
     async fn start(guard: Guard, under: &[&str], places: &[String]) -> Self {
         let log = File::create(log(&guard)).expect("a fresh directory");
-        let socket = UnixDatagram::bind(guard.directory().join(NOTIFY_SOCKET)).expect("a fresh directory");
+        let socket =
+            UnixDatagram::bind(guard.directory().join(NOTIFY_SOCKET)).expect("a fresh directory");
         socket.set_nonblocking(true).expect("no waiting");
 
         let name = format!("unstale-{}", guard.pid());
         let mut command = guard.command("TERM", "sh").expect("a pipe to share");
         command.args(["-c", BOOT, "unstale-machine", &name]).args(under);
-        command.args(["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--kill-signal=SIGKILL"]);
-        command.arg(format!("--machine={name}")).args(places).args(["--boot", "systemd.unit=basic.target"]);
+        command.args([
+            "systemd-nspawn",
+            "--quiet",
+            "--register=no",
+            "--keep-unit",
+            "--kill-signal=SIGKILL",
+        ]);
+        command
+            .arg(format!("--machine={name}"))
+            .args(places)
+            .args(["--boot", "systemd.unit=basic.target"]);
         if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-            // It would look for systemd's version below the directory, where /usr is not mounted yet.
+            // It would look for systemd's version below the directory, where /usr is not mounted
+            // yet.
             command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
         }
         command.env("NOTIFY_SOCKET", guard.directory().join(NOTIFY_SOCKET));
@@ -145,12 +171,19 @@ impl Machine {
 
         let leader = until("the machine runs", async || {
             let said = || fs::read_to_string(self::log(&guard)).unwrap_or_default();
-            assert!(process.ended().is_none(), "systemd-nspawn could not boot a machine:\n{}", said());
+            assert!(
+                process.ended().is_none(),
+                "systemd-nspawn could not boot a machine:\n{}",
+                said()
+            );
             leader_in(&socket)
         });
         let leader = leader.await;
         let machine = Self { process, leader, guard };
-        until("its systemd takes commands", async || machine.run("systemctl is-active basic.target").status.success()).await;
+        until("its systemd takes commands", async || {
+            machine.run("systemctl is-active basic.target").status.success()
+        })
+        .await;
         machine
     }
 
@@ -180,12 +213,17 @@ impl Machine {
     /// Runs a script of the shell in it, which must succeed; returns what it prints.
     pub(crate) fn shell(&self, script: &str) -> String {
         let output = self.enter(&["sh", "-euc", script]);
-        assert!(output.status.success(), "{script}: {}{}", text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{script}: {}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        );
         text(&output.stdout).trim_end().to_owned()
     }
 
-    /// What was written since it was [copied](Self::copy) and is still there, but for what another program notes: the package
-    /// manager, the logs, and the index of manual pages.
+    /// What was written since it was [copied](Self::copy) and is still there, but for what another
+    /// program notes: the package manager, the logs, and the index of manual pages.
     pub(crate) fn written(&self) -> BTreeSet<String> {
         let notes = ["/var/lib/dpkg/", "/var/log/", "/var/cache/man/"];
         let found = self.shell(&format!("find {UPPER} -mindepth 1 -printf '%y /%P\\n'"));
@@ -203,7 +241,17 @@ impl Machine {
 
     fn enter(&self, words: &[&str]) -> Output {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.leader, "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd"]);
+        command.args([
+            "--target",
+            &self.leader,
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--pid",
+            "--cgroup",
+            "--root",
+            "--wd",
+        ]);
         command.args(words).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::null()).output().expect("nsenter, of util-linux")
     }
@@ -214,7 +262,10 @@ impl Drop for Machine {
         // A destructor has nobody to tell.
         if std::thread::panicking() {
             eprintln!("the unit's last words:\n{}", self.journal());
-            eprintln!("the machine's:\n{}", fs::read_to_string(log(&self.guard)).unwrap_or_default());
+            eprintln!(
+                "the machine's:\n{}",
+                fs::read_to_string(log(&self.guard)).unwrap_or_default()
+            );
         }
         let _ = self.process.stop(Signal::TERM, PATIENCE);
     }
@@ -236,7 +287,8 @@ fn leader_in(socket: &UnixDatagram) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("X_NSPAWN_LEADER_PID=")).map(str::to_owned)
 }
 
-/// Writes a directory to boot from: what systemd wants of it, and what docs/getting-started.md says of the unit.
+/// Writes a directory to boot from: what systemd wants of it, and what docs/getting-started.md says
+/// of the unit.
 fn furnish(root: &Path, drop_in: &str, environment: &str) -> std::io::Result<()> {
     fs::create_dir_all(root.join("usr"))?;
     for name in ["bin", "sbin", "lib", "lib64"] {
@@ -250,7 +302,10 @@ fn furnish(root: &Path, drop_in: &str, environment: &str) -> std::io::Result<()>
     write(&root.join("etc/unstale/unstale.env"), environment)?;
     let units = root.join("etc/systemd/system");
     write(&units.join("unstale.service.d/test.conf"), drop_in)?;
-    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/config/unstale.service"), units.join("unstale.service"))?;
+    fs::copy(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/config/unstale.service"),
+        units.join("unstale.service"),
+    )?;
     Ok(())
 }
 

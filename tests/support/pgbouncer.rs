@@ -12,7 +12,8 @@ use unstale::scratch::{Postgres, free_port};
 use super::wait::until;
 
 /// Where Debian, and everybody else, puts it.
-const PROGRAMS: [&str; 3] = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"];
+const PROGRAMS: [&str; 3] =
+    ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"];
 
 /// A running pooler; gone with its directory when dropped.
 pub(crate) struct PgBouncer {
@@ -25,7 +26,8 @@ impl PgBouncer {
     /// In this `pool_mode`, with these lines more in its configuration.
     pub(crate) async fn before(postgres: &Postgres, mode: &str, more: &str) -> Self {
         let program = PROGRAMS.into_iter().find(|program| std::path::Path::new(program).exists());
-        let program = program.expect("this test needs pgbouncer (Debian: apt-get install pgbouncer)");
+        let program =
+            program.expect("this test needs pgbouncer (Debian: apt-get install pgbouncer)");
         let (guard, port) = (Guard::new().expect("a directory"), free_port().expect("a free port"));
         let directory = guard.directory();
         let owner = std::fs::metadata(postgres.directory()).expect("its directory");
@@ -45,7 +47,12 @@ impl PgBouncer {
         let ini = file("pgbouncer.ini", &ini);
         chown(directory, Some(owner.uid()), Some(owner.gid())).expect("our directory");
         let mut command = guard.command("TERM", program).expect("a pipe to share");
-        command.arg(&ini).uid(owner.uid()).gid(owner.gid()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg(&ini)
+            .uid(owner.uid())
+            .gid(owner.gid())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut process = Process::start(command).expect("sh starts");
         until("pgbouncer listens", async || {
             assert_eq!(process.ended(), None, "pgbouncer ended");

@@ -1,7 +1,8 @@
 //! The servers of a test process.
 //!
-//! Owns: one PostgreSQL cluster that all tests share, with a database for each; it is a static, never dropped, and its
-//! guard ends it when the process is gone. Whoever kills a server takes one of their own.
+//! Owns: one PostgreSQL cluster that all tests share, with a database for each; it is a static,
+//! never dropped, and its guard ends it when the process is gone. Whoever kills a server takes one
+//! of their own.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -38,7 +39,11 @@ pub(crate) fn own_redis() -> Redis {
 
 /// A Redis that remembers over `kill9` and `start_again`.
 pub(crate) fn own_lasting_redis() -> Redis {
-    needed(Redis::start(&redis::Options { tcp: true, append_only: true, ..redis::Options::default() }))
+    needed(Redis::start(&redis::Options {
+        tcp: true,
+        append_only: true,
+        ..redis::Options::default()
+    }))
 }
 
 fn needed<T>(server: Result<T, Error>) -> T {

@@ -1,7 +1,7 @@
 //! A watched table, keys cached for its rows, and what becomes of them.
 //!
-//! Owns: the table `users` that most tests change, the settings of an impatient daemon, and the marker behind which
-//! silence is proven.
+//! Owns: the table `users` that most tests change, the settings of an impatient daemon, and the
+//! marker behind which silence is proven.
 
 use std::ops::RangeInclusive;
 
@@ -10,7 +10,8 @@ use super::wait::until;
 use super::world::World;
 
 impl Settings {
-    /// Finds faults within a second or so. A busy machine may make it see one that is not there; it recovers from that, too.
+    /// Finds faults within a second or so. A busy machine may make it see one that is not there; it
+    /// recovers from that, too.
     #[must_use]
     pub(crate) fn impatient(self) -> Self {
         self.with("UNSTALE_HEARTBEAT__INTERVAL", "100ms")
@@ -20,8 +21,8 @@ impl Settings {
             .with("UNSTALE_BATCH__STALL", "300ms")
     }
 
-    /// Takes no busy machine for a lost session: for tests that count what comes through one, or that cache the keys of rows
-    /// that a sweep would find.
+    /// Takes no busy machine for a lost session: for tests that count what comes through one, or
+    /// that cache the keys of rows that a sweep would find.
     #[must_use]
     pub(crate) fn in_one_session(self) -> Self {
         self.with("UNSTALE_HEARTBEAT__TIMEOUT", "25s")
@@ -29,8 +30,9 @@ impl Settings {
 }
 
 impl World {
-    /// The table `users`, watched: row n of 1 to `rows` has the keys `user:n` and `email:n@old`. The rows are an hour old,
-    /// so that no sweep of these minutes has to do with a row that did not change.
+    /// The table `users`, watched: row n of 1 to `rows` has the keys `user:n` and `email:n@old`.
+    /// The rows are an hour old, so that no sweep of these minutes has to do with a row that did
+    /// not change.
     pub(crate) async fn users(&self, rows: u32) {
         self.execute(&format!(
             "create table users (id int primary key, email text, name text, updated_at timestamptz not null default clock_timestamp());
@@ -42,11 +44,16 @@ impl World {
 
     /// Puts a value under each key.
     pub(crate) fn fill(&mut self, keys: impl IntoIterator<Item = impl Into<String>>) {
-        self.cache.put_all(keys.into_iter().map(Into::into), "a cached value").expect("Redis takes it");
+        self.cache
+            .put_all(keys.into_iter().map(Into::into), "a cached value")
+            .expect("Redis takes it");
     }
 
     /// Waits until none of the keys is there.
-    pub(crate) async fn gone<K: Into<String>>(&mut self, keys: impl IntoIterator<Item = K, IntoIter: Clone>) {
+    pub(crate) async fn gone<K: Into<String>>(
+        &mut self,
+        keys: impl IntoIterator<Item = K, IntoIter: Clone>,
+    ) {
         let keys = keys.into_iter();
         until("the keys are gone", async || self.count(keys.clone()) == 0).await;
     }
@@ -70,9 +77,11 @@ impl World {
         keys.into_iter().filter(|key| self.cache.has(key).expect("Redis answers")).collect()
     }
 
-    /// The `n`th change of a user's e-mail: the keys that may be cached until then, and the SQL. Every other one forgets to stamp the row.
+    /// The `n`th change of a user's e-mail: the keys that may be cached until then, and the SQL.
+    /// Every other one forgets to stamp the row.
     pub(crate) fn change_of_email(id: u32, n: u32) -> ([String; 3], String) {
-        let keys = [format!("email:{id}@{n}"), format!("email:{id}@{}", n - 1), format!("user:{id}")];
+        let keys =
+            [format!("email:{id}@{n}"), format!("email:{id}@{}", n - 1), format!("user:{id}")];
         let stamp = if n.is_multiple_of(2) { ", updated_at = clock_timestamp()" } else { "" };
         (keys, format!("update users set email = '{id}@{n}'{stamp} where id = {id}"))
     }
@@ -102,11 +111,15 @@ impl World {
         }
     }
 
-    /// Changes a range of users, each in a statement of its own: as many notifications, in one transaction.
+    /// Changes a range of users, each in a statement of its own: as many notifications, in one
+    /// transaction.
     pub(crate) async fn change_each_user(&self, ids: RangeInclusive<u32>) {
         let (first, last) = (ids.start(), ids.end());
         let update = "update users set name = 'bob', updated_at = clock_timestamp() where id = n";
-        self.execute(&format!("do $$ begin for n in {first} .. {last} loop {update}; end loop; end $$")).await;
+        self.execute(&format!(
+            "do $$ begin for n in {first} .. {last} loop {update}; end loop; end $$"
+        ))
+        .await;
     }
 
     /// What [`change_users`](Self::change_users) makes stale, with the "not found" of rows to come.
@@ -128,14 +141,16 @@ impl World {
     ];
 
     /// What it has nothing to do with.
-    pub(crate) const NEIGHBOURS: [&str; 7] = ["user:7", "email:7@old", "user:8", "user:10", "user:", "user:1:x", "x:user:1"];
+    pub(crate) const NEIGHBOURS: [&str; 7] =
+        ["user:7", "email:7@old", "user:8", "user:10", "user:", "user:1:x", "x:user:1"];
 
     /// Caches [`STALE`](Self::STALE) and [`NEIGHBOURS`](Self::NEIGHBOURS).
     pub(crate) fn fill_users(&mut self) {
         self.fill(Self::STALE.into_iter().chain(Self::NEIGHBOURS));
     }
 
-    /// Waits until everything stale is gone and `daemon` has nothing left to do; then the neighbours must still be there.
+    /// Waits until everything stale is gone and `daemon` has nothing left to do; then the
+    /// neighbours must still be there.
     pub(crate) async fn users_are_fresh(&mut self, daemon: &Daemon) {
         let left = until("all stale keys are gone", async || {
             let left = self.left(Self::STALE);
@@ -153,7 +168,8 @@ impl World {
 }
 
 impl Daemon {
-    /// Waits until what was committed before this call is done: heartbeats sent after it have gone through PostgreSQL and Redis.
+    /// Waits until what was committed before this call is done: heartbeats sent after it have gone
+    /// through PostgreSQL and Redis.
     pub(crate) async fn settles(&self) {
         let beats = || self.metric("unstale_freshness_seconds_count", &[]);
         // Some may be on their way already.
@@ -166,8 +182,8 @@ impl Daemon {
         self.metric("unstale_gaps_total", &[])
     }
 
-    /// Waits until there are more than `known` gaps. Their cause, a lost session or a missed heartbeat, is that of the two
-    /// clocks that was first.
+    /// Waits until there are more than `known` gaps. Their cause, a lost session or a missed
+    /// heartbeat, is that of the two clocks that was first.
     pub(crate) async fn opens_gap(&self, known: f64) {
         until("a gap is opened", async || self.gaps() > known).await;
     }

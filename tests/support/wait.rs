@@ -5,7 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Far longer than anything takes on a machine that is busy, so that running into it means something.
+/// Far longer than anything takes on a machine that is busy, so that running into it means
+/// something.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(5);
@@ -38,7 +39,11 @@ pub(crate) async fn until<L: Look>(what: &str, look: impl AsyncFnMut() -> L) -> 
 }
 
 /// Looks until it sees `what`; panics after `patience`.
-pub(crate) async fn until_within<L: Look>(what: &str, patience: Duration, mut look: impl AsyncFnMut() -> L) -> L::Seen {
+pub(crate) async fn until_within<L: Look>(
+    what: &str,
+    patience: Duration,
+    mut look: impl AsyncFnMut() -> L,
+) -> L::Seen {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(seen) = look().await.seen() {
@@ -49,7 +54,8 @@ pub(crate) async fn until_within<L: Look>(what: &str, patience: Duration, mut lo
     }
 }
 
-/// Lets time pass, for a schedule of faults or a writer that takes its time: where time itself is under test.
+/// Lets time pass, for a schedule of faults or a writer that takes its time: where time itself is
+/// under test.
 pub(crate) async fn pace(duration: Duration) {
     tokio::time::sleep(duration).await;
 }

@@ -92,7 +92,9 @@ impl World {
     pub(crate) fn own_postgres(&mut self) -> &mut Postgres {
         match &mut self.cluster {
             Cluster::Own(postgres) => postgres,
-            Cluster::Shared(_) => panic!("this cluster is everybody's: use World::on(own_postgres())"),
+            Cluster::Shared(_) => {
+                panic!("this cluster is everybody's: use World::on(own_postgres())")
+            }
         }
     }
 
@@ -116,7 +118,8 @@ impl World {
         self.redis.url()
     }
 
-    /// Runs SQL, any number of statements. A new transaction each call, as an application's would be.
+    /// Runs SQL, any number of statements. A new transaction each call, as an application's would
+    /// be.
     pub(crate) async fn execute(&self, sql: &str) {
         let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.sql).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
@@ -161,7 +164,12 @@ async fn execute(postgres: &Postgres, sql: &str) {
     connection.close().await.expect("a polite end");
 }
 
-/// Through the socket, so that no link stands between. `new_without_pgpass`: nothing of the developer's own.
+/// Through the socket, so that no link stands between. `new_without_pgpass`: nothing of the
+/// developer's own.
 fn connect_options(postgres: &Postgres, database: &str) -> PgConnectOptions {
-    PgConnectOptions::new_without_pgpass().socket(postgres.directory()).port(postgres.port()).username("postgres").database(database)
+    PgConnectOptions::new_without_pgpass()
+        .socket(postgres.directory())
+        .port(postgres.port())
+        .username("postgres")
+        .database(database)
 }

@@ -10,7 +10,9 @@ const TABLE: &str =
     alter table users drop column junk;";
 
 fn watched(delivery: &str) -> String {
-    format!("{TABLE} select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], delivery => '{delivery}')")
+    format!(
+        "{TABLE} select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], delivery => '{delivery}')"
+    )
 }
 
 fn row(id: i32, email: &str) -> String {
@@ -48,8 +50,15 @@ async fn a_statement_says_all_its_rows_at_once_and_logs_what_a_sweep_would_not_f
         assert_eq!(ear.hears(sql).await, expected, "{sql}");
         assert_eq!(ear.logged().await.len(), logged, "{sql}");
     }
-    ear.hears("insert into users values (1, 'a', 'n', now() - interval '1 minute'), (2, 'b', 'n', now())").await;
-    assert_eq!(ear.logged().await, [rows(&[row(1, "a"), row(2, "b")])], "one of them has an old stamp");
+    ear.hears(
+        "insert into users values (1, 'a', 'n', now() - interval '1 minute'), (2, 'b', 'n', now())",
+    )
+    .await;
+    assert_eq!(
+        ear.logged().await,
+        [rows(&[row(1, "a"), row(2, "b")])],
+        "one of them has an old stamp"
+    );
 }
 
 #[tokio::test]
@@ -59,10 +68,13 @@ async fn a_log_says_nothing_but_that_there_is_something() {
         let heard = ear.hears(sql).await;
         assert_eq!(heard, if said.is_empty() { vec![] } else { vec![BELL] }, "{sql}");
         let logged = ear.logged().await;
-        let rows = |of: &[String]| of.iter().map(|change| change.matches(r#""id""#).count()).sum::<usize>();
+        let rows = |of: &[String]| {
+            of.iter().map(|change| change.matches(r#""id""#).count()).sum::<usize>()
+        };
         assert_eq!(rows(&logged), rows(&said), "{sql}: {logged:?}");
     }
-    ear.hears("insert into users values (1, 'a'); update users set email = 'b'; delete from users").await;
+    ear.hears("insert into users values (1, 'a'); update users set email = 'b'; delete from users")
+        .await;
     let expected = [
         format!(r#"1 "new":{}"#, row(1, "a")),
         format!(r#"1 "new":{},"old":{}"#, row(1, "b"), row(1, "a")),
@@ -73,13 +85,19 @@ async fn a_log_says_nothing_but_that_there_is_something() {
 
 #[tokio::test]
 async fn a_writer_announces_only_if_nobody_else_is_announcing_and_is_logged_otherwise() {
-    for (delivery, first_said) in
-        [("row", r#"1 "new":{"id":"1","email":null}"#), ("statement", r#"1 "new":{"id":"1","email":null}"#), ("log", BELL)]
-    {
+    for (delivery, first_said) in [
+        ("row", r#"1 "new":{"id":"1","email":null}"#),
+        ("statement", r#"1 "new":{"id":"1","email":null}"#),
+        ("log", BELL),
+    ] {
         let mut ear = Ear::after(&watched(delivery)).await;
         let mut first = ear.session().await;
         first.execute("begin; insert into users values (1)").await;
-        assert_eq!(ear.hears("insert into users values (2)").await, [""; 0], "{delivery}: the other one is announcing");
+        assert_eq!(
+            ear.hears("insert into users values (2)").await,
+            [""; 0],
+            "{delivery}: the other one is announcing"
+        );
         assert_eq!(ear.logged().await.len(), 1, "{delivery}");
         first.execute("commit").await;
         assert_eq!(ear.hears("select 1").await, [first_said], "{delivery}");
@@ -88,15 +106,23 @@ async fn a_writer_announces_only_if_nobody_else_is_announcing_and_is_logged_othe
     }
 }
 
-/// A lock_timeout counts for the lock that a notifying commit takes: the writer would fail because another commits.
+/// A lock_timeout counts for the lock that a notifying commit takes: the writer would fail because
+/// another commits.
 #[tokio::test]
 async fn a_writer_with_a_lock_timeout_announces_nothing_and_is_logged() {
     for delivery in ["row", "statement", "log"] {
         let mut ear = Ear::after(&watched(delivery)).await;
-        assert_eq!(ear.hears("set lock_timeout = '1ms'; insert into users values (1, 'a')").await, [""; 0], "{delivery}");
+        assert_eq!(
+            ear.hears("set lock_timeout = '1ms'; insert into users values (1, 'a')").await,
+            [""; 0],
+            "{delivery}"
+        );
         assert_eq!(ear.logged().await.len(), 1, "{delivery}");
         assert_eq!(
-            ear.hears("set lock_timeout = 0; set unstale.bell = off; insert into users values (2, 'b')").await,
+            ear.hears(
+                "set lock_timeout = 0; set unstale.bell = off; insert into users values (2, 'b')"
+            )
+            .await,
             [""; 0],
             "{delivery}"
         );
@@ -107,16 +133,23 @@ async fn a_writer_with_a_lock_timeout_announces_nothing_and_is_logged() {
 #[tokio::test]
 async fn a_bulk_statement_is_packed_and_beyond_a_bound_only_logged() {
     let mut ear = Ear::after(&watched("statement")).await;
-    let heard = ear.hears("insert into users select g, 'mail' || g from generate_series(1, 5000) g").await;
+    let heard =
+        ear.hears("insert into users select g, 'mail' || g from generate_series(1, 5000) g").await;
     assert!((20..=60).contains(&heard.len()), "{} payloads", heard.len());
     let told: usize = heard.iter().map(|payload| payload.matches(r#""id""#).count()).sum();
     assert_eq!(told, 5000);
     assert_eq!(ear.logged().await, [""; 0]);
     let heard = ear.hears("update users set name = 'x', updated_at = clock_timestamp() from generate_series(1, 1); insert into users select g, 'mail' || g from generate_series(10001, 60000) g").await;
     let logged = ear.logged().await;
-    let told: usize = heard.iter().chain(&logged).map(|payload| payload.matches(r#""id""#).count()).sum();
+    let told: usize =
+        heard.iter().chain(&logged).map(|payload| payload.matches(r#""id""#).count()).sum();
     assert_eq!(told, 55_000);
-    assert!(heard.len() < 100 && logged.len() > 100, "{} payloads, {} logged", heard.len(), logged.len());
+    assert!(
+        heard.len() < 100 && logged.len() > 100,
+        "{} payloads, {} logged",
+        heard.len(),
+        logged.len()
+    );
     assert!(heard.contains(&BELL.to_owned()), "what is only logged is rung for");
 }
 
@@ -161,9 +194,12 @@ async fn what_is_cut_is_whole_again_when_it_is_joined() {
 #[tokio::test]
 async fn rows_of_any_length_are_told_or_logged_and_no_write_fails() {
     let mut ear = Ear::after(&watched("statement")).await;
-    let heard = ear.hears("insert into users select g, repeat('é', g * 100) from generate_series(1, 100) g").await;
+    let heard = ear
+        .hears("insert into users select g, repeat('é', g * 100) from generate_series(1, 100) g")
+        .await;
     let logged = ear.logged().await;
-    let told: usize = heard.iter().chain(&logged).map(|payload| payload.matches(r#""id""#).count()).sum();
+    let told: usize =
+        heard.iter().chain(&logged).map(|payload| payload.matches(r#""id""#).count()).sum();
     assert_eq!(told, 100);
     // As JSON six times as long, and more than NOTIFY takes.
     assert_eq!(ear.hears("insert into users values (0, repeat(chr(1), 2000))").await, [BELL]);
@@ -172,7 +208,9 @@ async fn rows_of_any_length_are_told_or_logged_and_no_write_fails() {
 #[tokio::test]
 async fn only_columns_holds_in_every_delivery() {
     for delivery in ["statement", "log"] {
-        let watch = format!("{TABLE} select unstale.watch('users', array['user:{{id}}'], '{delivery}', only_columns => '{{name,email}}')");
+        let watch = format!(
+            "{TABLE} select unstale.watch('users', array['user:{{id}}'], '{delivery}', only_columns => '{{name,email}}')"
+        );
         let mut ear = Ear::after(&watch).await;
         let mut said = async |sql: &str| {
             let heard = ear.hears(sql).await;
@@ -188,11 +226,15 @@ async fn only_columns_holds_in_every_delivery() {
 
 #[tokio::test]
 async fn replica_sessions_fire_the_row_triggers_instead() {
-    for (delivery, expected) in [("statement", r#"1 "new":{"id":"1","email":"a"}"#), ("log", BELL)] {
+    for (delivery, expected) in [("statement", r#"1 "new":{"id":"1","email":"a"}"#), ("log", BELL)]
+    {
         let mut ear = Ear::after(&watched(delivery)).await;
         let mut replica = ear.session().await;
         replica.execute("set session_replication_role = replica").await;
-        for sql in ["insert into users values (1, 'a')", "update users set name = 'm', updated_at = clock_timestamp()"] {
+        for sql in [
+            "insert into users values (1, 'a')",
+            "update users set name = 'm', updated_at = clock_timestamp()",
+        ] {
             replica.execute(sql).await;
             assert_eq!(ear.hears("select 1").await, [expected], "{delivery}: {sql}");
         }
@@ -208,13 +250,29 @@ async fn a_transaction_can_be_prepared_in_every_delivery() {
         ear.hears(&format!("truncate users; select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], '{delivery}')"))
             .await;
         ear.logged().await;
-        assert_eq!(ear.hears("begin; insert into users values (1, 'a'); prepare transaction 'x'").await, [""; 0], "{delivery}");
+        assert_eq!(
+            ear.hears("begin; insert into users values (1, 'a'); prepare transaction 'x'").await,
+            [""; 0],
+            "{delivery}"
+        );
         assert_eq!(ear.logged().await, [""; 0], "{delivery}");
-        assert_eq!(ear.hears("commit prepared 'x'").await, [""; 0], "{delivery}: nobody may announce");
+        assert_eq!(
+            ear.hears("commit prepared 'x'").await,
+            [""; 0],
+            "{delivery}: nobody may announce"
+        );
         let logged = ear.logged().await;
         assert!(logged == [rows(&[row(1, "a")])], "{delivery}: {logged:?}");
         // Whoever prepares nothing may say so, and is heard at once.
-        assert_eq!(ear.hears("begin; set local unstale.bell = on; insert into users values (2, 'b'); commit").await.len(), 1, "{delivery}");
+        assert_eq!(
+            ear.hears(
+                "begin; set local unstale.bell = on; insert into users values (2, 'b'); commit"
+            )
+            .await
+            .len(),
+            1,
+            "{delivery}"
+        );
     }
 }
 
@@ -224,20 +282,35 @@ async fn a_partitioned_table_is_refused_by_statement_and_logged_row_by_row() {
         create table p1 partition of users for values from (0) to (10);";
     let mut ear = Ear::after(parts).await;
     for table in ["users", "p1"] {
-        let refusal = ear.refuses(&format!("select unstale.watch('{table}', array['u:{{id}}'], 'statement')")).await;
-        assert!(refusal.contains("partition") && refusal.contains("'row' or ''log''".replace("''", "'").as_str()), "{refusal}");
+        let refusal = ear
+            .refuses(&format!("select unstale.watch('{table}', array['u:{{id}}'], 'statement')"))
+            .await;
+        assert!(
+            refusal.contains("partition")
+                && refusal.contains("'row' or ''log''".replace("''", "'").as_str()),
+            "{refusal}"
+        );
     }
     ear.hears("select unstale.watch('users', array['u:{id}'], 'log')").await;
-    assert_eq!(ear.hears("insert into users values (1), (2); update p1 set id = 3 where id = 2").await, [BELL]);
-    assert_eq!(ear.logged().await, [r#"1 "new":{"id":"1"}"#, r#"1 "new":{"id":"2"}"#, r#"1 "new":{"id":"3"},"old":{"id":"2"}"#]);
+    assert_eq!(
+        ear.hears("insert into users values (1), (2); update p1 set id = 3 where id = 2").await,
+        [BELL]
+    );
+    assert_eq!(
+        ear.logged().await,
+        [
+            r#"1 "new":{"id":"1"}"#,
+            r#"1 "new":{"id":"2"}"#,
+            r#"1 "new":{"id":"3"},"old":{"id":"2"}"#
+        ]
+    );
 }
 
 /// As a partition it would be written through its parent, which fires no statement trigger of it.
 #[tokio::test]
 async fn a_table_with_statement_triggers_cannot_become_a_partition_unnoticed() {
     let mut ear = Ear::after(&watched("statement")).await;
-    let attach =
-        "create table parent (like users) partition by range (id); alter table parent attach partition users for values from (0) to (9)";
+    let attach = "create table parent (like users) partition by range (id); alter table parent attach partition users for values from (0) to (9)";
     let refusal = ear.refuses(attach).await;
     assert!(refusal.contains("unstale_1_insert"), "{refusal}");
     ear.rows("select unstale.watch('users', array['user:{id}'])").await; // by row: the same for INSERT and DELETE
@@ -274,14 +347,23 @@ async fn switching_leaves_the_triggers_of_the_new_delivery_alone() {
     let by_statement = "unstale_1_delete R, unstale_1_deletes O, unstale_1_insert R, unstale_1_inserts O, unstale_1_truncate A, \
                         unstale_1_update R, unstale_1_updates O";
     let mut switch = async |delivery: &str| {
-        let watch = format!("select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], delivery => '{delivery}')");
+        let watch = format!(
+            "select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], delivery => '{delivery}')"
+        );
         let said = ear.rows(&watch).await;
         assert_eq!(ear.rows(&watch).await, ["unchanged"]);
-        ear.hears("insert into users values (1, 'a'); update users set name = 'x'; delete from users").await;
+        ear.hears(
+            "insert into users values (1, 'a'); update users set name = 'x'; delete from users",
+        )
+        .await;
         (said, ear.rows(triggers).await)
     };
     for delivery in ["statement", "log", "row", "log", "statement", "row"] {
-        assert_eq!(switch(delivery).await, (vec!["changed".to_owned()], vec![by_statement.to_owned()]), "{delivery}");
+        assert_eq!(
+            switch(delivery).await,
+            (vec!["changed".to_owned()], vec![by_statement.to_owned()]),
+            "{delivery}"
+        );
     }
 }
 
@@ -289,14 +371,19 @@ async fn switching_leaves_the_triggers_of_the_new_delivery_alone() {
 #[tokio::test]
 async fn columns_may_have_any_name_that_the_generated_functions_use() {
     let columns = [
-        "r", "s", "t", "c", "few", "chunk", "told", "done", "images", "fresh", "part", "rows", "old_rows", "new_rows", "new", "old",
-        "same", "change",
+        "r", "s", "t", "c", "few", "chunk", "told", "done", "images", "fresh", "part", "rows",
+        "old_rows", "new_rows", "new", "old", "same", "change",
     ];
     for delivery in ["row", "statement", "log"] {
         let list = columns.map(|column| format!("\"{column}\" text default 'x'")).join(", ");
-        let table = format!("create table t (id int primary key, {list}, updated_at timestamptz default now())");
+        let table = format!(
+            "create table t (id int primary key, {list}, updated_at timestamptz default now())"
+        );
         let keys = columns.map(|column| format!("'{column}:{{{column}}}'")).join(", ");
-        let mut ear = Ear::after(&format!("{table}; select unstale.watch('t', array['t:{{id}}', {keys}], '{delivery}')")).await;
+        let mut ear = Ear::after(&format!(
+            "{table}; select unstale.watch('t', array['t:{{id}}', {keys}], '{delivery}')"
+        ))
+        .await;
         for sql in [
             "insert into t values (1)",
             "update t set r = 'y'",
@@ -310,19 +397,27 @@ async fn columns_may_have_any_name_that_the_generated_functions_use() {
     }
 }
 
-/// A value that no reader has in a key is said to be there, and no more: neither payload nor log grows with it.
+/// A value that no reader has in a key is said to be there, and no more: neither payload nor log
+/// grows with it.
 #[tokio::test]
 async fn a_huge_value_is_not_said_in_any_delivery() {
     for delivery in ["row", "statement", "log"] {
         let mut ear = Ear::after(&watched(delivery)).await;
-        let mut said = ear.hears("insert into users select g, repeat('x', 1000000) from generate_series(1, 20) g").await;
+        let mut said = ear
+            .hears("insert into users select g, repeat('x', 1000000) from generate_series(1, 20) g")
+            .await;
         said.extend(ear.logged().await);
-        assert_eq!(said.iter().map(|change| change.matches(r#""email":true"#).count()).sum::<usize>(), 20, "{delivery}");
+        assert_eq!(
+            said.iter().map(|change| change.matches(r#""email":true"#).count()).sum::<usize>(),
+            20,
+            "{delivery}"
+        );
         assert!(said.iter().all(|change| change.len() < 1_000), "{delivery}");
     }
 }
 
-/// Dropping triggers takes a stronger lock than making them: taken in two steps, it ended a writer that had read before.
+/// Dropping triggers takes a stronger lock than making them: taken in two steps, it ended a writer
+/// that had read before.
 #[tokio::test]
 async fn switching_ends_no_writer_that_has_read_the_table_before() {
     let ear = Ear::after(&watched("log")).await;

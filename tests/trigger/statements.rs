@@ -10,7 +10,10 @@ const ALL: &str = r#"1 "all":true"#;
 async fn insert_update_and_delete_announce_the_row() {
     let mut ear = Ear::after(USERS).await;
     let row = r#"{"id":"1","email":"a"}"#;
-    assert_eq!(ear.hears("insert into users values (1, 'a', 'n')").await, [format!(r#"1 "new":{row}"#)]);
+    assert_eq!(
+        ear.hears("insert into users values (1, 'a', 'n')").await,
+        [format!(r#"1 "new":{row}"#)]
+    );
     assert_eq!(ear.hears("update users set name = 'm'").await, [format!(r#"1 "new":{row}"#)]);
     assert_eq!(ear.hears("delete from users").await, [format!(r#"1 "old":{row}"#)]);
 }
@@ -44,7 +47,10 @@ async fn every_kind_of_write_is_heard() {
     )
     .await;
     let conflict = "insert into users values (1, 'a'), (2, 'b') on conflict (id) do update set email = excluded.email";
-    assert_eq!(ear.hears(conflict).await, [r#"1 "rows":[{"id":"1","email":"a"},{"id":"2","email":"b"}]"#]);
+    assert_eq!(
+        ear.hears(conflict).await,
+        [r#"1 "rows":[{"id":"1","email":"a"},{"id":"2","email":"b"}]"#]
+    );
     let heard = ear.hears(&conflict.replace("'a'", "'c'")).await;
     let both = r#"{"id":"1","email":"c"},{"id":"2","email":"b"},{"id":"1","email":"a"},{"id":"2","email":"b"}"#;
     assert_eq!(heard, [format!(r#"1 "rows":[{both}]"#)], "as they are, and as they were");
@@ -63,7 +69,10 @@ async fn every_kind_of_write_is_heard() {
         'begin insert into users values (i); exception when unique_violation then null; end'; select add(7), add(7)";
     assert_eq!(ear.hears(function).await, [r#"1 "new":{"id":"7","email":null}"#]);
     let rule = "create rule twice as on insert to posts do also insert into users values (new.id + 100); insert into posts values (5)";
-    assert_eq!(ear.hears(rule).await, [r#"1 "new":{"id":"5","author":null}"#, r#"1 "new":{"id":"105","email":null}"#]);
+    assert_eq!(
+        ear.hears(rule).await,
+        [r#"1 "new":{"id":"5","author":null}"#, r#"1 "new":{"id":"105","email":null}"#]
+    );
     let merge = "merge into users u using (values (7, 'm'), (8, 'n')) v(id, email) on u.id = v.id
         when matched then update set email = v.email when not matched then insert values (v.id, v.email)";
     if ear.rows("select current_setting('server_version_num')").await[0].as_str() >= "150000" {
@@ -73,7 +82,10 @@ async fn every_kind_of_write_is_heard() {
     let mut copy = session.0.copy_in_raw("copy users (id, email) from stdin").await.expect("COPY");
     copy.send("20\tx\n21\ty\n".as_bytes()).await.expect("two rows");
     copy.finish().await.expect("they are taken");
-    assert_eq!(ear.hears("select 1").await, [r#"1 "rows":[{"id":"20","email":"x"},{"id":"21","email":"y"}]"#]);
+    assert_eq!(
+        ear.hears("select 1").await,
+        [r#"1 "rows":[{"id":"20","email":"x"},{"id":"21","email":"y"}]"#]
+    );
 }
 
 #[tokio::test]
@@ -191,7 +203,11 @@ async fn nor_those_of_the_other_deliveries() {
             // What a sweep would not find is both announced and logged.
             said.retain(|payload| payload != BELL && !logged.contains(payload));
             said.extend(logged);
-            assert_eq!(said.iter().map(|payload| payload.matches(r#""id""#).count()).sum::<usize>(), rows, "{delivery}, {sql}: {said:?}");
+            assert_eq!(
+                said.iter().map(|payload| payload.matches(r#""id""#).count()).sum::<usize>(),
+                rows,
+                "{delivery}, {sql}: {said:?}"
+            );
         }
     }
 }
@@ -201,9 +217,16 @@ async fn a_payload_that_notify_cannot_take_is_in_the_log_and_the_write_succeeds(
     let mut ear = Ear::after(USERS).await;
     let around = r#"{"watch":1,"rev":1,"new":{"id":"1","email":""}}"#.len();
     // Six bytes for a character that JSON escapes, two for one that is not ASCII.
-    for (escaped, bytes, fits) in [(1200, 7999 - around - 7200, true), (1200, 8000 - around - 7200, false), (1500, 500, false)] {
-        let (text, json) = ("é".repeat(bytes / 2) + &"x".repeat(bytes % 2), "\\u0001".repeat(escaped));
-        let heard = ear.hears(&format!("insert into users values (1, repeat(chr(1), {escaped}) || '{text}')")).await;
+    for (escaped, bytes, fits) in [
+        (1200, 7999 - around - 7200, true),
+        (1200, 8000 - around - 7200, false),
+        (1500, 500, false),
+    ] {
+        let (text, json) =
+            ("é".repeat(bytes / 2) + &"x".repeat(bytes % 2), "\\u0001".repeat(escaped));
+        let heard = ear
+            .hears(&format!("insert into users values (1, repeat(chr(1), {escaped}) || '{text}')"))
+            .await;
         let logged = ear.logged().await;
         let change = format!(r#"1 "new":{{"id":"1","email":"{json}{text}"}}"#);
         if fits {
@@ -216,12 +239,17 @@ async fn a_payload_that_notify_cannot_take_is_in_the_log_and_the_write_succeeds(
     }
 }
 
-/// A limit of PostgreSQL's, which docs/watching.md names: NOTIFY and PREPARE TRANSACTION exclude each other.
+/// A limit of PostgreSQL's, which docs/watching.md names: NOTIFY and PREPARE TRANSACTION exclude
+/// each other.
 #[tokio::test]
 async fn two_phase_commit_of_whoever_asked_for_the_bell_is_refused_by_the_server() {
     let world = World::on(own_postgres_with([("max_prepared_transactions", "5")])).await;
     let ear = Ear::in_world(world, USERS).await;
-    let refusal = ear.refuses("set unstale.bell = on; begin; insert into users values (1); prepare transaction 'x'").await;
+    let refusal = ear
+        .refuses(
+            "set unstale.bell = on; begin; insert into users values (1); prepare transaction 'x'",
+        )
+        .await;
     assert!(refusal.contains("NOTIFY"), "{refusal}");
 }
 
@@ -233,7 +261,10 @@ async fn only_columns_leaves_other_updates_unsaid_and_nothing_else() {
     )
     .await;
     assert_eq!(ear.hears("insert into users values (1, 'a', 'n', 0)").await.len(), 1);
-    assert_eq!(ear.hears("update users set seen = seen + 1, updated_at = clock_timestamp()").await, [""; 0]);
+    assert_eq!(
+        ear.hears("update users set seen = seen + 1, updated_at = clock_timestamp()").await,
+        [""; 0]
+    );
     assert_eq!(ear.hears("update users set name = 'm'").await.len(), 1);
     assert_eq!(ear.hears("update users set name = name").await, [""; 0]);
     assert_eq!(ear.hears("update users set id = 2").await.len(), 1);
@@ -242,7 +273,8 @@ async fn only_columns_leaves_other_updates_unsaid_and_nothing_else() {
 
 #[tokio::test]
 async fn a_template_without_columns_is_announced_at_any_change() {
-    let mut ear = Ear::after("create table t (id int); select unstale.watch('t', '{ts:count}')").await;
+    let mut ear =
+        Ear::after("create table t (id int); select unstale.watch('t', '{ts:count}')").await;
     assert_eq!(ear.hears("insert into t values (1)").await, [r#"1 "new":{}"#]);
     assert_eq!(ear.hears("update t set id = 2").await, [r#"1 "new":{}"#]);
     assert_eq!(ear.hears("delete from t").await, [r#"1 "old":{}"#]);
@@ -260,7 +292,9 @@ async fn what_a_writer_asks_of_its_own_sequences_is_of_its_own() {
         let mut session = ear.session().await;
         session.execute("insert into orders (note) values ('a'), ('b')").await;
         assert_eq!(session.value("select lastval()::text").await, "43", "{delivery}");
-        session.execute("begin; set local unstale.bell = off; insert into orders (note) values ('c')").await;
+        session
+            .execute("begin; set local unstale.bell = off; insert into orders (note) values ('c')")
+            .await;
         assert_eq!(session.value("select lastval()::text").await, "44", "{delivery}");
         session.execute("commit").await;
         assert!(!ear.logged().await.is_empty(), "{delivery}");
@@ -270,10 +304,14 @@ async fn what_a_writer_asks_of_its_own_sequences_is_of_its_own() {
 /// Places are times, and a clock may step back.
 #[tokio::test]
 async fn changes_of_one_place_are_read_together() {
-    let ear = Ear::after("create table t (id int primary key); select unstale.watch('t', array['t:{id}'], 'log')").await;
+    let ear = Ear::after(
+        "create table t (id int primary key); select unstale.watch('t', array['t:{id}'], 'log')",
+    )
+    .await;
     ear.world.execute("insert into t select generate_series(1, 5)").await;
     ear.world.execute("insert into t values (6); insert into t values (7); update unstale.change_log set id = 1, xid = '3'").await;
-    let page = |rows| format!("select count(*)::text from unstale.log_since('4:4:', '0', 0, {rows})");
+    let page =
+        |rows| format!("select count(*)::text from unstale.log_since('4:4:', '0', 0, {rows})");
     assert_eq!(ear.rows(&page(1)).await, ear.rows(&page(100)).await);
     assert_eq!(ear.rows(&page(1).replace("4:4:", "2:2:")).await, ["3"]);
 }

@@ -32,7 +32,10 @@ async fn whatever_a_sweep_could_not_find_is_logged() {
         ("update t set stamp = clock_timestamp() - unstale.margin()", new("a")),
         ("update t set stamp = '-infinity'", new("a")),
         ("update t set n = 1", new("a")),
-        ("update t set stamp = clock_timestamp(), k = 'b'", format!(r#"{},"old":{{"id":"1","k":"a"}}"#, new("b"))),
+        (
+            "update t set stamp = clock_timestamp(), k = 'b'",
+            format!(r#"{},"old":{{"id":"1","k":"a"}}"#, new("b")),
+        ),
         ("update t set stamp = null", new("b")),
         ("delete from t", r#"1 "old":{"id":"1","k":"b"}"#.to_owned()),
         ("truncate t", r#"1 "all":true"#.to_owned()),
@@ -57,13 +60,19 @@ async fn without_a_column_to_trust_everything_is_logged() {
         ear.world.execute(&format!("insert into {table} (id) values (1)")).await;
         assert_eq!(ear.logged().await, [r#"1 "new":{"id":"1"}"#], "{table}");
     }
-    assert_eq!(ear.rows("select distinct logs_everything::text from unstale.watches").await, ["true"]);
+    assert_eq!(
+        ear.rows("select distinct logs_everything::text from unstale.watches").await,
+        ["true"]
+    );
 }
 
 /// Whatever the zone of the session, in the trigger as in the sweep.
 #[tokio::test]
 async fn a_stamp_without_a_zone_is_read_as_utc() {
-    let ear = Ear::after("create table t (id int, updated_at timestamp); select unstale.watch('t', array['t:{id}'])").await;
+    let ear = Ear::after(
+        "create table t (id int, updated_at timestamp); select unstale.watch('t', array['t:{id}'])",
+    )
+    .await;
     let mut session = ear.session().await;
     for zone in ["UTC", "Asia/Kolkata", "America/Los_Angeles"] {
         session.execute(&format!("set timezone = '{zone}'")).await;
@@ -94,9 +103,15 @@ async fn another_column_to_sweep_by_takes_all_keys_for_stale() {
     let mut ear = Ear::after(TABLE).await;
     ear.world.execute("alter table t add other timestamptz").await;
     let all = [r#"1 "all":true"#];
-    assert_eq!(ear.hears("select unstale.watch('t', array['t:{id}:{k}'], updated_at => 'other')").await, all);
+    assert_eq!(
+        ear.hears("select unstale.watch('t', array['t:{id}:{k}'], updated_at => 'other')").await,
+        all
+    );
     assert_eq!(ear.logged().await, all);
-    assert_eq!(ear.hears("select unstale.watch('t', array['t:{id}:{k}'], updated_at => null)").await, all);
+    assert_eq!(
+        ear.hears("select unstale.watch('t', array['t:{id}:{k}'], updated_at => null)").await,
+        all
+    );
     // Nothing of ours needs either column any more.
     ear.world.execute("alter table t drop column stamp, drop column other").await;
     assert_eq!(ear.hears("insert into t (id) values (77)").await.len(), 1);
@@ -105,6 +120,7 @@ async fn another_column_to_sweep_by_takes_all_keys_for_stale() {
 #[tokio::test]
 async fn the_margin_is_the_one_of_the_watermark() {
     let ear = Ear::after("").await;
-    let micros = ear.rows("select (extract(epoch from unstale.margin()) * 1000000)::bigint::text").await;
+    let micros =
+        ear.rows("select (extract(epoch from unstale.margin()) * 1000000)::bigint::text").await;
     assert_eq!(micros, [unstale::watermark::MARGIN.as_micros().to_string()]);
 }

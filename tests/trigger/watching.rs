@@ -38,10 +38,17 @@ async fn other_keys_are_another_revision_and_other_columns_only_another_trigger(
     assert_eq!(ear.rows(OTHER).await, ["changed"]);
     // A session that had planned the functions of before.
     session.execute("update users set email = 'b'").await;
-    assert_eq!(ear.hears("select 1").await, [r#"1 "all":true"#, r#"2 "new":{"id":"1","name":"n"}"#], "of the template that is gone");
+    assert_eq!(
+        ear.hears("select 1").await,
+        [r#"1 "all":true"#, r#"2 "new":{"id":"1","name":"n"}"#],
+        "of the template that is gone"
+    );
     assert_eq!(ear.rows("select unstale.watch('users', array['user:{id}', 'name:{name}'], only_columns => '{name}')").await, ["changed"]);
     assert_eq!(ear.rows("select rev::text from unstale.watches").await, ["2"]);
-    assert_eq!(ear.hears("update users set email = 'c', updated_at = clock_timestamp()").await, [""; 0]);
+    assert_eq!(
+        ear.hears("update users set email = 'c', updated_at = clock_timestamp()").await,
+        [""; 0]
+    );
 }
 
 /// It says something of the values, and nothing that a trigger does.
@@ -53,7 +60,9 @@ async fn another_policy_touches_no_trigger_and_needs_no_lock_of_the_table() {
     let mut writer = ear.session().await;
     writer.execute("begin; insert into users values (7)").await;
     let policy = "guarantee => 'lease', reason => 'read on every page', version => 'updated_at', version_path => '$.user[\"last change\"]'";
-    let call = format!("select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], {policy})");
+    let call = format!(
+        "select unstale.watch('users', array['user:{{id}}', 'by-email:{{email}}'], {policy})"
+    );
     assert_eq!(ear.rows(&call).await, ["changed"]);
     assert_eq!(ear.rows(&call).await, ["unchanged"]);
     assert_eq!(ear.rows(triggers).await, before);
@@ -65,7 +74,13 @@ async fn another_policy_touches_no_trigger_and_needs_no_lock_of_the_table() {
     let call_again = "select unstale.watch_call(w, w.relation) from unstale.watch w";
     let remedy = ear.rows(call_again).await.remove(0);
     assert_eq!(ear.rows(remedy.trim_end_matches(';')).await, ["unchanged"], "{remedy}");
-    assert_eq!(ear.rows(&format!("select unstale.preview('users', array['user:{{id}}', 'by-email:{{email}}'], {policy})")).await, [""; 0]);
+    assert_eq!(
+        ear.rows(&format!(
+            "select unstale.preview('users', array['user:{{id}}', 'by-email:{{email}}'], {policy})"
+        ))
+        .await,
+        [""; 0]
+    );
     writer.execute("commit").await;
     assert_eq!(ear.hears("select 1").await.len(), 1, "the writer's row alone");
 }
@@ -100,7 +115,9 @@ async fn twenty_at_once_make_one_watch() {
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let mut session = ear.session().await;
-        calls.spawn(async move { session.value("select unstale.watch('t', array['t:{id}'])").await });
+        calls.spawn(
+            async move { session.value("select unstale.watch('t', array['t:{id}'])").await },
+        );
     }
     let mut said = calls.join_all().await;
     said.sort();
@@ -118,7 +135,10 @@ async fn a_table_in_use_is_not_waited_for_and_the_message_says_by_whom() {
     let another = "select unstale.watch('users', array['user:{id}'], only_columns => '{name}')";
     for sql in [another, "select unstale.unwatch('users')"] {
         let refusal = caller.refuses(sql).await;
-        assert!(refusal.contains("public.users within 20ms") && refusal.contains(&format!("pid {pid}")), "{refusal}");
+        assert!(
+            refusal.contains("public.users within 20ms") && refusal.contains(&format!("pid {pid}")),
+            "{refusal}"
+        );
         assert_eq!(caller.value("show lock_timeout").await, "20ms");
     }
     assert_eq!(caller.value(SAME).await, "unchanged", "which needs no lock");
@@ -148,29 +168,54 @@ async fn unwatch_leaves_nothing_and_says_whether_there_was_something() {
     let unwatch = "select unstale.unwatch('users')::text";
     assert_eq!(ear.rows(unwatch).await, ["true"]);
     assert_eq!(ear.rows(unwatch).await, ["false"]);
-    assert_eq!(ear.rows("select tgname::text from pg_trigger where tgname like 'unstale%'").await, [""; 0]);
+    assert_eq!(
+        ear.rows("select tgname::text from pg_trigger where tgname like 'unstale%'").await,
+        [""; 0]
+    );
     assert_eq!(
         ear.rows("select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname ~ '_[0-9]+$'").await,
         [""; 0]
     );
     assert_eq!(ear.hears("select 1").await, [r#"1 "all":true"#]);
-    assert_eq!(ear.hears("insert into users values (1); truncate users; drop table users").await, [""; 0]);
-    assert_eq!(ear.rows("select table_name from unstale.watch where ended is not null").await, ["public.users"]);
+    assert_eq!(
+        ear.hears("insert into users values (1); truncate users; drop table users").await,
+        [""; 0]
+    );
+    assert_eq!(
+        ear.rows("select table_name from unstale.watch where ended is not null").await,
+        ["public.users"]
+    );
     ear.hears("insert into unstale.instance (name, log, replay_log, timeline, forget_after) values ('a', '3:3:', pg_current_snapshot(), '', '1 day')").await;
     ear.hears("select unstale.notice_ddl()").await;
-    assert_eq!(ear.rows("select table_name from unstale.watch").await, [""; 0], "everybody has deleted its keys");
+    assert_eq!(
+        ear.rows("select table_name from unstale.watch").await,
+        [""; 0],
+        "everybody has deleted its keys"
+    );
 }
 
 #[tokio::test]
 async fn unwatch_leaves_nothing_of_any_delivery_nor_of_one_before() {
     let mut ear = Ear::after("create table a (id int primary key, updated_at timestamptz); create table b (id int primary key)").await;
     for table in ["a", "b"] {
-        for deliveries in [&["row"][..], &["statement"], &["log"], &["log", "row"], &["row", "statement", "log"]] {
+        for deliveries in
+            [&["row"][..], &["statement"], &["log"], &["log", "row"], &["row", "statement", "log"]]
+        {
             for delivery in deliveries {
-                ear.hears(&format!("select unstale.watch('{table}', array['k:{{id}}'], '{delivery}')")).await;
+                ear.hears(&format!(
+                    "select unstale.watch('{table}', array['k:{{id}}'], '{delivery}')"
+                ))
+                .await;
             }
-            assert_eq!(ear.rows(&format!("select unstale.unwatch('{table}')::text")).await, ["true"], "{table} {deliveries:?}");
-            assert_eq!(ear.rows("select tgname::text from pg_trigger where tgname like 'unstale%'").await, [""; 0]);
+            assert_eq!(
+                ear.rows(&format!("select unstale.unwatch('{table}')::text")).await,
+                ["true"],
+                "{table} {deliveries:?}"
+            );
+            assert_eq!(
+                ear.rows("select tgname::text from pg_trigger where tgname like 'unstale%'").await,
+                [""; 0]
+            );
             assert_eq!(
                 ear.rows("select proname::text from pg_proc where pronamespace = 'unstale'::regnamespace and proname ~ '_[0-9]+$'").await,
                 [""; 0]
@@ -202,7 +247,10 @@ async fn what_cannot_be_watched_is_refused_with_a_remedy() {
         ("'t', '{\"{id}\"}'", "has no literal part"),
         ("'t', '{\"t:{nope}\"}'", "no column 'nope'\nIts columns are id, v, f."),
         ("'t', '{\"t:{ctid}\"}'", "no column 'ctid'"),
-        ("'t', '{t}', only_columns => '{nope}'", "only_columns: table public.t has no column 'nope'"),
+        (
+            "'t', '{t}', only_columns => '{nope}'",
+            "only_columns: table public.t has no column 'nope'",
+        ),
         ("'t', '{t}', updated_at => 'nope'", "updated_at: table public.t has no column 'nope'"),
         ("'t', '{t}', delivery => 'fax'", "'fax'"),
         ("'t', '{t}', delivery => null", "null"),
@@ -214,9 +262,15 @@ async fn what_cannot_be_watched_is_refused_with_a_remedy() {
         ("'t', '{t}', reason => E' \\n'", "reason is empty"),
         ("'t', '{t}', version => 'id'", "belong together"),
         ("'t', '{t}', version_path => 'v'", "belong together"),
-        ("'t', '{t}', version => 'nope', version_path => 'v'", "version: table public.t has no column 'nope'"),
+        (
+            "'t', '{t}', version => 'nope', version_path => 'v'",
+            "version: table public.t has no column 'nope'",
+        ),
         ("'t', '{t}', version => 'f', version_path => 'v'", "neither a number"),
-        ("'t', '{t}', version => 'id', version_path => '$.*'", "'$.*' is not the place of one value"),
+        (
+            "'t', '{t}', version => 'id', version_path => '$.*'",
+            "'$.*' is not the place of one value",
+        ),
         ("'t', '{t}', version => 'id', version_path => '$'", "'$' is not the place of one value"),
         ("'t', '{t}', version => 'id', version_path => ''", "version_path is empty"),
     ] {
@@ -243,11 +297,15 @@ async fn a_caller_who_is_no_member_of_the_schemas_owner_is_refused() {
     migrator.execute("create table app.t (id int)").await;
     let watch = "select unstale.watch('app.t', array['t:{id}'])";
     let refusal = migrator.refuses(watch).await;
-    assert!(refusal.contains("migrator is no member of it") && refusal.contains("set role postgres;"), "{refusal}");
+    assert!(
+        refusal.contains("migrator is no member of it") && refusal.contains("set role postgres;"),
+        "{refusal}"
+    );
     migrator.execute("reset role").await;
     let refusal = migrator.refuses(watch).await;
     assert!(
-        refusal.contains("others may create in the schema unstale") && refusal.contains("revoke create on schema unstale from migrator;"),
+        refusal.contains("others may create in the schema unstale")
+            && refusal.contains("revoke create on schema unstale from migrator;"),
         "{refusal}"
     );
     ear.world.execute("revoke create on schema unstale from migrator").await;
@@ -264,7 +322,8 @@ async fn a_migration_that_watches_two_tables_ends_no_writer() {
     let pid = writer.value("select pg_backend_pid()::text").await;
     writer.execute("set deadlock_timeout = '500ms'; begin; insert into b values (1)").await;
     migration.execute("begin; select unstale.watch('a', array['a:{id}'])").await;
-    let writing = tokio::spawn(async move { writer.execute("insert into a values (1); commit").await });
+    let writing =
+        tokio::spawn(async move { writer.execute("insert into a values (1); commit").await });
     let waits = format!("select count(*) from pg_locks where pid = {pid} and not granted");
     until("the writer waits", async || ear.world.number(&waits).await > 0).await;
     let refusal = migration.refuses("select unstale.watch('b', array['b:{id}'])").await;

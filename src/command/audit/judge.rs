@@ -1,6 +1,8 @@
-//! What is stale among candidates: a first look at each, a second one at what differs, and a delete for what is found, if that is wanted.
+//! What is stale among candidates: a first look at each, a second one at what differs, and a delete
+//! for what is found, if that is wanted.
 //!
-//! Must hold: a mismatch counts only after a second look; bounded work at once, at no more than the rate; each key counts once.
+//! Must hold: a mismatch counts only after a second look; bounded work at once, at no more than the
+//! rate; each key counts once.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
@@ -59,7 +61,8 @@ pub(super) struct Judge {
     stale: HashSet<u64>, // digests of keys, because SCAN may bring one twice
 }
 
-/// What is cached under a key, and what would be: are they the same, and which two are they? Values may be long, so they are not kept.
+/// What is cached under a key, and what would be: are they the same, and which two are they? Values
+/// may be long, so they are not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rendering {
     is_same: bool,
@@ -95,7 +98,12 @@ impl Judge {
     }
 
     /// Looks at them. `once`: not at those that were looked at already.
-    pub(super) async fn judge(&mut self, subjects: &[Subject], mut batch: Vec<Candidate>, once: bool) -> anyhow::Result<()> {
+    pub(super) async fn judge(
+        &mut self,
+        subjects: &[Subject],
+        mut batch: Vec<Candidate>,
+        once: bool,
+    ) -> anyhow::Result<()> {
         if once {
             batch.retain(|candidate| self.known.insert(self.hasher.hash_one(&candidate.key)));
         }
@@ -116,21 +124,32 @@ impl Judge {
             self.confirm(subjects).await?;
         }
         match self.ways.rate {
-            Some(rate) => sleep_until(self.began + Duration::from_secs_f64(self.looked as f64 / f64::from(rate))).await,
+            Some(rate) => {
+                sleep_until(
+                    self.began + Duration::from_secs_f64(self.looked as f64 / f64::from(rate)),
+                )
+                .await
+            }
             None => sleep(began.elapsed() / 8).await, // one question at a time, and a rest
         }
         Ok(())
     }
 
     /// What is to be looked at again, and why. The others are counted.
-    async fn first_look(&mut self, subjects: &[Subject], batch: &[Candidate]) -> anyhow::Result<Vec<Option<Suspicion>>> {
+    async fn first_look(
+        &mut self,
+        subjects: &[Subject],
+        batch: &[Candidate],
+    ) -> anyhow::Result<Vec<Option<Suspicion>>> {
         let mut found = Vec::with_capacity(batch.len());
         if self.has_program() {
             for (candidate, rendering) in batch.iter().zip(self.rendered(batch).await?) {
                 let count = &mut self.report.tables[candidate.subject].count;
                 count.keys += 1;
                 count.compared += u64::from(rendering.is_some());
-                found.push(rendering.filter(|rendering| !rendering.is_same).map(Suspicion::Rendered));
+                found.push(
+                    rendering.filter(|rendering| !rendering.is_same).map(Suspicion::Rendered),
+                );
             }
             return Ok(found);
         }
@@ -160,7 +179,10 @@ impl Judge {
                 };
                 let rendered = program.value(&candidate.key).await?;
                 let is_same = render::is_same(&cached, rendered.as_deref());
-                renderings.push(Some(Rendering { is_same, digest: self.hasher.hash_one((cached, rendered)) }));
+                renderings.push(Some(Rendering {
+                    is_same,
+                    digest: self.hasher.hash_one((cached, rendered)),
+                }));
             }
         }
         Ok(renderings)
@@ -204,19 +226,22 @@ impl Judge {
     ) -> anyhow::Result<Vec<Result<bool, Suspicion>>> {
         if self.ways.program.is_some() {
             let renderings = self.rendered(candidates).await?;
-            let verdict = |(suspicion, later): (Suspicion, Option<Rendering>)| match (suspicion, later) {
-                (_, None | Some(Rendering { is_same: true, .. })) => Ok(false),
-                (Suspicion::Rendered(first), Some(later)) if first == later => Ok(true),
-                (_, Some(later)) => Err(Suspicion::Rendered(later)),
-            };
+            let verdict =
+                |(suspicion, later): (Suspicion, Option<Rendering>)| match (suspicion, later) {
+                    (_, None | Some(Rendering { is_same: true, .. })) => Ok(false),
+                    (Suspicion::Rendered(first), Some(later)) if first == later => Ok(true),
+                    (_, Some(later)) => Err(Suspicion::Rendered(later)),
+                };
             return Ok(suspicions.into_iter().zip(renderings).map(verdict).collect());
         }
         let outcomes = self.look.at(subjects, candidates).await?;
         let verdict = |(suspicion, outcome): (Suspicion, Outcome)| match (suspicion, outcome) {
-            (Suspicion::Version(first), outcome) => match (look::is_stale(&first, &outcome), outcome) {
-                (None, Outcome::Differs(later)) => Err(Suspicion::Version(later)),
-                (verdict, _) => Ok(verdict == Some(true)),
-            },
+            (Suspicion::Version(first), outcome) => {
+                match (look::is_stale(&first, &outcome), outcome) {
+                    (None, Outcome::Differs(later)) => Err(Suspicion::Version(later)),
+                    (verdict, _) => Ok(verdict == Some(true)),
+                }
+            }
             (Suspicion::Rendered(_), _) => Ok(false),
         };
         Ok(suspicions.into_iter().zip(outcomes).map(verdict).collect())

@@ -1,7 +1,8 @@
 //! A look at keys: what is cached under each, what its row says, and whether the two agree.
 //!
-//! One look proves nothing: between the two answers a row may have changed, and its delete be on the way. Who finds a mismatch looks
-//! again after a while ([`is_stale`]). Must hold: nothing that is cached, and no key, gets into an error.
+//! One look proves nothing: between the two answers a row may have changed, and its delete be on
+//! the way. Who finds a mismatch looks again after a while ([`is_stale`]). Must hold: nothing that
+//! is cached, and no key, gets into an error.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -60,7 +61,8 @@ pub(crate) enum Outcome {
     Absent,
     /// What is cached is as the row, or says that there is none, rightly.
     Same,
-    /// They differ, or the row is gone. Looked at again, the same two differ in the same way, or something has changed.
+    /// They differ, or the row is gone. Looked at again, the same two differ in the same way, or
+    /// something has changed.
     Differs(Box<Difference>),
     /// There is nothing to compare.
     Unreadable,
@@ -76,8 +78,8 @@ pub(crate) struct Difference {
     stored: Vec<Option<String>>, // none: the row is gone
 }
 
-/// Is what differed in a first look and differs in a later one stale? It is if neither side has changed; else its next change was seen,
-/// and it is to be looked at again: `None`.
+/// Is what differed in a first look and differs in a later one stale? It is if neither side has
+/// changed; else its next change was seen, and it is to be looked at again: `None`.
 pub(crate) fn is_stale(first: &Difference, later: &Outcome) -> Option<bool> {
     match later {
         Outcome::Differs(later) if **later == *first => Some(true),
@@ -89,7 +91,8 @@ pub(crate) fn is_stale(first: &Difference, later: &Outcome) -> Option<bool> {
 /// The watches in force, or those of these tables.
 pub(crate) async fn subjects(reader: &mut Reader, only: &[String]) -> anyhow::Result<Vec<Subject>> {
     let tables = reader.tables().await?;
-    let mut tables: HashMap<i32, _> = tables.into_iter().map(|table| (table.watch, table)).collect();
+    let mut tables: HashMap<i32, _> =
+        tables.into_iter().map(|table| (table.watch, table)).collect();
     let mut subjects = Vec::new();
     for watched in watches::load(reader.plain()).await? {
         let Some(table) = tables.remove(&watched.id).filter(|_| !watched.ended) else { continue };
@@ -101,7 +104,11 @@ pub(crate) async fn subjects(reader: &mut Reader, only: &[String]) -> anyhow::Re
         subjects.push(Subject {
             watch: watched.id,
             table: watched.table,
-            inverters: rule.templates().iter().map(|template| Inverter::new(template, &types)).collect(),
+            inverters: rule
+                .templates()
+                .iter()
+                .map(|template| Inverter::new(template, &types))
+                .collect(),
             place: watched.spec.version_path.as_deref().map(Place::parse).transpose()?,
             rule,
             keys: watched.spec.keys,
@@ -124,16 +131,21 @@ pub(crate) fn pattern(subjects: &[Subject]) -> anyhow::Result<String> {
         }
         Target::Pattern(pattern) => pattern,
     };
-    let patterns: Vec<String> = subjects.iter().flat_map(|subject| subject.rule.everything().map(text)).collect();
+    let patterns: Vec<String> =
+        subjects.iter().flat_map(|subject| subject.rule.everything().map(text)).collect();
     Ok(Globs::parse(&patterns)?.common().unwrap_or_else(|| "*".into()))
 }
 
 impl Subject {
     /// The candidate that this key is, if it is one of ours.
     pub(crate) fn candidate(&self, subject: usize, key: &str) -> Option<Candidate> {
-        self.inverters.iter().enumerate().find_map(|(template, inverter)| match inverter.as_ref().ok()?.invert(key) {
-            Reading::Rows(wanted) => Some(Candidate { subject, template, key: key.to_owned(), wanted }),
-            Reading::None | Reading::TooMany => None,
+        self.inverters.iter().enumerate().find_map(|(template, inverter)| {
+            match inverter.as_ref().ok()?.invert(key) {
+                Reading::Rows(wanted) => {
+                    Some(Candidate { subject, template, key: key.to_owned(), wanted })
+                }
+                Reading::None | Reading::TooMany => None,
+            }
         })
     }
 
@@ -145,26 +157,48 @@ impl Subject {
     /// The template whose pattern the key matches.
     pub(crate) fn template_of(&self, key: &str) -> Option<usize> {
         self.rule.templates().iter().position(|template| match template.render(&Row::default()) {
-            Some(Target::Pattern(pattern)) => Glob::parse(&pattern).is_ok_and(|glob| glob.matches(key.as_bytes())),
+            Some(Target::Pattern(pattern)) => {
+                Glob::parse(&pattern).is_ok_and(|glob| glob.matches(key.as_bytes()))
+            }
             Some(Target::Key(constant)) => constant == key,
             None => false,
         })
     }
 
     /// The keys of a row, of the templates that `wants` it.
-    pub(crate) fn candidates(&self, subject: usize, image: &str, wants: impl Fn(usize) -> bool) -> Vec<Candidate> {
-        Row::parse(image).map_or_else(|_| Vec::new(), |row| self.candidates_of(subject, &row, wants))
+    pub(crate) fn candidates(
+        &self,
+        subject: usize,
+        image: &str,
+        wants: impl Fn(usize) -> bool,
+    ) -> Vec<Candidate> {
+        Row::parse(image)
+            .map_or_else(|_| Vec::new(), |row| self.candidates_of(subject, &row, wants))
     }
 
     /// The same of a row that was read.
-    pub(crate) fn candidates_of(&self, subject: usize, row: &Row<'_>, wants: impl Fn(usize) -> bool) -> Vec<Candidate> {
-        let templates = self.rule.templates().iter().enumerate().filter(|(template, _)| wants(*template));
+    pub(crate) fn candidates_of(
+        &self,
+        subject: usize,
+        row: &Row<'_>,
+        wants: impl Fn(usize) -> bool,
+    ) -> Vec<Candidate> {
+        let templates =
+            self.rule.templates().iter().enumerate().filter(|(template, _)| wants(*template));
         let candidate = |(template, of): (usize, &crate::rule::Template)| {
             let mut columns = of.columns().peekable();
             columns.peek()?; // the value of a constant key is of no row
             let Some(Target::Key(key)) = of.render(row) else { return None };
-            let wanted = of.columns().map(|column| (column, row.value(column).flatten())).collect::<BTreeMap<_, _>>();
-            Some(Candidate { subject, template, key, wanted: vec![serde_json::to_string(&wanted).ok()?] })
+            let wanted = of
+                .columns()
+                .map(|column| (column, row.value(column).flatten()))
+                .collect::<BTreeMap<_, _>>();
+            Some(Candidate {
+                subject,
+                template,
+                key,
+                wanted: vec![serde_json::to_string(&wanted).ok()?],
+            })
         };
         templates.filter_map(candidate).collect()
     }
@@ -174,7 +208,8 @@ impl Subject {
 pub(crate) struct Look {
     reader: Reader,
     pub(crate) sink: Arc<Sink>,
-    /// The watches whose rows could not be read, and why: the code of a table's owner may fail its own table, and nothing else.
+    /// The watches whose rows could not be read, and why: the code of a table's owner may fail its
+    /// own table, and nothing else.
     pub(crate) failed: BTreeMap<i32, String>,
 }
 
@@ -189,7 +224,12 @@ impl Look {
     }
 
     /// Rows of a watch; none once it has failed.
-    pub(crate) async fn rows(&mut self, subject: &Subject, rows: &Rows<'_>, most: usize) -> Option<Found> {
+    pub(crate) async fn rows(
+        &mut self,
+        subject: &Subject,
+        rows: &Rows<'_>,
+        most: usize,
+    ) -> Option<Found> {
         if self.failed.contains_key(&subject.watch) {
             return None;
         }
@@ -197,14 +237,19 @@ impl Look {
         match self.reader.rows(subject.watch, rows, most).await {
             Ok(found) => Some(found),
             Err(error) => {
-                self.failed.insert(subject.watch, format!("its rows cannot be read: {}", error.in_full()));
+                self.failed
+                    .insert(subject.watch, format!("its rows cannot be read: {}", error.in_full()));
                 None
             }
         }
     }
 
     /// Looks at each of them: first at what is cached, then at the rows.
-    pub(crate) async fn at(&mut self, subjects: &[Subject], candidates: &[Candidate]) -> anyhow::Result<Vec<Outcome>> {
+    pub(crate) async fn at(
+        &mut self,
+        subjects: &[Subject],
+        candidates: &[Candidate],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let mut outcomes = vec![Outcome::Unreadable; candidates.len()];
         let mut groups: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
         for (n, candidate) in candidates.iter().enumerate() {
@@ -219,12 +264,27 @@ impl Look {
         Ok(outcomes)
     }
 
-    async fn at_group(&mut self, subject: &Subject, template: usize, group: &[&Candidate]) -> anyhow::Result<Vec<Outcome>> {
+    async fn at_group(
+        &mut self,
+        subject: &Subject,
+        template: usize,
+        group: &[&Candidate],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let Some(place) = &subject.place else { bail!("{} has no version", subject.table) };
         let seen = self.seen(place, group).await?;
-        let is_there: Vec<bool> = seen.iter().map(|seen| seen.as_ref().is_some_and(|seen| *seen != Seen::Nothing)).collect();
-        let there: Vec<&Candidate> = group.iter().zip(&is_there).filter(|(_, is)| **is).map(|(candidate, _)| *candidate).collect();
-        let Some(mut stored) = self.stored(subject, template, &there).await else { return Ok(vec![Outcome::Unreadable; group.len()]) };
+        let is_there: Vec<bool> = seen
+            .iter()
+            .map(|seen| seen.as_ref().is_some_and(|seen| *seen != Seen::Nothing))
+            .collect();
+        let there: Vec<&Candidate> = group
+            .iter()
+            .zip(&is_there)
+            .filter(|(_, is)| **is)
+            .map(|(candidate, _)| *candidate)
+            .collect();
+        let Some(mut stored) = self.stored(subject, template, &there).await else {
+            return Ok(vec![Outcome::Unreadable; group.len()]);
+        };
         let versions = self.compare(subject, group, &seen, &stored).await?;
         let mut outcomes = Vec::with_capacity(group.len());
         for ((candidate, seen), same) in group.iter().zip(seen).zip(versions) {
@@ -236,10 +296,14 @@ impl Look {
             outcomes.push(match (&seen, same) {
                 (Seen::Nothing, _) => Outcome::Absent,
                 (Seen::Empty, _) if stored.is_empty() => Outcome::Same,
-                (Seen::Version(_) | Seen::Unreadable, _) if stored.is_empty() => Outcome::Differs(Box::new(Difference { seen, stored })),
+                (Seen::Version(_) | Seen::Unreadable, _) if stored.is_empty() => {
+                    Outcome::Differs(Box::new(Difference { seen, stored }))
+                }
                 (Seen::Empty | Seen::Unreadable, _) | (_, None) => Outcome::Unreadable,
                 (Seen::Version(_), Some(true)) => Outcome::Same,
-                (Seen::Version(_), Some(false)) => Outcome::Differs(Box::new(Difference { seen, stored })),
+                (Seen::Version(_), Some(false)) => {
+                    Outcome::Differs(Box::new(Difference { seen, stored }))
+                }
             });
         }
         Ok(outcomes)
@@ -267,9 +331,15 @@ impl Look {
     }
 
     /// The versions of the rows that make each key; `None`: they cannot be read, or are too many.
-    async fn stored(&mut self, subject: &Subject, template: usize, group: &[&Candidate]) -> Option<Versions> {
+    async fn stored(
+        &mut self,
+        subject: &Subject,
+        template: usize,
+        group: &[&Candidate],
+    ) -> Option<Versions> {
         let mut stored = Versions::new();
-        let wanted: Vec<String> = group.iter().flat_map(|candidate| candidate.wanted.iter().cloned()).collect();
+        let wanted: Vec<String> =
+            group.iter().flat_map(|candidate| candidate.wanted.iter().cloned()).collect();
         if wanted.is_empty() {
             return Some(stored);
         }
@@ -280,7 +350,9 @@ impl Look {
         }
         for (image, version) in rows {
             let row = Row::parse(&image).ok();
-            if let Some(Target::Key(key)) = row.and_then(|row| subject.rule.templates()[template].render(&row)) {
+            if let Some(Target::Key(key)) =
+                row.and_then(|row| subject.rule.templates()[template].render(&row))
+            {
                 stored.entry(key).or_default().push(version);
             }
         }
@@ -299,7 +371,10 @@ impl Look {
         let mut same = vec![None; group.len()];
         let (mut places, mut left, mut right) = (Vec::new(), Vec::new(), Vec::new());
         for (n, (candidate, seen)) in group.iter().zip(seen).enumerate() {
-            let (Some(Seen::Version(version)), Some(rows)) = (seen, stored.get(&candidate.key)) else { continue };
+            let (Some(Seen::Version(version)), Some(rows)) = (seen, stored.get(&candidate.key))
+            else {
+                continue;
+            };
             for row in rows.iter().flatten() {
                 if row == version {
                     same[n] = Some(true); // spelt alike; most are
@@ -313,7 +388,9 @@ impl Look {
         if places.is_empty() {
             return Ok(same);
         }
-        for (n, is_same) in places.into_iter().zip(self.reader.same(&subject.version_type, &left, &right).await?) {
+        for (n, is_same) in
+            places.into_iter().zip(self.reader.same(&subject.version_type, &left, &right).await?)
+        {
             same[n] = match (same[n], is_same) {
                 (Some(true), _) | (_, Some(true)) => Some(true),
                 (known, new) => known.or(new),

@@ -1,8 +1,9 @@
 //! `unstale audit --command`: a program of the application's says what it would cache.
 //!
-//! It is started once by `sh -c`, gets keys on its standard input, one a line, and answers each with a line: the value, or an empty line
-//! where it would cache nothing. A value with a line break, or that is no text, is answered as `hex:` and its bytes. Two JSON documents
-//! are compared by what they say. Must hold: what it answers is neither logged nor printed.
+//! It is started once by `sh -c`, gets keys on its standard input, one a line, and answers each
+//! with a line: the value, or an empty line where it would cache nothing. A value with a line
+//! break, or that is no text, is answered as `hex:` and its bytes. Two JSON documents are compared
+//! by what they say. Must hold: what it answers is neither logged nor printed.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -33,7 +34,8 @@ impl Program {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("--command {command}"))?;
-        let (input, output) = child.stdin.take().zip(child.stdout.take()).context("--command: no pipes")?;
+        let (input, output) =
+            child.stdin.take().zip(child.stdout.take()).context("--command: no pipes")?;
         Ok(Self { child, input, output: BufReader::new(output) })
     }
 
@@ -66,7 +68,9 @@ impl Program {
             return Ok(None);
         }
         match line.strip_prefix(b"hex:") {
-            Some(digits) => Ok(Some(bytes(digits).context("--command answered hex: without an even number of hexadecimal digits")?)),
+            Some(digits) => Ok(Some(bytes(digits).context(
+                "--command answered hex: without an even number of hexadecimal digits",
+            )?)),
             None => Ok(Some(line)),
         }
     }
@@ -74,7 +78,11 @@ impl Program {
 
 fn bytes(digits: &[u8]) -> Option<Vec<u8>> {
     let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(pair).collect::<Option<Vec<u8>>>()).flatten()
+    digits
+        .len()
+        .is_multiple_of(2)
+        .then(|| digits.chunks(2).map(pair).collect::<Option<Vec<u8>>>())
+        .flatten()
 }
 
 /// Is what is cached what would be cached? The same bytes, or the same JSON.
@@ -82,7 +90,9 @@ pub(super) fn is_same(cached: &[u8], rendered: Option<&[u8]>) -> bool {
     let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).ok();
     match rendered {
         None => matches!(cached.trim_ascii(), b"" | b"null" | b"false" | b"\"\"" | b"[]" | b"{}"),
-        Some(rendered) => cached == rendered || json(cached).is_some_and(|cached| Some(cached) == json(rendered)),
+        Some(rendered) => {
+            cached == rendered || json(cached).is_some_and(|cached| Some(cached) == json(rendered))
+        }
     }
 }
 
@@ -93,7 +103,11 @@ mod tests {
     #[test]
     fn the_same_document_may_be_written_in_several_ways() {
         assert!(is_same(br#"{"a": 1, "b": [2]}"#, Some(br#"{"b":[2],"a":1}"#)));
-        assert!(!is_same(br#"{"a":1}"#, Some(br#"{"a":2}"#)) && is_same(b"\x80", Some(b"\x80")) && !is_same(b"x", Some(b"y")));
+        assert!(
+            !is_same(br#"{"a":1}"#, Some(br#"{"a":2}"#))
+                && is_same(b"\x80", Some(b"\x80"))
+                && !is_same(b"x", Some(b"y"))
+        );
         assert!(is_same(b"null", None) && !is_same(b"{\"a\":1}", None));
     }
 

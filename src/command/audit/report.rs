@@ -1,4 +1,5 @@
-//! What an audit says: its progress, and what it has found of each table. Counts and templates, never a key or a value.
+//! What an audit says: its progress, and what it has found of each table. Counts and templates,
+//! never a key or a value.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -66,7 +67,14 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(tables: Vec<String>, json: bool) -> Self {
         let tables = tables.into_iter().map(|name| Table { name, ..Table::default() }).collect();
-        Self { tables, healed: 0, reason: None, json, began: Instant::now(), reported: Instant::now() }
+        Self {
+            tables,
+            healed: 0,
+            reason: None,
+            json,
+            began: Instant::now(),
+            reported: Instant::now(),
+        }
     }
 
     pub(super) fn stale(&self) -> u64 {
@@ -81,7 +89,11 @@ impl Report {
         }
         self.reported = Instant::now();
         let line = format!("{looked} keys looked at");
-        let _ = if is_terminal { write!(stderr(), "\r\x1b[K{line}") } else { writeln!(stderr(), "{line}") };
+        let _ = if is_terminal {
+            write!(stderr(), "\r\x1b[K{line}")
+        } else {
+            writeln!(stderr(), "{line}")
+        };
     }
 
     /// All of it, on standard output.
@@ -134,5 +146,10 @@ impl Report {
 
 /// Something to know, on a line of its own.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(stderr(), "{}{}", if stderr().is_terminal() { "\r\x1b[K" } else { "" }, visible::line(text));
+    let _ = writeln!(
+        stderr(),
+        "{}{}",
+        if stderr().is_terminal() { "\r\x1b[K" } else { "" },
+        visible::line(text)
+    );
 }

@@ -1,6 +1,7 @@
 //! `unstale check --keys`: do the keys of the watches expire, and soon enough?
 //!
-//! A time to live is the last line of defence: it ends what no promise covers, such as a value that a reader put back.
+//! A time to live is the last line of defence: it ends what no promise covers, such as a value that
+//! a reader put back.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,10 @@ pub(super) async fn findings(sink: &Sink, watches: &[Watched]) -> anyhow::Result
         let rule = Rule::of(watched)?;
         for target in rule.everything() {
             let (pattern, sample) = match target {
-                Target::Key(key) => (key.clone(), sink.life_of(&key).await.map(|keys| Sample { keys, is_all: true })),
+                Target::Key(key) => (
+                    key.clone(),
+                    sink.life_of(&key).await.map(|keys| Sample { keys, is_all: true }),
+                ),
                 Target::Pattern(pattern) => (pattern.clone(), sample(sink, &pattern).await),
             };
             findings.push(match sample {
@@ -72,41 +76,72 @@ async fn sample(sink: &Sink, pattern: &str) -> Result<Sample, Error> {
 }
 
 fn not_looked_at(sink: &Sink, pattern: &str, error: &Error) -> Finding {
-    Finding::warning(format!("keys {pattern}"), format!("they were not looked at: {error}"), super::grant(sink, "+scan +pttl"))
+    Finding::warning(
+        format!("keys {pattern}"),
+        format!("they were not looked at: {error}"),
+        super::grant(sink, "+scan +pttl"),
+    )
 }
 
 fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
     let about = format!("keys {pattern}");
-    let looked_at = format!("{}{}", if sample.is_all { "" } else { "of a sample, " }, super::plural(sample.keys.len(), "key"));
-    let is_too_long = |life: &Option<Duration>| life.is_none_or(|life| max_ttl.is_some_and(|most| life > most));
-    let too_long: Vec<&str> = sample.keys.iter().filter(|(_, life)| is_too_long(life)).map(|(key, _)| key.as_str()).collect();
+    let looked_at = format!(
+        "{}{}",
+        if sample.is_all { "" } else { "of a sample, " },
+        super::plural(sample.keys.len(), "key")
+    );
+    let is_too_long =
+        |life: &Option<Duration>| life.is_none_or(|life| max_ttl.is_some_and(|most| life > most));
+    let too_long: Vec<&str> = sample
+        .keys
+        .iter()
+        .filter(|(_, life)| is_too_long(life))
+        .map(|(key, _)| key.as_str())
+        .collect();
     if too_long.is_empty() {
         let longest = sample.keys.iter().filter_map(|(_, life)| *life).max();
-        return Finding::ok(about, longest.map_or(looked_at.clone(), |longest| format!("{looked_at}; the last expires in {longest:.0?}")));
+        return Finding::ok(
+            about,
+            longest.map_or(looked_at.clone(), |longest| {
+                format!("{looked_at}; the last expires in {longest:.0?}")
+            }),
+        );
     }
-    let examples = too_long.iter().take(EXAMPLES).map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ");
+    let examples =
+        too_long.iter().take(EXAMPLES).map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ");
     let remedy = remedy(pattern, max_ttl.unwrap_or(A_DAY));
     let count = too_long.len();
     match max_ttl {
         None => {
-            let sentence = format!("{looked_at}, {count} without a time to live ({examples}): what goes wrong once stays wrong");
+            let sentence = format!(
+                "{looked_at}, {count} without a time to live ({examples}): what goes wrong once stays wrong"
+            );
             Finding::warning(about, sentence, remedy)
         }
         Some(most) => {
             let most = humantime::format_duration(most);
-            Finding::error(about, format!("{looked_at}, {count} that live longer than the watch's max_ttl of {most} ({examples})"), remedy)
+            Finding::error(
+                about,
+                format!(
+                    "{looked_at}, {count} that live longer than the watch's max_ttl of {most} ({examples})"
+                ),
+                remedy,
+            )
         }
     }
 }
 
-/// For those that are there; the application must do its part. LT, of Redis 7: those that expire sooner are left alone.
+/// For those that are there; the application must do its part. LT, of Redis 7: those that expire
+/// sooner are left alone.
 fn remedy(pattern: &str, ttl: Duration) -> String {
     let Some(pattern) = visible::in_shell(pattern) else {
         return "# give the keys a time to live; their template cannot be pasted safely".to_owned();
     };
     let seconds = ttl.as_secs().max(1);
     let cli = r#"redis-cli -u "$REDIS_URL""#;
-    format!(r"{cli} --scan --pattern {pattern} | xargs -d '\n' -I {{}} {cli} expire {{}} {seconds} lt")
+    format!(
+        r"{cli} --scan --pattern {pattern} | xargs -d '\n' -I {{}} {cli} expire {{}} {seconds} lt"
+    )
 }
 
 #[cfg(test)]
@@ -115,7 +150,11 @@ mod tests {
     use crate::finding::Severity;
 
     fn judged(lives: &[Option<u64>], max_ttl: Option<u64>) -> Finding {
-        let keys = lives.iter().enumerate().map(|(n, life)| (format!("k:{n}"), life.map(Duration::from_secs))).collect();
+        let keys = lives
+            .iter()
+            .enumerate()
+            .map(|(n, life)| (format!("k:{n}"), life.map(Duration::from_secs)))
+            .collect();
         judge("k:*", &Sample { keys, is_all: true }, max_ttl.map(Duration::from_secs))
     }
 
@@ -132,6 +171,9 @@ mod tests {
     #[test]
     fn three_are_named() {
         let finding = judged(&[None, Some(1), None, None, None], Some(60)).finding;
-        assert_eq!(finding, r#"5 keys, 4 that live longer than the watch's max_ttl of 1m ("k:0", "k:2", "k:3")"#);
+        assert_eq!(
+            finding,
+            r#"5 keys, 4 that live longer than the watch's max_ttl of 1m ("k:0", "k:2", "k:3")"#
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! What the demo prints: short lines that fit a slide.
 //!
-//! Owns: stdout while the demo runs. Colours only for a terminal that has not been told otherwise (NO_COLOR).
-//! A reader who has seen enough (`unstale demo | head`) is no failure: what cannot be written is not.
+//! Owns: stdout while the demo runs. Colours only for a terminal that has not been told otherwise
+//! (NO_COLOR). A reader who has seen enough (`unstale demo | head`) is no failure: what cannot be
+//! written is not.
 
 use std::io::{IsTerminal as _, Write as _, stdout};
 
@@ -74,6 +75,9 @@ mod tests {
 
     #[test]
     fn thousands_are_separated() {
-        assert_eq!([0, 999, 1_000, 100_000, 1_234_567].map(count), ["0", "999", "1,000", "100,000", "1,234,567"]);
+        assert_eq!(
+            [0, 999, 1_000, 100_000, 1_234_567].map(count),
+            ["0", "999", "1,000", "100,000", "1,234,567"]
+        );
     }
 }

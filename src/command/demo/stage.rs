@@ -1,9 +1,9 @@
 //! The demo's servers and its listener, all private and throw-away.
 //!
-//! Owns: a PostgreSQL, a Redis, and `unstale run` as a process of its own, which is what runs in production, too.
-//! Must hold: all of it is gone when this is dropped, and when the demo is killed. Everything is reached through sockets
-//! in private directories, except for the listener's /ready, which gives nothing away.
-//! Refuses: any server, URL or setting of the person who runs the demo.
+//! Owns: a PostgreSQL, a Redis, and `unstale run` as a process of its own, which is what runs in
+//! production, too. Must hold: all of it is gone when this is dropped, and when the demo is killed.
+//! Everything is reached through sockets in private directories, except for the listener's /ready,
+//! which gives nothing away. Refuses: any server, URL or setting of the person who runs the demo.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -58,7 +58,9 @@ impl Stage {
             .username("postgres")
             .database(database)
             .ssl_mode(PgSslMode::Disable);
-        PgConnection::connect_with(&options).await.context("the demo's own PostgreSQL takes no connection")
+        PgConnection::connect_with(&options)
+            .await
+            .context("the demo's own PostgreSQL takes no connection")
     }
 
     /// `unstale migrate`, as a deployment runs it.
@@ -66,7 +68,9 @@ impl Stage {
         let mut process = Process::start(self.command("migrate", "migrate.log")?)?;
         match process.wait(PATIENCE) {
             Some(status) if status.success() => Ok(()),
-            Some(status) => bail!("`unstale migrate` ended with {status}:\n{}", self.log_tail("migrate.log")),
+            Some(status) => {
+                bail!("`unstale migrate` ended with {status}:\n{}", self.log_tail("migrate.log"))
+            }
             None => bail!("`unstale migrate` took more than {} s", PATIENCE.as_secs()),
         }
     }
@@ -116,7 +120,8 @@ impl Stage {
 
     /// This program, with nothing in its environment but what it needs.
     fn command(&self, subcommand: &str, log: &str) -> anyhow::Result<Command> {
-        let log = File::options().create(true).append(true).open(self.guard.directory().join(log))?;
+        let log =
+            File::options().create(true).append(true).open(self.guard.directory().join(log))?;
         let mut command = self.guard.command("TERM", &self.program)?;
         command
             .arg(subcommand)

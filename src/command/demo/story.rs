@@ -1,8 +1,8 @@
 //! What happens in the demo, step by step, and what must come out.
 //!
-//! Owns: the application's side: its table, its writes, its cached values. The SQL here is the application's own; that it
-//! needs nothing but its own SQL is the point.
-//! Must hold: every claim that is printed has just been checked, key by key. What does not come out as promised is an
+//! Owns: the application's side: its table, its writes, its cached values. The SQL here is the
+//! application's own; that it needs nothing but its own SQL is the point. Must hold: every claim
+//! that is printed has just been checked, key by key. What does not come out as promised is an
 //! error, and the demo ends with it.
 
 use std::time::{Duration, Instant};
@@ -62,7 +62,8 @@ pub(super) struct Story<'a> {
 impl<'a> Story<'a> {
     /// Sets the scene: a table with rows, the schema, the watch, a listener that is ready.
     pub(super) async fn begin(stage: &'a mut Stage, say: Say) -> anyhow::Result<Self> {
-        execute(&mut stage.connect("postgres").await?, &format!("create database {DATABASE}")).await?;
+        execute(&mut stage.connect("postgres").await?, &format!("create database {DATABASE}"))
+            .await?;
         let sql = stage.connect(DATABASE).await?;
         let cache = stage.redis.client()?;
         let mut story = Self { stage, sql, cache, say };
@@ -79,17 +80,24 @@ impl<'a> Story<'a> {
         execute(&mut story.sql, WATCH).await?;
         story.stage.start_listener()?;
         story.stage.ready().await?;
-        say.aside(&format!("unstale migrate, then unstale run; a table of {} users, and:", count(USERS)));
+        say.aside(&format!(
+            "unstale migrate, then unstale run; a table of {} users, and:",
+            count(USERS)
+        ));
         say.blank();
         WATCH.lines().for_each(|line| say.line(&format!("    {line}")));
         Ok(story)
     }
 
     async fn servers(&mut self) -> anyhow::Result<String> {
-        let version: String = sqlx::query("show server_version").fetch_one(&mut self.sql).await?.get(0);
-        let Reply::Value(Some(info)) = self.cache.ask(&["info", "server"])? else { bail!("Redis does not say what it is") };
+        let version: String =
+            sqlx::query("show server_version").fetch_one(&mut self.sql).await?.get(0);
+        let Reply::Value(Some(info)) = self.cache.ask(&["info", "server"])? else {
+            bail!("Redis does not say what it is")
+        };
         let info = String::from_utf8_lossy(&info).into_owned();
-        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        let field =
+            |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
         let redis = match (field("valkey_version:"), field("redis_version:")) {
             (Some(version), _) => format!("Valkey {version}"),
             (None, version) => format!("Redis {}", version.unwrap_or_default()),
@@ -108,17 +116,24 @@ impl<'a> Story<'a> {
             next.tick().await;
             self.cache.put(&profile(id), "old")?;
             execute(&mut self.sql, &format!("begin; update public.users set name = 'New', updated_at = now() where id = {id}")).await?;
-            // The clock starts before COMMIT is even sent: nobody can have seen the new row earlier.
+            // The clock starts before COMMIT is even sent: nobody can have seen the new row
+            // earlier.
             let start = Instant::now();
             execute(&mut self.sql, "commit").await?;
             while self.cache.has(&profile(id))? {
-                ensure!(start.elapsed() < PATIENCE, "{} is still cached {} s after its row changed", profile(id), PATIENCE.as_secs());
+                ensure!(
+                    start.elapsed() < PATIENCE,
+                    "{} is still cached {} s after its row changed",
+                    profile(id),
+                    PATIENCE.as_secs()
+                );
             }
             delays.push(start.elapsed());
         }
         delays.sort_unstable();
         let at = |percent: usize| delays[(delays.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
-        let numbers = format!("median {:.2} ms, p99 {:.2} ms, worst {:.2} ms", at(50), at(99), at(100));
+        let numbers =
+            format!("median {:.2} ms, p99 {:.2} ms, worst {:.2} ms", at(50), at(99), at(100));
         self.say.held("COMMIT sent to key gone", &numbers);
         Ok(())
     }
@@ -135,32 +150,53 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    /// A key column changes: what is cached under the old value is stale, and so is "not found" under the new one.
+    /// A key column changes: what is cached under the old value is stale, and so is "not found"
+    /// under the new one.
     pub(super) async fn key_change(&mut self) -> anyhow::Result<()> {
         self.say.title("An email address changes");
         let keys = vec![by_email("user2@example.com"), by_email("new@example.com"), profile(2)];
         self.cache.put_all(keys.clone(), "old")?;
         let start = Instant::now();
-        execute(&mut self.sql, "update public.users set email = 'new@example.com', updated_at = now() where id = 2").await?;
+        execute(
+            &mut self.sql,
+            "update public.users set email = 'new@example.com', updated_at = now() where id = 2",
+        )
+        .await?;
         let milliseconds = self.all_gone(keys, start).await?;
         self.say.held("old, new and profile gone", &format!("{milliseconds:.1} ms"));
         Ok(())
     }
 
-    /// The listener is killed, rows change in every way that a sweep by `updated_at` alone would miss, it comes back.
+    /// The listener is killed, rows change in every way that a sweep by `updated_at` alone would
+    /// miss, it comes back.
     pub(super) async fn crash(&mut self) -> anyhow::Result<()> {
         self.say.title("The listener is killed (SIGKILL), and rows change meanwhile");
-        // Open since before the crash: its row is stamped now, and seen only after the listener is back.
+        // Open since before the crash: its row is stamped now, and seen only after the listener is
+        // back.
         let mut slow = self.stage.connect(DATABASE).await?;
-        execute(&mut slow, "begin; update public.users set name = 'Slow', updated_at = now() where id = 150001").await?;
+        execute(
+            &mut slow,
+            "begin; update public.users set name = 'Slow', updated_at = now() where id = 150001",
+        )
+        .await?;
         self.stage.kill_listener()?;
         let changes = [
-            ("update public.users set name = 'Down', updated_at = now() where id = 150002", vec![profile(150_002)]),
+            (
+                "update public.users set name = 'Down', updated_at = now() where id = 150002",
+                vec![profile(150_002)],
+            ),
             ("update public.users set name = 'Down' where id = 150003", vec![profile(150_003)]),
-            ("delete from public.users where id = 150004", vec![profile(150_004), by_email("user150004@example.com")]),
+            (
+                "delete from public.users where id = 150004",
+                vec![profile(150_004), by_email("user150004@example.com")],
+            ),
             (
                 "update public.users set email = 'down@example.com' where id = 150005",
-                vec![profile(150_005), by_email("user150005@example.com"), by_email("down@example.com")],
+                vec![
+                    profile(150_005),
+                    by_email("user150005@example.com"),
+                    by_email("down@example.com"),
+                ],
             ),
         ];
         let mut stale = vec![profile(150_001)];
@@ -172,9 +208,14 @@ impl<'a> Story<'a> {
         let neighbour = profile(150_006);
         self.cache.put_all(stale.iter().chain([&neighbour]).cloned(), "old")?;
         let cached = self.cache.count_of(stale.clone())?;
-        ensure!(cached == stale.len() as u64, "keys went although the listener was dead: this demo proves nothing");
+        ensure!(
+            cached == stale.len() as u64,
+            "keys went although the listener was dead: this demo proves nothing"
+        );
         self.say.aside("an update, another that forgets updated_at, a delete, a new address,");
-        self.say.aside(&format!("and the commit of a transaction from before the crash: {cached} stale keys"));
+        self.say.aside(&format!(
+            "and the commit of a transaction from before the crash: {cached} stale keys"
+        ));
 
         let start = Instant::now();
         self.stage.start_listener()?;
@@ -182,34 +223,46 @@ impl<'a> Story<'a> {
         let ready = start.elapsed();
         // No waiting here: ready means that the gap is closed.
         let left = self.cache.count_of(stale.clone())?;
-        ensure!(left == 0, "the listener says that it is ready, and {left} of {cached} stale keys are still cached");
+        ensure!(
+            left == 0,
+            "the listener says that it is ready, and {left} of {cached} stale keys are still cached"
+        );
         ensure!(self.cache.has(&neighbour)?, "{neighbour} is gone, whose row did not change");
-        self.say.held("started again, caught up", &format!("{:.0} ms", ready.as_secs_f64() * 1000.0));
+        self.say
+            .held("started again, caught up", &format!("{:.0} ms", ready.as_secs_f64() * 1000.0));
         self.say.held("stale keys left", "0");
         self.slow_readers(&stale).await
     }
 
-    /// Readers that were slow put old values back: the second delete takes them. Those of all changes before come no later, so that none
-    /// takes what is cached from here on.
+    /// Readers that were slow put old values back: the second delete takes them. Those of all
+    /// changes before come no later, so that none takes what is cached from here on.
     async fn slow_readers(&mut self, keys: &[String]) -> anyhow::Result<()> {
         let start = Instant::now();
         self.cache.put_all(keys.iter().cloned(), "old")?;
         while self.cache.count_of(keys.iter().cloned())? > 0 {
             // On a machine that needed a second from their deletion to here, it has come already.
             if start.elapsed() > SECOND_DELETE {
-                let unlink: Vec<&str> = std::iter::once("unlink").chain(keys.iter().map(String::as_str)).collect();
+                let unlink: Vec<&str> =
+                    std::iter::once("unlink").chain(keys.iter().map(String::as_str)).collect();
                 self.cache.ask(&unlink)?;
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        self.say.held("what slow readers put back", &format!("gone after {:.0} ms", start.elapsed().as_secs_f64() * 1000.0));
+        self.say.held(
+            "what slow readers put back",
+            &format!("gone after {:.0} ms", start.elapsed().as_secs_f64() * 1000.0),
+        );
         Ok(())
     }
 
-    /// Half of the table is imported over itself by plain SQL; exactly that half of the cache must go.
+    /// Half of the table is imported over itself by plain SQL; exactly that half of the cache must
+    /// go.
     pub(super) async fn bulk_import(&mut self) -> anyhow::Result<()> {
-        self.say.title(&format!("A bulk import: one INSERT ... ON CONFLICT of {} rows", count(IMPORTED)));
+        self.say.title(&format!(
+            "A bulk import: one INSERT ... ON CONFLICT of {} rows",
+            count(IMPORTED)
+        ));
         self.cache.put_all((1..=USERS).map(profile), "old")?;
         let cached = self.cache.count_of((1..=USERS).map(profile))?;
         ensure!(cached == USERS, "of {USERS} profiles only {cached} could be cached");
@@ -223,13 +276,21 @@ impl<'a> Story<'a> {
         execute(&mut self.sql, &import).await?;
         let committed = start.elapsed();
         while self.cache.size()? > USERS - IMPORTED + OTHERS {
-            ensure!(start.elapsed() < 2 * PATIENCE, "not all keys of the import are gone after {} s", 2 * PATIENCE.as_secs());
+            ensure!(
+                start.elapsed() < 2 * PATIENCE,
+                "not all keys of the import are gone after {} s",
+                2 * PATIENCE.as_secs()
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let gone = start.elapsed();
         self.all_gone((1..=IMPORTED).map(profile).collect(), start).await?;
         let neighbours = self.cache.count_of((IMPORTED + 1..=USERS).map(profile))?;
-        ensure!(neighbours == USERS - IMPORTED, "{} keys of rows that did not change are gone", USERS - IMPORTED - neighbours);
+        ensure!(
+            neighbours == USERS - IMPORTED,
+            "{} keys of rows that did not change are gone",
+            USERS - IMPORTED - neighbours
+        );
 
         let lag = gone.saturating_sub(committed);
         self.say.held("committed", &format!("after {:.2} s", committed.as_secs_f64()));
@@ -248,7 +309,11 @@ impl<'a> Story<'a> {
                 return Ok(start.elapsed().as_secs_f64() * 1000.0);
             }
             let (all, seconds) = (keys.len(), PATIENCE.as_secs());
-            ensure!(start.elapsed() < 2 * PATIENCE, "{left} of {all} keys ({} ...) are still cached after {seconds} s", keys[0]);
+            ensure!(
+                start.elapsed() < 2 * PATIENCE,
+                "{left} of {all} keys ({} ...) are still cached after {seconds} s",
+                keys[0]
+            );
             tokio::task::yield_now().await;
         }
     }

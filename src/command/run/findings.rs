@@ -1,7 +1,9 @@
-//! What is not as it should be in the database, looked for now and then: a dropped trigger pages somebody, instead of waiting to be asked
-//! for. And the ledger of gaps. Both are for the status page, too.
+//! What is not as it should be in the database, looked for now and then: a dropped trigger pages
+//! somebody, instead of waiting to be asked for. And the ledger of gaps. Both are for the status
+//! page, too.
 //!
-//! On a connection of its own, and with patience of its own: however long the database takes to answer, no heartbeat waits for it.
+//! On a connection of its own, and with patience of its own: however long the database takes to
+//! answer, no heartbeat waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +23,8 @@ use crate::status::GAPS;
 
 /// Between two looks at everything.
 const EVERY: Duration = Duration::from_mins(1);
-/// After a gap opened or closed, until the ledger is read: it is written by then, and gaps by the hundred cost a look a second.
+/// After a gap opened or closed, until the ledger is read: it is written by then, and gaps by the
+/// hundred cost a look a second.
 const WRITTEN: Duration = Duration::from_secs(1);
 
 /// Looks until `shutdown`. What could not be asked for is not a number, and not what it was before.
@@ -54,17 +57,27 @@ pub(super) async fn look_after(
     let _ = shutdown.run_until_cancelled(looking).await;
 }
 
-async fn look(parts: &watch::Receiver<Dependencies>, board: &Board) -> Result<Vec<Finding>, pg::Error> {
+async fn look(
+    parts: &watch::Receiver<Dependencies>,
+    board: &Board,
+) -> Result<Vec<Finding>, pg::Error> {
     let mut connection = connect(parts).await?;
     let _ = read_ledger(&mut connection, parts, board).await; // what it says is not a finding
     pg::check::of_database(&mut connection).await
 }
 
-async fn look_at_ledger(parts: &watch::Receiver<Dependencies>, board: &Board) -> Result<(), pg::Error> {
+async fn look_at_ledger(
+    parts: &watch::Receiver<Dependencies>,
+    board: &Board,
+) -> Result<(), pg::Error> {
     read_ledger(&mut connect(parts).await?, parts, board).await
 }
 
-async fn read_ledger(connection: &mut PgConnection, parts: &watch::Receiver<Dependencies>, board: &Board) -> Result<(), pg::Error> {
+async fn read_ledger(
+    connection: &mut PgConnection,
+    parts: &watch::Receiver<Dependencies>,
+    board: &Board,
+) -> Result<(), pg::Error> {
     let instance = parts.borrow().instance.name.clone();
     board.gaps(gaps::last(connection, &instance, GAPS).await?);
     Ok(())
@@ -77,6 +90,13 @@ async fn connect(parts: &watch::Receiver<Dependencies>) -> Result<PgConnection, 
 
 /// Errors and warnings.
 fn counted(findings: &[Finding]) -> [u32; 2] {
-    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count().try_into().unwrap_or(u32::MAX);
+    let count = |severity| {
+        findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+            .try_into()
+            .unwrap_or(u32::MAX)
+    };
     [count(Severity::Error), count(Severity::Warning)]
 }

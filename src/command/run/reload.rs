@@ -1,7 +1,7 @@
 //! SIGHUP: the configuration is read again, and what can change while the listener listens does.
 //!
-//! A configuration that is wrong changes nothing. Variables of the environment stay as they were at the start; what may differ is
-//! the file, and the files that hold the URLs.
+//! A configuration that is wrong changes nothing. Variables of the environment stay as they were at
+//! the start; what may differ is the file, and the files that hold the URLs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +35,9 @@ pub(super) async fn on_hangup(
                 observe(&differences);
                 known = new;
             }
-            Err(error) => observe(&Observation::ConfigurationRefused { reason: format!("{error:#}") }),
+            Err(error) => {
+                observe(&Observation::ConfigurationRefused { reason: format!("{error:#}") })
+            }
         }
     }
 }
@@ -60,10 +62,12 @@ async fn again(
     }
     filter.set(&new.log)?;
     if differences.iter().any(|(key, _)| matches!(*key, "database.url" | "redis.url")) {
-        super::exposures(&new, &replaced).for_each(|exposure| observe(&Observation::Exposed(exposure)));
+        super::exposures(&new, &replaced)
+            .for_each(|exposure| observe(&Observation::Exposed(exposure)));
     }
     parts.send_replace(replaced);
-    let (fixed, changed): (Vec<_>, Vec<_>) = differences.into_iter().partition(|(_, taken)| *taken == Taken::Restart);
+    let (fixed, changed): (Vec<_>, Vec<_>) =
+        differences.into_iter().partition(|(_, taken)| *taken == Taken::Restart);
     let names = |of: Vec<(&'static str, Taken)>| of.into_iter().map(|(key, _)| key).collect();
     Ok((new, Observation::Reconfigured { changed: names(changed), fixed: names(fixed) }))
 }

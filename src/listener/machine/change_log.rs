@@ -1,8 +1,9 @@
 //! When the change log is read: the changes that are said nowhere else.
 //!
-//! A writer announces its change only if nobody else is announcing, and one with a lock_timeout, or on a server where transactions
-//! may be prepared, never does. So the log is read all the time: a moment after something was found in it, often while changes
-//! come in, because others may be logging beside them, and otherwise as rarely as a change may wait.
+//! A writer announces its change only if nobody else is announcing, and one with a lock_timeout, or
+//! on a server where transactions may be prepared, never does. So the log is read all the time: a
+//! moment after something was found in it, often while changes come in, because others may be
+//! logging beside them, and otherwise as rarely as a change may wait.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,8 @@ use crate::watermark::Snapshot;
 /// How soon it is read again after something was found.
 const SOON: Duration = Duration::from_millis(2);
 
-/// How often while changes are announced or found, and for [`LINGER`] after the last one: writers whose transactions overlap log
-/// beside one that announces, and need not wait for its commit.
+/// How often while changes are announced or found, and for [`LINGER`] after the last one: writers
+/// whose transactions overlap log beside one that announces, and need not wait for its commit.
 const BUSY: Duration = Duration::from_millis(8);
 
 /// See [`BUSY`].
@@ -61,7 +62,8 @@ enum Page {
     },
 }
 
-/// How often writers rang in vain. Any role can ring, so that what finds nothing is done ever less often.
+/// How often writers rang in vain. Any role can ring, so that what finds nothing is done ever less
+/// often.
 #[derive(Debug)]
 struct Rung {
     in_vain: u32,        // one after the other
@@ -96,7 +98,8 @@ impl ChangeLog {
         }
     }
 
-    /// What had ended when the session began: what a sweep finds in the log was understood by the watches of then, or later ones.
+    /// What had ended when the session began: what a sweep finds in the log was understood by the
+    /// watches of then, or later ones.
     pub(super) fn opened(&self) -> &Snapshot {
         &self.opened
     }
@@ -161,7 +164,8 @@ impl ChangeLog {
     /// A page has come. If writers asked for it in vain, they are heard ever less often.
     pub(super) fn page_came(&mut self, now: Instant, is_empty: bool, something_found: bool) {
         if std::mem::take(&mut self.rung.is_reading) && is_empty {
-            self.rung.not_before = now + (IN_VAIN * 2_u32.saturating_pow(self.rung.in_vain)).min(IN_VAIN_MAX);
+            self.rung.not_before =
+                now + (IN_VAIN * 2_u32.saturating_pow(self.rung.in_vain)).min(IN_VAIN_MAX);
             self.rung.in_vain += 1;
         } else if !is_empty {
             self.rung = Rung::new(now);
@@ -199,7 +203,10 @@ impl ChangeLog {
         if !matches!(&self.page, Page::Waiting { needs, .. } if *needs <= ended) {
             return None;
         }
-        let Page::Waiting { changes, more, .. } = std::mem::replace(&mut self.page, Page::OnItsWay) else { return None };
+        let Page::Waiting { changes, more, .. } = std::mem::replace(&mut self.page, Page::OnItsWay)
+        else {
+            return None;
+        };
         self.found(now, true);
         Some((changes, more))
     }
@@ -246,6 +253,10 @@ mod tests {
         log.ask(now);
         log.page_came(now, true, false);
         log.page_done(now, false);
-        assert_eq!((log.take_complete(), log.take_complete()), (Some(1), None), "the reading began before the second was sent");
+        assert_eq!(
+            (log.take_complete(), log.take_complete()),
+            (Some(1), None),
+            "the reading began before the second was sent"
+        );
     }
 }

@@ -21,13 +21,15 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// Where catching up begins, from the cheapest to the surest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Resume {
-    /// Nothing was missed: what Redis has undone is known, and deleted again. As long as the session lasts.
+    /// Nothing was missed: what Redis has undone is known, and deleted again. As long as the
+    /// session lasts.
     Nothing,
     /// At the checkpoint.
     Checkpoint,
     /// At the checkpoint of `replay.window` ago: Redis may have undone the deletes since.
     Replay,
-    /// The same with the whole log: after a fail-over of PostgreSQL lost transactions' xids are given out again.
+    /// The same with the whole log: after a fail-over of PostgreSQL lost transactions' xids are
+    /// given out again.
     ReplayAndLog,
     /// Nowhere: every key is deleted.
     Everything,
@@ -57,7 +59,7 @@ pub(super) struct Gap {
     cause: Cause,
     since: Instant,
     resume: Resume,
-    again: bool,                     // PostgreSQL may have undone the commits that keys were deleted for lately
+    again: bool, // PostgreSQL may have undone the commits that keys were deleted for lately
     repeat: BTreeMap<Arc<str>, u64>, // what a primary deleted after this number it may have undone
     swept: u64,
     logged: u64,
@@ -100,14 +102,16 @@ impl Gap {
         now.saturating_duration_since(self.since)
     }
 
-    /// It is more than it seemed. What the sweep has done so far proves nothing: what was received meanwhile was dropped, or undone.
+    /// It is more than it seemed. What the sweep has done so far proves nothing: what was received
+    /// meanwhile was dropped, or undone.
     pub(super) fn demand(&mut self, resume: Resume, again: bool) {
         self.resume = self.resume.max(resume);
         self.again |= again;
         self.forget_pages();
     }
 
-    /// What a primary deleted after this number it has undone, and it is remembered. `is_all`: there is no other reason for this gap.
+    /// What a primary deleted after this number it has undone, and it is remembered. `is_all`:
+    /// there is no other reason for this gap.
     pub(super) fn redis_undid(&mut self, tag: &Arc<str>, number: u64, is_all: bool) {
         let known = self.repeat.entry(tag.clone()).or_insert(number);
         *known = number.min(*known);
@@ -146,7 +150,9 @@ impl Gap {
             Resume::Everything => return Plan::Everything,
             Resume::Checkpoint => proven.checkpoint,
             Resume::Replay => proven.replay,
-            Resume::ReplayAndLog => proven.replay.map(|replay| Checkpoint { log: Snapshot::nothing(), ..replay }),
+            Resume::ReplayAndLog => {
+                proven.replay.map(|replay| Checkpoint { log: Snapshot::nothing(), ..replay })
+            }
         };
         // What came after an acknowledged page was received in this session.
         let mut done = self.done.clone();
@@ -169,7 +175,8 @@ impl Gap {
         self.keys += keys;
     }
 
-    /// A sweep has brought all rows of a watch up to this stamp, which wait for Redis up to the point.
+    /// A sweep has brought all rows of a watch up to this stamp, which wait for Redis up to the
+    /// point.
     pub(super) fn page_swept(&mut self, watch: i32, through: PgTime, point: Point) {
         self.pages.push_back((watch, through, point));
     }
@@ -184,17 +191,20 @@ impl Gap {
         while let Some((read, _)) = self.log_pages.pop_front_if(|(_, point)| is_settled(*point)) {
             self.log = Some(read);
         }
-        while let Some((watch, through, _)) = self.pages.pop_front_if(|(.., point)| is_settled(*point)) {
+        while let Some((watch, through, _)) =
+            self.pages.pop_front_if(|(.., point)| is_settled(*point))
+        {
             self.swept_through.insert(watch, through);
         }
     }
 
-    /// The session is lost, perhaps in the middle of a sweep: from here on something may be missed. What of the sweep need not be done
-    /// again?
+    /// The session is lost, perhaps in the middle of a sweep: from here on something may be missed.
+    /// What of the sweep need not be done again?
     ///
-    /// Rows stamped before `through` were in an acknowledged page, unless their transaction ended after the page was read. Then
-    /// this session received it, or its xid is not below that of the last settled heartbeat, and its stamp not before what
-    /// that heartbeat would prove. So the earlier of both is done.
+    /// Rows stamped before `through` were in an acknowledged page, unless their transaction ended
+    /// after the page was read. Then this session received it, or its xid is not below that of the
+    /// last settled heartbeat, and its stamp not before what that heartbeat would prove. So the
+    /// earlier of both is done.
     pub(super) fn session_lost(&mut self, proven: Option<PgTime>) {
         self.pages.clear();
         self.log_pages.clear();
@@ -240,6 +250,12 @@ impl Gap {
 
     /// For the ledger.
     pub(super) fn summary(&self, now: Instant) -> GapSummary {
-        GapSummary { cause: self.cause, lasted: now - self.since, swept: self.swept, logged: self.logged, keys: self.keys }
+        GapSummary {
+            cause: self.cause,
+            lasted: now - self.since,
+            swept: self.swept,
+            logged: self.logged,
+            keys: self.keys,
+        }
     }
 }

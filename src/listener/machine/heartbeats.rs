@@ -1,18 +1,20 @@
 //! The heartbeats of one session: asked for, sent, heard again, acknowledged by Redis.
 //!
-//! Somebody may wait for one (`unstale wait`): then the next is sent at once, and what it proves is stored at once. It proves nothing that
-//! the others do not prove anyway. However many wait, one heartbeat is on its way for all of them, and the next one not sooner than
-//! [`REST`] after it.
+//! Somebody may wait for one (`unstale wait`): then the next is sent at once, and what it proves is
+//! stored at once. It proves nothing that the others do not prove anyway. However many wait, one
+//! heartbeat is on its way for all of them, and the next one not sooner than [`REST`] after it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::batch::Point;
 
-/// Heartbeats on their way at the most; further ones are not waited for, because a later one proves what they would have.
+/// Heartbeats on their way at the most; further ones are not waited for, because a later one proves
+/// what they would have.
 const MAX_ON_THE_WAY: usize = 1024;
 
-/// Between two heartbeats that somebody waits for: whoever may ask must not make the listener do nothing else.
+/// Between two heartbeats that somebody waits for: whoever may ask must not make the listener do
+/// nothing else.
 const REST: Duration = Duration::from_millis(5);
 
 /// See the module.
@@ -23,13 +25,13 @@ pub(super) struct Heartbeats {
     asked: Instant,                            // when that was asked for
     is_sent: bool,                             // has PostgreSQL taken it?
     received: Instant,                         // when the session last brought anything
-    fresh: Option<Instant>,                    // when Redis had last acknowledged one that was asked for after its last failure
-    doubted: Option<Instant>,                  // when Redis last failed
-    settled: Option<u64>,                      // the last that Redis has acknowledged, to be taken
-    sent: VecDeque<(u64, Instant)>,            // not heard yet
+    fresh: Option<Instant>, // when Redis had last acknowledged one that was asked for after its last failure
+    doubted: Option<Instant>, // when Redis last failed
+    settled: Option<u64>,   // the last that Redis has acknowledged, to be taken
+    sent: VecDeque<(u64, Instant)>, // not heard yet
     barriers: VecDeque<(u64, Instant, Point)>, // heard, not acknowledged yet
-    is_wanted: bool,                           // somebody has begun to wait since the last was asked for
-    awaited: Option<u64>,                      // to be stored once it is acknowledged
+    is_wanted: bool,        // somebody has begun to wait since the last was asked for
+    awaited: Option<u64>,   // to be stored once it is acknowledged
 }
 
 impl Heartbeats {
@@ -114,7 +116,11 @@ impl Heartbeats {
     }
 
     /// If the next one is acknowledged, when it was asked for.
-    pub(super) fn settle(&mut self, now: Instant, is_settled: impl Fn(Point) -> bool) -> Option<Instant> {
+    pub(super) fn settle(
+        &mut self,
+        now: Instant,
+        is_settled: impl Fn(Point) -> bool,
+    ) -> Option<Instant> {
         let (n, asked, _) = self.barriers.pop_front_if(|(.., point)| is_settled(*point))?;
         self.settled = Some(n);
         if self.doubted.is_none_or(|doubted| asked > doubted) {
@@ -129,8 +135,8 @@ impl Heartbeats {
         self.fresh = None;
     }
 
-    /// Did Redis acknowledge one within this time? Only one that was asked for after its last failure proves that everything is done that
-    /// had been received before that.
+    /// Did Redis acknowledge one within this time? Only one that was asked for after its last
+    /// failure proves that everything is done that had been received before that.
     pub(super) fn are_fresh(&self, now: Instant, within: Duration) -> bool {
         self.fresh.is_some_and(|at| now.saturating_duration_since(at) <= within)
     }

@@ -1,4 +1,5 @@
-//! What another PostgreSQL than the last session's means: it was restarted, failed over, or restored, and may have undone commits.
+//! What another PostgreSQL than the last session's means: it was restarted, failed over, or
+//! restored, and may have undone commits.
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ pub(super) struct Before<'a> {
     pub(super) stored: Option<&'a Stored>,
 }
 
-/// Is this the PostgreSQL that the progress is about, and has it kept what it said? `None`: yes, or nothing is known.
+/// Is this the PostgreSQL that the progress is about, and has it kept what it said? `None`: yes, or
+/// nothing is known.
 pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> Option<Verdict> {
     let flush = |reason| Some(Verdict { resume: Resume::Everything, again: false, reason });
     match (before.known, before.stored) {
@@ -38,10 +40,12 @@ pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> O
             flush("its checkpoint is gone, so the database was restored from before it")
         }
         (_, None) => None,
-        (_, Some(stored)) if stored.forgotten => flush("this instance was away for longer than checkpoint.forget_after"),
-        (None, Some(stored)) if stored.timeline != server.timeline => {
-            flush("PostgreSQL failed over or was restored while this instance was away: what was lost is not known")
+        (_, Some(stored)) if stored.forgotten => {
+            flush("this instance was away for longer than checkpoint.forget_after")
         }
+        (None, Some(stored)) if stored.timeline != server.timeline => flush(
+            "PostgreSQL failed over or was restored while this instance was away: what was lost is not known",
+        ),
         (Some(known), Some(stored)) if known.timeline != server.timeline => {
             if is_from_before(stored, before, window) || system(known) != system(server) {
                 flush("the database was restored to an earlier time, or is another one")
@@ -51,22 +55,26 @@ pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> O
             }
         }
         (Some(known), Some(_)) if known.started != server.started => {
-            let reason =
-                "restarted; keys deleted in the last replay.window are deleted again, in case it lost commits (synchronous_commit)";
+            let reason = "restarted; keys deleted in the last replay.window are deleted again, in case it lost commits (synchronous_commit)";
             // A server that does not say its timeline may have failed over.
-            let resume = if server.timeline.contains('?') { Resume::ReplayAndLog } else { Resume::Checkpoint };
+            let resume = if server.timeline.contains('?') {
+                Resume::ReplayAndLog
+            } else {
+                Resume::Checkpoint
+            };
             Some(Verdict { resume, again: true, reason })
         }
         _ => None,
     }
 }
 
-/// Does the server know less of us than a fail-over could have lost? The watermark alone would not do: a transaction that stays open holds
-/// it back, and then the restored one is hardly older.
+/// Does the server know less of us than a fail-over could have lost? The watermark alone would not
+/// do: a transaction that stays open holds it back, and then the restored one is hardly older.
 fn is_from_before(stored: &Stored, before: &Before<'_>, window: Duration) -> bool {
     let watermark = stored.proven.checkpoint.as_ref().and_then(|checkpoint| checkpoint.watermark);
-    let older =
-        |stored: Option<PgTime>, known: Option<PgTime>| stored.zip(known).is_some_and(|(stored, known)| stored < known.earlier(window));
+    let older = |stored: Option<PgTime>, known: Option<PgTime>| {
+        stored.zip(known).is_some_and(|(stored, known)| stored < known.earlier(window))
+    };
     older(watermark, before.remembered) || older(stored.saved_at, before.beat)
 }
 

@@ -1,4 +1,5 @@
-//! What changes and rows mean, by the rules of the watches: keys that wait in the batch, and numbers for the metrics.
+//! What changes and rows mean, by the rules of the watches: keys that wait in the batch, and
+//! numbers for the metrics.
 //!
 //! Must hold: what cannot be believed is counted, and nothing else.
 
@@ -54,7 +55,9 @@ impl Intake {
     /// These rules are in force.
     pub(super) fn set_rules(&mut self, rules: Vec<Rule>) -> Difference {
         let new: Rules = rules.into_iter().map(|rule| (rule.watch, rule)).collect();
-        let has_ended = |rule: &&Rule| rule.ended && self.rules.get(&rule.watch).is_some_and(|known| !known.ended);
+        let has_ended = |rule: &&Rule| {
+            rule.ended && self.rules.get(&rule.watch).is_some_and(|known| !known.ended)
+        };
         let ended = new.values().filter(has_ended).map(|rule| rule.table.clone()).collect();
         let differs = |(watch, rule): &(&i32, &Rule)| self.rules.get(watch) != Some(rule);
         let changed = new.iter().filter(differs).map(|(watch, _)| *watch).collect();
@@ -89,7 +92,12 @@ impl Intake {
     }
 
     /// Collects what a change makes stale.
-    pub(crate) fn change(&mut self, batch: &mut Batch, lane: Lane, change: &Change<'_>) -> Result<(), Malformed> {
+    pub(crate) fn change(
+        &mut self,
+        batch: &mut Batch,
+        lane: Lane,
+        change: &Change<'_>,
+    ) -> Result<(), Malformed> {
         let rule = self.rules.get(&change.watch).ok_or(Malformed::UnknownWatch)?;
         let again = again(rule);
         let mut keys = 0;
@@ -108,7 +116,8 @@ impl Intake {
             return 0;
         };
         let again = again(rule);
-        let keys = rule.row(&row).map(|target| u64::from(batch.add_again(lane, target, again))).sum();
+        let keys =
+            rule.row(&row).map(|target| u64::from(batch.add_again(lane, target, again))).sum();
         let tally = self.tallies.entry(watch).or_default();
         tally.swept += 1;
         tally.keys += keys;
@@ -129,7 +138,8 @@ impl Intake {
             skipped.count += 1;
             if skipped.count == 1 {
                 skipped.reason = malformed.to_string();
-                skipped.due = Some(skipped.reported.map_or(now, |reported| reported + SKIPPED_INTERVAL));
+                skipped.due =
+                    Some(skipped.reported.map_or(now, |reported| reported + SKIPPED_INTERVAL));
             }
         }
     }
@@ -141,7 +151,10 @@ impl Intake {
 
     /// Reports it.
     pub(super) fn report(&mut self, now: Instant) -> Observation {
-        let Skipped { count, reason, .. } = std::mem::replace(&mut self.skipped, Skipped { reported: Some(now), ..Skipped::default() });
+        let Skipped { count, reason, .. } = std::mem::replace(
+            &mut self.skipped,
+            Skipped { reported: Some(now), ..Skipped::default() },
+        );
         Observation::PayloadsSkipped { count, reason }
     }
 

@@ -1,7 +1,8 @@
 //! The link to Redis: who answers, what fails, and what may have to be done again.
 //!
-//! Must hold: as long as a command fails, Redis is not said to be well, whatever else it does; and what was deleted within
-//! `replay.window` is remembered by the number of its mark, as far as it fits.
+//! Must hold: as long as a command fails, Redis is not said to be well, whatever else it does; and
+//! what was deleted within `replay.window` is remembered by the number of its mark, as far as it
+//! fits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use crate::batch::{Limits, Work};
 use crate::mark::{self, Answer, Kept, Last, RedisMark};
 use crate::rule::Target;
 
-/// Connections of a primary that are remembered to have answered; of an older one, which is heard again, the worst is assumed.
+/// Connections of a primary that are remembered to have answered; of an older one, which is heard
+/// again, the worst is assumed.
 const CONNECTIONS: usize = 64;
 
 /// See the module.
@@ -85,7 +87,9 @@ impl Link {
     /// Something was deleted before this process began, and its marks were stored.
     pub(super) fn resume(&mut self, now: Instant, stored: Option<&str>) {
         if self.inherited.is_none() && self.here.is_empty() {
-            let marks = mark::read_stored(stored.unwrap_or_default()).map(|(tag, mark)| (tag.into(), mark)).collect();
+            let marks = mark::read_stored(stored.unwrap_or_default())
+                .map(|(tag, mark)| (tag.into(), mark))
+                .collect();
             self.inherited = Some(Inherited { at: now, marks });
         }
     }
@@ -94,16 +98,27 @@ impl Link {
     pub(super) fn stored(&self) -> Option<String> {
         let inherited = self.inherited.as_ref().filter(|_| self.here.is_empty());
         match inherited {
-            Some(inherited) => mark::stored(inherited.marks.iter().map(|(tag, mark)| (&**tag, mark))),
-            None => mark::stored(self.primaries.iter().filter_map(|(tag, primary)| match &primary.last {
-                Last::Mark(mark) => Some((&**tag, mark)),
-                Last::Nothing | Last::Unmarked => None,
-            })),
+            Some(inherited) => {
+                mark::stored(inherited.marks.iter().map(|(tag, mark)| (&**tag, mark)))
+            }
+            None => {
+                mark::stored(self.primaries.iter().filter_map(
+                    |(tag, primary)| match &primary.last {
+                        Last::Mark(mark) => Some((&**tag, mark)),
+                        Last::Nothing | Last::Unmarked => None,
+                    },
+                ))
+            }
         }
     }
 
     /// These primaries there are now. Returns what that says of those that there are no more.
-    pub(super) fn are_here(&mut self, now: Instant, tags: &Arc<BTreeSet<Arc<str>>>, window: Duration) -> Vec<(Arc<str>, Kept)> {
+    pub(super) fn are_here(
+        &mut self,
+        now: Instant,
+        tags: &Arc<BTreeSet<Arc<str>>>,
+        window: Duration,
+    ) -> Vec<(Arc<str>, Kept)> {
         if Arc::ptr_eq(&self.here, tags) || self.here == *tags {
             return Vec::new();
         }
@@ -123,29 +138,36 @@ impl Link {
         }
         // Nobody can say any more what became of their deletions.
         gone.extend(marks.into_iter().flatten().map(|(tag, _)| (tag, Kept::Unknown)));
-        let is_remembered = !self.recent.is_partial && self.inherited.as_ref().is_none_or(|inherited| inherited.at + window < now);
+        let is_remembered = !self.recent.is_partial
+            && self.inherited.as_ref().is_none_or(|inherited| inherited.at + window < now);
         for (tag, primary) in self.primaries.extract_if(.., |tag, _| !tags.contains(tag)) {
             match primary.last {
                 Last::Nothing => {}
-                _ if is_remembered => gone.push((tag.clone(), Kept::UpTo(self.recent.forgotten.get(&tag).copied().unwrap_or(0)))),
+                _ if is_remembered => gone.push((
+                    tag.clone(),
+                    Kept::UpTo(self.recent.forgotten.get(&tag).copied().unwrap_or(0)),
+                )),
                 _ => gone.push((tag, Kept::Unknown)),
             }
         }
         gone
     }
 
-    /// A primary has done something. Returns what a new connection says about what it had done before.
+    /// A primary has done something. Returns what a new connection says about what it had done
+    /// before.
     pub(super) fn done(&mut self, now: Instant, answer: &Answer) -> Kept {
         self.answered = now;
         self.is_silent = false;
         let Some(primary) = self.primaries.get_mut(&answer.tag) else {
             return Kept::UpTo(answer.mark.number - 1); // of one that is gone since
         };
-        let kept = primary.kept(answer, self.recent.forgotten.get(&answer.tag).copied().unwrap_or(0));
+        let kept =
+            primary.kept(answer, self.recent.forgotten.get(&answer.tag).copied().unwrap_or(0));
         // A mark covers all smaller numbers, whichever answer comes first.
         if answer.mark.number > primary.newest {
             primary.newest = answer.mark.number;
-            primary.last = if answer.is_marked { Last::Mark(answer.mark.clone()) } else { Last::Unmarked };
+            primary.last =
+                if answer.is_marked { Last::Mark(answer.mark.clone()) } else { Last::Unmarked };
         }
         kept
     }
@@ -189,12 +211,26 @@ impl Link {
         self.answered
     }
 
-    /// Keeps what was done, within the window and the bounds of the batch; as it is while it is `needed`, if that fits.
-    pub(super) fn remember(&mut self, now: Instant, answer: &Answer, work: Work, limits: Limits, window: Duration, needed: bool) {
+    /// Keeps what was done, within the window and the bounds of the batch; as it is while it is
+    /// `needed`, if that fits.
+    pub(super) fn remember(
+        &mut self,
+        now: Instant,
+        answer: &Answer,
+        work: Work,
+        limits: Limits,
+        window: Duration,
+        needed: bool,
+    ) {
         let Recent { works, keys, bytes, forgotten, is_partial } = &mut self.recent;
         *keys += work.targets();
         *bytes += work.bytes();
-        works.push_back(Done { at: now, tag: answer.tag.clone(), number: answer.mark.number, work });
+        works.push_back(Done {
+            at: now,
+            tag: answer.tag.clone(),
+            number: answer.mark.number,
+            work,
+        });
         let fits = |keys, bytes| keys <= limits.max_pending && bytes <= limits.max_bytes();
         if needed && fits(*keys, *bytes) {
             return;
@@ -215,7 +251,8 @@ impl Link {
 
     /// What a primary deleted after this number; `None`: not all of it is remembered.
     pub(super) fn since(&self, tag: &Arc<str>, number: u64) -> Option<Vec<Target>> {
-        let is_remembered = self.recent.forgotten.get(tag).is_none_or(|forgotten| *forgotten <= number);
+        let is_remembered =
+            self.recent.forgotten.get(tag).is_none_or(|forgotten| *forgotten <= number);
         is_remembered.then(|| self.targets(|done| done.tag == *tag && done.number > number))
     }
 
@@ -251,10 +288,12 @@ impl Primary {
             self.heard.pop_first();
         }
         if self.connection.is_some_and(|newest| connection < newest) {
-            // An answer that was on its way when its connection ended: does the server of the next one know of it? And if nothing was
-            // heard of its connection yet: what that one found is not what the next one found, which is its mark.
+            // An answer that was on its way when its connection ended: does the server of the next
+            // one know of it? And if nothing was heard of its connection yet: what that one found
+            // is not what the next one found, which is its mark.
             let known = if number <= self.kept { Kept::All } else { Kept::UpTo(number - 1) };
-            let found = if is_first { self.bounded(self.last.kept(answer), forgotten) } else { Kept::All };
+            let found =
+                if is_first { self.bounded(self.last.kept(answer), forgotten) } else { Kept::All };
             return known.and(found);
         }
         self.connection = Some(connection);
@@ -281,7 +320,8 @@ mod tests {
         RedisMark { life: life.into(), connection, number }
     }
 
-    /// The command that made a connection may be heard after one of the next connection, which found the mark of the first.
+    /// The command that made a connection may be heard after one of the next connection, which
+    /// found the mark of the first.
     #[test]
     fn what_a_connection_found_is_not_lost_if_the_next_one_answers_first() {
         let answer = |found: RedisMark, connection, number| Answer {
@@ -290,8 +330,11 @@ mod tests {
             mark: mark("me", connection, number),
             is_marked: true,
         };
-        for (found, expected) in [(mark("before", 1, 99), Kept::Unknown), (mark("me", 1, 5), Kept::UpTo(5)), (mark("me", 1, 10), Kept::All)]
-        {
+        for (found, expected) in [
+            (mark("before", 1, 99), Kept::Unknown),
+            (mark("me", 1, 5), Kept::UpTo(5)),
+            (mark("me", 1, 10), Kept::All),
+        ] {
             let mut primary = Primary::new(Last::Mark(mark("me", 1, 10)));
             (primary.newest, primary.connection) = (10, Some(1));
             assert_eq!(primary.kept(&answer(mark("me", 2, 11), 3, 12), 0), Kept::All);

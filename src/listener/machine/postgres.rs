@@ -30,7 +30,10 @@ impl Machine {
                 self.beats.note_sent();
                 self.change_log.beat_sent(beat.n, now);
                 self.watermark.sent(beat);
-                self.say(Observation::Status { pending: self.pending(), watermark_age: self.watermark.age() });
+                self.say(Observation::Status {
+                    pending: self.pending(),
+                    watermark_age: self.watermark.age(),
+                });
             }
             Event::Watches(watches) => self.watches_read(now, watches),
             Event::LogRead { changes, more } => self.log_read(now, changes, more),
@@ -62,12 +65,17 @@ impl Machine {
 
         let before = Before {
             known: self.server.as_ref(),
-            remembered: self.watermark.proven().checkpoint.and_then(|checkpoint| checkpoint.watermark),
+            remembered: self
+                .watermark
+                .proven()
+                .checkpoint
+                .and_then(|checkpoint| checkpoint.watermark),
             beat: self.watermark.last_beat(),
             stored: stored.as_ref(),
         };
         let verdict = judge(&server, &before, self.settings.window);
-        // What is remembered is newer than what is stored, but a server that was restarted may have given out its xids again.
+        // What is remembered is newer than what is stored, but a server that was restarted may have
+        // given out its xids again.
         let is_same_server = self.server.as_ref() == Some(&server);
         self.server = Some(server);
         self.open_gap(now, Cause::Session);
@@ -100,8 +108,11 @@ impl Machine {
             return self.say(Observation::Flushed { reason });
         }
         let (again, is_partial) = self.link.remembered();
-        let reason =
-            if is_partial { "its last commits may be lost, and not all of their keys are remembered (batch.max_pending)" } else { reason };
+        let reason = if is_partial {
+            "its last commits may be lost, and not all of their keys are remembered (batch.max_pending)"
+        } else {
+            reason
+        };
         self.say(Observation::PostgresChanged { reason, again });
     }
 
@@ -111,7 +122,10 @@ impl Machine {
         for watched in watches {
             match Rule::of(&watched) {
                 Ok(rule) => rules.push(rule),
-                Err(error) => self.say(Observation::WatchSkipped { table: watched.table, reason: error.to_string() }),
+                Err(error) => self.say(Observation::WatchSkipped {
+                    table: watched.table,
+                    reason: error.to_string(),
+                }),
             }
         }
         let difference = self.intake.set_rules(rules);
@@ -210,11 +224,12 @@ impl Machine {
         self.beats.came_back(n, point);
     }
 
-    /// A key beside this instance's canary, put there by `unstale check`: that it goes proves that this listener hears this database
-    /// and deletes from that Redis.
+    /// A key beside this instance's canary, put there by `unstale check`: that it goes proves that
+    /// this listener hears this database and deletes from that Redis.
     fn probed(&mut self, probe: &str) {
         let key = format!("unstale:canary:{probe}");
-        let is_ours = key.strip_prefix(&self.settings.canary).is_some_and(|rest| rest.starts_with(':'));
+        let is_ours =
+            key.strip_prefix(&self.settings.canary).is_some_and(|rest| rest.starts_with(':'));
         if is_ours && self.state != State::CatchingUp(CatchUp::AwaitingRedis) {
             self.batch.add(Lane::Live, Target::Key(key));
         }
@@ -222,7 +237,9 @@ impl Machine {
 
     /// A change, which is held as well while its watch may be another than the known one.
     fn announced(&mut self, payload: &str, change: &Change<'_>) -> Result<(), Malformed> {
-        let Some(needs) = self.watch_reading.awaited() else { return self.changed(Lane::Live, change) };
+        let Some(needs) = self.watch_reading.awaited() else {
+            return self.changed(Lane::Live, change);
+        };
         if self.state == State::CatchingUp(CatchUp::AwaitingRedis) {
             return Ok(()); // the sweep to come finds it
         }
@@ -249,13 +266,17 @@ impl Machine {
 /// The change log, and a sweep.
 impl Machine {
     fn log_read(&mut self, now: Instant, mut changes: Vec<String>, more: bool) {
-        let known = changes.iter().position(|change| !self.logged_and_known(now, change)).unwrap_or(changes.len());
+        let known = changes
+            .iter()
+            .position(|change| !self.logged_and_known(now, change))
+            .unwrap_or(changes.len());
         self.change_log.page_came(now, changes.is_empty() && !more, known > 0);
         if known > 0 {
             self.take_sample(now);
         }
         if known < changes.len() {
-            // A watch that was made or changed a moment ago: what it logs may be read before its announcement is received.
+            // A watch that was made or changed a moment ago: what it logs may be read before its
+            // announcement is received.
             let needs = self.watch_reading.want();
             self.change_log.hold(changes.split_off(known), more, needs);
         } else {
@@ -266,7 +287,10 @@ impl Machine {
 
     /// The watches have been read: what is still unknown ended long ago.
     fn go_on_with_log(&mut self, now: Instant) {
-        let Some((changes, more)) = self.change_log.take_held(now, self.watch_reading.ended()) else { return };
+        let Some((changes, more)) = self.change_log.take_held(now, self.watch_reading.ended())
+        else {
+            return;
+        };
         for change in &changes {
             if let Ok(Announcement::Change(change)) = change::parse(change)
                 && !self.intake.knows(change.watch, change.rev)

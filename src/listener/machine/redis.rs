@@ -36,7 +36,14 @@ impl Machine {
                     self.say(dropped);
                 }
                 let needed = self.gap.as_ref().is_some_and(Gap::needs_what_was_deleted);
-                self.link.remember(now, &part.answer, part.work, self.settings.limits, self.settings.window, needed);
+                self.link.remember(
+                    now,
+                    &part.answer,
+                    part.work,
+                    self.settings.limits,
+                    self.settings.window,
+                    needed,
+                );
             }
         }
         for (tag, kept) in undone {
@@ -62,7 +69,8 @@ impl Machine {
         }
     }
 
-    /// Another server, or the same after a restart: what was acknowledged after this number, or lately, may be undone.
+    /// Another server, or the same after a restart: what was acknowledged after this number, or
+    /// lately, may be undone.
     fn redis_undid(&mut self, now: Instant, tag: &Arc<str>, kept: Kept) {
         let again = match kept {
             Kept::All => return,
@@ -78,7 +86,9 @@ impl Machine {
         self.open_gap(now, Cause::Redis);
         self.beats.forget();
         match (kept, again, &mut self.gap) {
-            (Kept::UpTo(number), Some(_), Some(gap)) => gap.redis_undid(tag, number, is_first && in_session),
+            (Kept::UpTo(number), Some(_), Some(gap)) => {
+                gap.redis_undid(tag, number, is_first && in_session)
+            }
             _ => self.demand(Resume::Replay, false),
         }
         if in_session {

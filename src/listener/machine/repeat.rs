@@ -1,4 +1,5 @@
-//! Keys that are deleted once more after each of some delays. What waits is bounded in bytes; what does not fit is deleted once.
+//! Keys that are deleted once more after each of some delays. What waits is bounded in bytes; what
+//! does not fit is deleted once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexSet;
 
-/// Bytes of keys that wait for all their repeats: about a million keys of 25 bytes, more than are deleted in a second.
+/// Bytes of keys that wait for all their repeats: about a million keys of 25 bytes, more than are
+/// deleted in a second.
 const HELD_BYTES: usize = 32 << 20;
 
 /// Bytes that the keys of one command take beside their texts, and one key of them.
@@ -15,8 +17,8 @@ const OVERHEAD: (usize, usize) = (160, 4);
 /// Bytes of keys in one repeating command, unless those of a single first one are more.
 const COMMAND_BYTES: usize = 1 << 20;
 
-/// So long the first due key waits for others, at the most, so that one that changes a thousand times a second is repeated ten times;
-/// and as this part of the delay, if that is less.
+/// So long the first due key waits for others, at the most, so that one that changes a thousand
+/// times a second is repeated ten times; and as this part of the delay, if that is less.
 const COALESCED: (Duration, u32) = (Duration::from_millis(100), 8);
 
 /// The keys of one command, in two allocations.
@@ -99,7 +101,8 @@ impl Held {
         let mut taken: IndexSet<String> = IndexSet::new();
         let mut bytes = 0;
         while let Some((_, keys)) = self.keys.pop_front_if(|(at, keys)| {
-            let fits = taken.len() + keys.len() <= keys_per_command && bytes + keys.bytes() <= COMMAND_BYTES;
+            let fits = taken.len() + keys.len() <= keys_per_command
+                && bytes + keys.bytes() <= COMMAND_BYTES;
             *at <= until && (fits || taken.is_empty())
         }) {
             bytes += keys.bytes();
@@ -117,7 +120,13 @@ impl Held {
 impl Delayed {
     fn due(&self) -> Option<Instant> {
         let patience = COALESCED.0.min(self.delay / COALESCED.1);
-        self.held.first().map(|first| if self.released.is_some_and(|released| first <= released) { first } else { first + patience })
+        self.held.first().map(|first| {
+            if self.released.is_some_and(|released| first <= released) {
+                first
+            } else {
+                first + patience
+            }
+        })
     }
 }
 
@@ -137,7 +146,10 @@ impl Repeats {
     pub(super) fn set(&mut self, after: &[Duration]) {
         let mut known = std::mem::take(&mut self.delays);
         for &delay in after {
-            let held = known.iter_mut().find(|known| known.delay == delay).map(|known| std::mem::take(&mut known.held));
+            let held = known
+                .iter_mut()
+                .find(|known| known.delay == delay)
+                .map(|known| std::mem::take(&mut known.held));
             self.delays.push(Delayed { delay, held: held.unwrap_or_default(), released: None });
         }
     }
@@ -167,9 +179,12 @@ impl Repeats {
 
     /// The next ones that are due.
     pub(super) fn next(&mut self, now: Instant, keys_per_command: usize) -> Option<Vec<String>> {
-        let delayed = self.delays.iter_mut().find(|delayed| delayed.due().is_some_and(|due| due <= now))?;
+        let delayed =
+            self.delays.iter_mut().find(|delayed| delayed.due().is_some_and(|due| due <= now))?;
         let released = *delayed.released.insert(match delayed.released {
-            Some(released) if delayed.held.first().is_some_and(|first| first <= released) => released,
+            Some(released) if delayed.held.first().is_some_and(|first| first <= released) => {
+                released
+            }
             _ => now,
         });
         Some(delayed.held.take(released, keys_per_command))
@@ -193,7 +208,10 @@ mod tests {
         assert!(repeats.deleted(start, &packed(&["a", "", "b\u{e9}"])));
         assert_eq!(repeats.due(), Some(start + SECOND + MILLI * 100));
         assert_eq!(repeats.next(start + SECOND, 500), None);
-        assert_eq!(repeats.next(start + SECOND + MILLI * 100, 500), Some(vec!["a".into(), String::new(), "b\u{e9}".into()]));
+        assert_eq!(
+            repeats.next(start + SECOND + MILLI * 100, 500),
+            Some(vec!["a".into(), String::new(), "b\u{e9}".into()])
+        );
         assert_eq!(repeats.due(), Some(start + SECOND * 10 + MILLI * 100));
         assert!(repeats.next(start + SECOND * 11, 500).is_some());
         assert_eq!((repeats.due(), repeats.next(start + SECOND * 20, 500)), (None, None));

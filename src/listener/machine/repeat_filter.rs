@@ -1,4 +1,5 @@
-//! What was said lately: the same failure again and again is a line a minute, not one for each attempt.
+//! What was said lately: the same failure again and again is a line a minute, not one for each
+//! attempt.
 
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,15 @@ mod tests {
     #[test]
     fn a_sentence_is_said_once_a_minute_and_another_one_at_once() {
         let (mut filter, start) = (RepeatFilter::default(), Instant::now());
-        let mut again = |seconds, reason| filter.is_repeat(start + Duration::from_secs(seconds), reason);
-        assert_eq!([again(0, "refused"), again(10, "refused"), again(59, "refused"), again(60, "refused")], [false, true, true, false]);
-        assert_eq!([again(61, "timeout"), again(62, "refused"), again(63, "refused")], [false, false, true]);
+        let mut again =
+            |seconds, reason| filter.is_repeat(start + Duration::from_secs(seconds), reason);
+        assert_eq!(
+            [again(0, "refused"), again(10, "refused"), again(59, "refused"), again(60, "refused")],
+            [false, true, true, false]
+        );
+        assert_eq!(
+            [again(61, "timeout"), again(62, "refused"), again(63, "refused")],
+            [false, false, true]
+        );
     }
 }

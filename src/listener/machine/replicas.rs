@@ -1,9 +1,12 @@
-//! Replicas that lag: keys that are deleted once more when every replica has replayed past their change.
+//! Replicas that lag: keys that are deleted once more when every replica has replayed past their
+//! change.
 //!
-//! A reader that looks at a replica after a miss finds the old row there until the replica has replayed the commit, and no lease helps
-//! against that. Must hold: a key goes again only when each replica has replayed past a position of the primary that was read after the
-//! key's change had been received, so that whoever reads there from then on reads the new row; or `replicas.max_wait` after it was
-//! deleted, whatever the replicas say. No first delete waits for any of this, and what waits is bounded in bytes.
+//! A reader that looks at a replica after a miss finds the old row there until the replica has
+//! replayed the commit, and no lease helps against that. Must hold: a key goes again only when each
+//! replica has replayed past a position of the primary that was read after the key's change had
+//! been received, so that whoever reads there from then on reads the new row; or
+//! `replicas.max_wait` after it was deleted, whatever the replicas say. No first delete waits for
+//! any of this, and what waits is bounded in bytes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,10 +19,12 @@ use super::repeat::{Held, Packed};
 /// Bytes of keys that wait for the replicas.
 const HELD_BYTES: usize = 32 << 20;
 
-/// How often the servers are asked while keys wait: about how long a key stays stale after its replica has caught up.
+/// How often the servers are asked while keys wait: about how long a key stays stale after its
+/// replica has caught up.
 const BUSY: Duration = Duration::from_millis(50);
 
-/// Positions that are remembered at the most. Those of a time when there are more are not needed: later ones cover it.
+/// Positions that are remembered at the most. Those of a time when there are more are not needed:
+/// later ones cover it.
 const MAX_POSITIONS: usize = 4_096;
 
 /// See the module. Positions are those of the write-ahead log, in bytes.
@@ -69,7 +74,9 @@ impl Replicas {
     /// Everything that was received before `asked` was committed before this position.
     pub(super) fn note_primary_at(&mut self, asked: Instant, position: u64) {
         self.primary = Some(position);
-        if self.held.first().is_some_and(|first| first <= asked) && self.positions.len() < MAX_POSITIONS {
+        if self.held.first().is_some_and(|first| first <= asked)
+            && self.positions.len() < MAX_POSITIONS
+        {
             self.positions.push_back((asked, position));
         }
         self.release();
@@ -84,7 +91,9 @@ impl Replicas {
 
     fn release(&mut self) {
         let Some(replayed) = self.replayed.iter().copied().min().flatten() else { return };
-        while let Some((received, _)) = self.positions.pop_front_if(|(_, position)| *position <= replayed) {
+        while let Some((received, _)) =
+            self.positions.pop_front_if(|(_, position)| *position <= replayed)
+        {
             self.released = Some(received);
         }
     }
@@ -103,12 +112,19 @@ impl Replicas {
         let first = self.held.first()?;
         match self.released {
             Some(released) if first <= released => Some((released, RepeatedFor::Replicas)),
-            _ => now.checked_sub(self.max_wait).filter(|late| first <= *late).map(|late| (late, RepeatedFor::MaxWait)),
+            _ => now
+                .checked_sub(self.max_wait)
+                .filter(|late| first <= *late)
+                .map(|late| (late, RepeatedFor::MaxWait)),
         }
     }
 
     /// The next ones that may go.
-    pub(super) fn next(&mut self, now: Instant, keys_per_command: usize) -> Option<(Vec<String>, RepeatedFor)> {
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        keys_per_command: usize,
+    ) -> Option<(Vec<String>, RepeatedFor)> {
         let (until, cause) = self.ready(now)?;
         Some((self.held.take(until, keys_per_command), cause))
     }
@@ -141,7 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn keys_go_when_the_slowest_replica_is_past_a_position_that_was_asked_for_after_they_were_deleted() {
+    fn keys_go_when_the_slowest_replica_is_past_a_position_that_was_asked_for_after_they_were_deleted()
+     {
         let (mut replicas, start) = (Replicas::new(2, SECOND * 60, Instant::now()), Instant::now());
         replicas.held.push(start + SECOND, packed("a"));
         replicas.note_primary_at(start, 100); // asked before: proves nothing about it
@@ -154,7 +171,10 @@ mod tests {
         assert_eq!(replicas.note_replica_at(1, Some(199)), Some(1));
         assert_eq!(replicas.ready(start + SECOND * 2), None);
         replicas.note_replica_at(1, Some(200));
-        assert_eq!(replicas.ready(start + SECOND * 2), Some((start + SECOND, RepeatedFor::Replicas)));
+        assert_eq!(
+            replicas.ready(start + SECOND * 2),
+            Some((start + SECOND, RepeatedFor::Replicas))
+        );
         assert_eq!(replicas.held.take(start + SECOND, 500), ["a"]);
     }
 
@@ -168,13 +188,17 @@ mod tests {
         assert_eq!(replicas.note_replica_at(1, None), None);
         assert_eq!(replicas.ready(start + SECOND * 59), None);
         let (until, cause) = replicas.ready(start + SECOND * 60).expect("max_wait is over");
-        assert_eq!((replicas.held.take(until, 500), cause), (vec!["a".to_owned()], RepeatedFor::MaxWait));
+        assert_eq!(
+            (replicas.held.take(until, 500), cause),
+            (vec!["a".to_owned()], RepeatedFor::MaxWait)
+        );
         assert_eq!(replicas.ready(start + SECOND * 60), None, "b was deleted later");
     }
 
     #[test]
     fn positions_are_bounded_and_a_late_answer_covers_what_was_not_remembered() {
-        let (mut replicas, start) = (Replicas::new(1, SECOND * 3600, Instant::now()), Instant::now());
+        let (mut replicas, start) =
+            (Replicas::new(1, SECOND * 3600, Instant::now()), Instant::now());
         replicas.held.push(start, packed("a"));
         for n in 0..10_000_u32 {
             replicas.note_primary_at(start + BUSY * n, u64::from(n));
@@ -183,6 +207,9 @@ mod tests {
         replicas.held.push(start + BUSY * 9_999, packed("b"));
         replicas.note_replica_at(0, Some(9_999));
         replicas.note_primary_at(start + BUSY * 10_000, 9_999);
-        assert_eq!(replicas.ready(start + BUSY * 10_000), Some((start + BUSY * 10_000, RepeatedFor::Replicas)));
+        assert_eq!(
+            replicas.ready(start + BUSY * 10_000),
+            Some((start + BUSY * 10_000, RepeatedFor::Replicas))
+        );
     }
 }

@@ -1,8 +1,10 @@
 //! The second delete: keys that are deleted once more, some time after they were.
 //!
-//! A reader that holds no lease may have read the old row before the commit, and store it after the delete. To delete the key again a
-//! moment later makes that rarer; nothing is promised by it. A reader of a replica finds the old row there until the replica has replayed
-//! the commit. Must hold: no first delete, no heartbeat and no watermark waits for a repeat; what does not fit is deleted once, and counted.
+//! A reader that holds no lease may have read the old row before the commit, and store it after the
+//! delete. To delete the key again a moment later makes that rarer; nothing is promised by it. A
+//! reader of a replica finds the old row there until the replica has replayed the commit. Must
+//! hold: no first delete, no heartbeat and no watermark waits for a repeat; what does not fit is
+//! deleted once, and counted.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +43,12 @@ impl SecondDeletes {
     }
 
     /// Redis has deleted these. Returns what there is to say of those that do not fit.
-    pub(super) fn deleted(&mut self, now: Instant, work: &Work, again: Again) -> Option<Observation> {
+    pub(super) fn deleted(
+        &mut self,
+        now: Instant,
+        work: &Work,
+        again: Again,
+    ) -> Option<Observation> {
         let Work::Keys(keys) = work else { return None };
         let by_time = again == Again::Always && !self.by_time.is_empty();
         let by_replicas = again != Again::Never && self.by_replicas.are_there();
@@ -49,8 +56,12 @@ impl SecondDeletes {
             return None;
         }
         let packed = Packed::new(keys);
-        let fits = (!by_time || self.by_time.deleted(now, &packed)) & (!by_replicas || self.by_replicas.deleted(now, packed));
-        (!fits).then(|| Observation::RepeatsDropped { keys: keys.len(), again: self.said.is_repeat(now, "they do not fit") })
+        let fits = (!by_time || self.by_time.deleted(now, &packed))
+            & (!by_replicas || self.by_replicas.deleted(now, packed));
+        (!fits).then(|| Observation::RepeatsDropped {
+            keys: keys.len(),
+            again: self.said.is_repeat(now, "they do not fit"),
+        })
     }
 
     /// When the next are to be deleted.
@@ -59,8 +70,13 @@ impl SecondDeletes {
     }
 
     /// The next ones that may be.
-    pub(super) fn next(&mut self, now: Instant, keys_per_command: usize) -> Option<(Vec<String>, RepeatedFor)> {
-        let by_time = self.by_time.next(now, keys_per_command).map(|keys| (keys, RepeatedFor::Time));
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        keys_per_command: usize,
+    ) -> Option<(Vec<String>, RepeatedFor)> {
+        let by_time =
+            self.by_time.next(now, keys_per_command).map(|keys| (keys, RepeatedFor::Time));
         by_time.or_else(|| self.by_replicas.next(now, keys_per_command))
     }
 
@@ -80,7 +96,11 @@ impl SecondDeletes {
     }
 
     /// What a replica has replayed; none: it does not say.
-    pub(super) fn note_replica_at(&mut self, replica: usize, position: Option<u64>) -> Option<Observation> {
+    pub(super) fn note_replica_at(
+        &mut self,
+        replica: usize,
+        position: Option<u64>,
+    ) -> Option<Observation> {
         let lag_bytes = self.by_replicas.note_replica_at(replica, position)?;
         Some(Observation::ReplicaLag { replica, lag_bytes })
     }

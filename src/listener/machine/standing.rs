@@ -1,4 +1,5 @@
-//! How things stand, for the probes and the status page: copies of numbers that are there already, so that to ask costs nothing.
+//! How things stand, for the probes and the status page: copies of numbers that are there already,
+//! so that to ask costs nothing.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,11 @@ impl Machine {
         Standing {
             state: self.state.name(),
             redis_failure: self.link.failure().map(str::to_owned),
-            watermark: self.watermark.proven().checkpoint.and_then(|checkpoint| checkpoint.watermark),
+            watermark: self
+                .watermark
+                .proven()
+                .checkpoint
+                .and_then(|checkpoint| checkpoint.watermark),
             watermark_age: self.watermark.age(),
             waiting: Waiting {
                 keys: count(targets - patterns),
@@ -52,24 +57,37 @@ impl Machine {
     #[must_use]
     pub fn readiness(&self, now: Instant) -> Readiness {
         let why = match &self.state {
-            State::Waiting { .. } | State::Connecting { .. } => format!("no session with PostgreSQL: {}", self.lost_because),
+            State::Waiting { .. } | State::Connecting { .. } => {
+                format!("no session with PostgreSQL: {}", self.lost_because)
+            }
             State::Subscribing => "waiting for the first heartbeat to come back".into(),
             State::CatchingUp(CatchUp::AwaitingRedis) => {
-                format!("catching up waits for Redis: {}", self.link.failure().unwrap_or("no answer"))
+                format!(
+                    "catching up waits for Redis: {}",
+                    self.link.failure().unwrap_or("no answer")
+                )
             }
             State::CatchingUp(_) => {
                 let cause = self.gap.as_ref().map_or("none", |gap| gap.cause().label());
                 match (self.link.failure(), &self.sweep_failure) {
-                    (Some(failure), _) => format!("catching up after a gap ({cause}), and Redis: {failure}"),
-                    (None, Some(failure)) => format!("catching up after a gap ({cause}), and its sweep ended early: {failure}"),
+                    (Some(failure), _) => {
+                        format!("catching up after a gap ({cause}), and Redis: {failure}")
+                    }
+                    (None, Some(failure)) => format!(
+                        "catching up after a gap ({cause}), and its sweep ended early: {failure}"
+                    ),
                     (None, None) => format!("catching up after a gap ({cause})"),
                 }
             }
             State::Draining { .. } | State::Stopped => "shutting down".into(),
             State::Listening => match self.link.failure() {
                 Some(failure) => format!("Redis: {failure}"),
-                None if self.beats.are_fresh(now, self.settings.interval * 2) => return Readiness::Ready,
-                None => "no heartbeat came through PostgreSQL and Redis within two intervals".into(),
+                None if self.beats.are_fresh(now, self.settings.interval * 2) => {
+                    return Readiness::Ready;
+                }
+                None => {
+                    "no heartbeat came through PostgreSQL and Redis within two intervals".into()
+                }
             },
         };
         Readiness::NotReady(why)

@@ -23,7 +23,8 @@ pub enum State {
     CatchingUp(CatchUp),
     /// Every change is deleted as it comes. Left by a loss, a gap in the session, or a shutdown.
     Listening,
-    /// Nothing more is received. Set by a shutdown; left when everything is acknowledged, or at `until`.
+    /// Nothing more is received. Set by a shutdown; left when everything is acknowledged, or at
+    /// `until`.
     Draining {
         /// When to give up.
         until: Instant,
@@ -35,7 +36,8 @@ pub enum State {
 /// How far catching up is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CatchUp {
-    /// Redis does not answer: changes are not even collected, because the sweep to come finds them. Left at its next answer.
+    /// Redis does not answer: changes are not even collected, because the sweep to come finds them.
+    /// Left at its next answer.
     AwaitingRedis,
     /// A sweep failed, or Redis has undone too much too often. Left at `until`.
     AwaitingRetry {
@@ -44,13 +46,14 @@ pub enum CatchUp {
     },
     /// A sweep brings rows. Left when it has ended, or failed.
     Sweeping,
-    /// All rows have come; they wait for Redis. Left when everything up to the point is acknowledged.
+    /// All rows have come; they wait for Redis. Left when everything up to the point is
+    /// acknowledged.
     Settling(Point),
 }
 
 impl State {
-    /// The transitions that there are. Within a gap, catching up may begin again at any time: Redis may undo what it has done, or be
-    /// away for so long that what waits is dropped.
+    /// The transitions that there are. Within a gap, catching up may begin again at any time: Redis
+    /// may undo what it has done, or be away for so long that what waits is dropped.
     #[must_use]
     pub fn may_become(&self, next: &Self) -> bool {
         use State::{CatchingUp, Connecting, Draining, Listening, Stopped, Subscribing, Waiting};
@@ -58,7 +61,9 @@ impl State {
             Waiting { .. } => matches!(next, Connecting { .. } | Draining { .. }),
             Connecting { .. } => matches!(next, Subscribing | Waiting { .. } | Draining { .. }),
             Subscribing => matches!(next, CatchingUp(_) | Waiting { .. } | Draining { .. }),
-            CatchingUp(CatchUp::Settling(_)) => matches!(next, CatchingUp(_) | Listening | Waiting { .. } | Draining { .. }),
+            CatchingUp(CatchUp::Settling(_)) => {
+                matches!(next, CatchingUp(_) | Listening | Waiting { .. } | Draining { .. })
+            }
             CatchingUp(_) => matches!(next, CatchingUp(_) | Waiting { .. } | Draining { .. }),
             Listening => matches!(next, CatchingUp(_) | Waiting { .. } | Draining { .. }),
             Draining { .. } => matches!(next, Stopped),

@@ -20,7 +20,8 @@ enum Timer {
     CatchUpRetry,
     /// PostgreSQL does not take a heartbeat. Set by asking for one, cleared by its answer.
     BeatTimeout,
-    /// Nothing arrives: half-open. Set anew by everything that arrives, and while nothing is received because the batch is full.
+    /// Nothing arrives: half-open. Set anew by everything that arrives, and while nothing is
+    /// received because the batch is full.
     Silence,
     /// Ask for a heartbeat. Set by the last one's answer, earlier if somebody waits.
     Beat,
@@ -30,15 +31,19 @@ enum Timer {
     ReportProgress,
     /// The batch is full and Redis does nothing about it. Set by its last answer, cleared by room.
     Stall,
-    /// Read the watches. Set by a message that they have changed, not before the pause after the last reading.
+    /// Read the watches. Set by a message that they have changed, not before the pause after the
+    /// last reading.
     ReadWatches,
-    /// Read the change log. Set by the last reading, earlier by a ring or a heartbeat; not while the batch is full.
+    /// Read the change log. Set by the last reading, earlier by a ring or a heartbeat; not while
+    /// the batch is full.
     ReadLog,
     /// Ask the replicas. Set by the last question.
     AskReplicas,
-    /// Walk through Redis for patterns that wait. Set by the batch; the command is sent after every input.
+    /// Walk through Redis for patterns that wait. Set by the batch; the command is sent after every
+    /// input.
     Walk,
-    /// Delete once more. Set by the delete, if there is a place; the command is sent after every input.
+    /// Delete once more. Set by the delete, if there is a place; the command is sent after every
+    /// input.
     SecondDelete,
 }
 
@@ -89,8 +94,12 @@ impl Machine {
             (Timer::Reconnect, State::Waiting { until }) => Some(*until),
             (Timer::ConnectTimeout, State::Connecting { since }) => Some(*since + settings.timeout),
             (Timer::DrainTimeout, State::Draining { until }) => Some(*until),
-            (Timer::CatchUpRetry, State::CatchingUp(CatchUp::AwaitingRetry { until })) => Some(*until),
-            (Timer::ReportProgress, State::CatchingUp(_)) => self.gap.as_ref().map(super::gap::Gap::report_due),
+            (Timer::CatchUpRetry, State::CatchingUp(CatchUp::AwaitingRetry { until })) => {
+                Some(*until)
+            }
+            (Timer::ReportProgress, State::CatchingUp(_)) => {
+                self.gap.as_ref().map(super::gap::Gap::report_due)
+            }
             (Timer::BeatTimeout, _) if in_session => self.beats.unsent(settings.timeout),
             (Timer::Silence, _) if in_session => Some(self.beats.silent(settings.timeout)),
             (Timer::Beat, _) if in_session => self.beats.next(settings.interval),
@@ -98,9 +107,15 @@ impl Machine {
             (Timer::Stall, _) if in_session && is_full => Some(self.idle_since() + settings.stall),
             (Timer::ReadWatches, _) if in_session => self.watch_reading.due(),
             (Timer::ReadLog, _) if in_session && !is_full => self.change_log.due(),
-            (Timer::AskReplicas, _) if !self.state.is_leaving() => self.second_deletes.ask_due(settings.interval),
+            (Timer::AskReplicas, _) if !self.state.is_leaving() => {
+                self.second_deletes.ask_due(settings.interval)
+            }
             (Timer::Walk, _) if self.state != State::Stopped => self.batch.due(),
-            (Timer::SecondDelete, _) if !self.state.is_leaving() && self.batch.has_place_aside() => self.second_deletes.due(),
+            (Timer::SecondDelete, _)
+                if !self.state.is_leaving() && self.batch.has_place_aside() =>
+            {
+                self.second_deletes.due()
+            }
             _ => None,
         }
     }
@@ -111,10 +126,18 @@ impl Machine {
                 self.actions.push(Action::OpenSession);
                 self.enter(State::Connecting { since: now });
             }
-            Timer::ConnectTimeout => self.lost(now, Cause::Session, "PostgreSQL did not answer within heartbeat.timeout".into()),
+            Timer::ConnectTimeout => self.lost(
+                now,
+                Cause::Session,
+                "PostgreSQL did not answer within heartbeat.timeout".into(),
+            ),
             Timer::DrainTimeout => self.stop(false),
             Timer::CatchUpRetry => self.catch_up(),
-            Timer::BeatTimeout => self.lost(now, Cause::Heartbeat, "PostgreSQL did not take a heartbeat within heartbeat.timeout".into()),
+            Timer::BeatTimeout => self.lost(
+                now,
+                Cause::Heartbeat,
+                "PostgreSQL did not take a heartbeat within heartbeat.timeout".into(),
+            ),
             Timer::Silence => {
                 let reason = match self.state {
                     State::Subscribing => {

@@ -1,10 +1,12 @@
 //! When the watches are read, and what arrives meanwhile.
 //!
-//! Any role can send the message that asks for a reading, so messages are coalesced: one reading that begins after a message serves all
-//! that came before it, and readings take a share of the time. Receiving goes on. A change that was received after such a message and
-//! before its reading may be one of another revision than the known one. Must hold: it is understood by the rules that are known, if it
-//! can be, at once; it is held, and understood once more where its rule turns out to be another one; and no heartbeat that came after it
-//! is complete before that (P3). What is held is bounded in bytes; beyond, a watch that turns out to be changed is widened to all its
+//! Any role can send the message that asks for a reading, so messages are coalesced: one reading
+//! that begins after a message serves all that came before it, and readings take a share of the
+//! time. Receiving goes on. A change that was received after such a message and before its reading
+//! may be one of another revision than the known one. Must hold: it is understood by the rules that
+//! are known, if it can be, at once; it is held, and understood once more where its rule turns out
+//! to be another one; and no heartbeat that came after it is complete before that (P3). What is
+//! held is bounded in bytes; beyond, a watch that turns out to be changed is widened to all its
 //! keys.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -123,7 +125,8 @@ impl WatchReading {
             self.held_bytes -= held.change.payload.len();
             changes.push(held.change);
         }
-        let mut widened: BTreeSet<i32> = self.widened.extract_if(.., |_, needs| due(needs)).map(|(watch, _)| watch).collect();
+        let mut widened: BTreeSet<i32> =
+            self.widened.extract_if(.., |_, needs| due(needs)).map(|(watch, _)| watch).collect();
         widened.retain(|watch| changed.contains(watch));
         if self.all_widened.take_if(|needs| due(needs)).is_some() {
             widened.clone_from(changed);
@@ -139,7 +142,10 @@ impl WatchReading {
     pub(super) fn hold(&mut self, needs: u64, watch: i32, payload: &str, is_understood: bool) {
         if self.held_bytes + payload.len() <= HELD_BYTES {
             self.held_bytes += payload.len();
-            self.held.push_back(Held { needs, change: HeldChange { payload: payload.to_owned(), is_understood } });
+            self.held.push_back(Held {
+                needs,
+                change: HeldChange { payload: payload.to_owned(), is_understood },
+            });
         } else if self.widened.len() < MAX_WIDENED || self.widened.contains_key(&watch) {
             self.widened.insert(watch, needs);
         } else {
@@ -147,7 +153,8 @@ impl WatchReading {
         }
     }
 
-    /// Keeps a heartbeat until then. Of those that need the same reading the last one proves the most.
+    /// Keeps a heartbeat until then. Of those that need the same reading the last one proves the
+    /// most.
     pub(super) fn hold_beat(&mut self, needs: u64, n: u64) {
         self.beats.pop_back_if(|(_, last)| *last == needs);
         self.beats.push_back((n, needs));
@@ -178,7 +185,12 @@ mod tests {
         let mut reading = WatchReading::new(now);
         let needs = reading.want();
         for n in 0..100_000 {
-            reading.hold(needs, 1 + n % 5_000, &format!(r#"{{"watch":{},"rev":1,"new":{{"id":"{n}"}}}}"#, 1 + n % 5_000), true);
+            reading.hold(
+                needs,
+                1 + n % 5_000,
+                &format!(r#"{{"watch":{},"rev":1,"new":{{"id":"{n}"}}}}"#, 1 + n % 5_000),
+                true,
+            );
         }
         assert!(reading.held_bytes <= HELD_BYTES && reading.widened.len() <= MAX_WIDENED);
         reading.begin(now);

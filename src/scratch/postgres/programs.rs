@@ -1,6 +1,7 @@
 //! Where PostgreSQL's programs are, who may run them, and which processes they have started.
 //!
-//! Owns: what this machine says about those three; nothing is started and nothing is changed, except for an owner.
+//! Owns: what this machine says about those three; nothing is started and nothing is changed,
+//! except for an owner.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,8 +13,8 @@ use rustix::process::{Pid, geteuid};
 
 use crate::scratch::{Error, doing, on_path, variable};
 
-/// Where packages put the programs: Debian; the PostgreSQL project's RPMs; Homebrew on Apple and Intel chips;
-/// Postgres.app. A `*` stands for the version.
+/// Where packages put the programs: Debian; the PostgreSQL project's RPMs; Homebrew on Apple and
+/// Intel chips; Postgres.app. A `*` stands for the version.
 const PLACES: [&str; 5] = [
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -37,9 +38,13 @@ impl Programs {
         }
         let mut installed: Vec<PathBuf> = PLACES.into_iter().flat_map(expand).collect();
         installed.sort_by_key(|directory| version_in(directory));
-        let path = || on_path("initdb").and_then(|file| Some(file.canonicalize().ok()?.parent()?.to_owned()));
+        let path = || {
+            on_path("initdb").and_then(|file| Some(file.canonicalize().ok()?.parent()?.to_owned()))
+        };
         let newest = installed.iter().rev().find_map(|directory| Self::in_directory(directory));
-        newest.or_else(|| Self::in_directory(&path()?)).ok_or_else(|| Error::NoPostgres { looked: format!("{}, PATH", PLACES.join(", ")) })
+        newest
+            .or_else(|| Self::in_directory(&path()?))
+            .ok_or_else(|| Error::NoPostgres { looked: format!("{}, PATH", PLACES.join(", ")) })
     }
 
     fn in_directory(directory: &Path) -> Option<Self> {
@@ -62,12 +67,16 @@ fn expand(pattern: &str) -> Vec<PathBuf> {
     let (parent, prefix) = before.rsplit_once('/').expect("every place is absolute");
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
-    named.map(|entry| entry.path().join(after.trim_start_matches('/'))).filter(|path| path.is_dir()).collect()
+    named
+        .map(|entry| entry.path().join(after.trim_start_matches('/')))
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 /// The version in a path of [`PLACES`], so that 9.6 sorts before 15; "latest" counts as none.
 fn version_in(directory: &Path) -> Vec<u32> {
-    let component = directory.parent().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
+    let component =
+        directory.parent().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
     let digits = component.rsplit(['@', '-']).next().unwrap_or_default();
     digits.split('.').filter_map(|part| part.parse().ok()).collect()
 }
@@ -88,7 +97,10 @@ impl User {
             return Ok(Self::Ourselves);
         }
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        ["postgres", "nobody"].into_iter().find_map(|name| numbers_of(&passwd, name)).ok_or(Error::NoUser)
+        ["postgres", "nobody"]
+            .into_iter()
+            .find_map(|name| numbers_of(&passwd, name))
+            .ok_or(Error::NoUser)
     }
 
     /// The user's number, for the name of what is cached per user.
@@ -103,7 +115,8 @@ impl User {
     pub(super) fn give(self, path: &Path) -> Result<(), Error> {
         match self {
             Self::Ourselves => Ok(()),
-            Self::Other { uid, gid } => chown(path, Some(uid), Some(gid)).map_err(doing(format!("give away {}", path.display()))),
+            Self::Other { uid, gid } => chown(path, Some(uid), Some(gid))
+                .map_err(doing(format!("give away {}", path.display()))),
         }
     }
 }
@@ -124,12 +137,17 @@ pub(super) fn children(parent: u32) -> Vec<Pid> {
     if !Path::new("/proc/self/stat").exists() {
         // macOS.
         let output = Command::new("pgrep").args(["-P", &parent.to_string()]).output();
-        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let text = output
+            .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+            .unwrap_or_default();
         return text.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)).collect();
     }
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.filter(|&pid| stat(pid).is_some_and(|(_, ppid)| ppid == parent)).filter_map(Pid::from_raw).collect()
+    numbers
+        .filter(|&pid| stat(pid).is_some_and(|(_, ppid)| ppid == parent))
+        .filter_map(Pid::from_raw)
+        .collect()
 }
 
 /// Whether a process is there and not a zombie.
@@ -141,7 +159,8 @@ pub(super) fn runs(pid: Pid) -> bool {
     }
 }
 
-/// State and parent of a process, from /proc/PID/stat; the name before them may hold anything, also parentheses.
+/// State and parent of a process, from /proc/PID/stat; the name before them may hold anything, also
+/// parentheses.
 fn stat(pid: i32) -> Option<(char, u32)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
@@ -150,7 +169,10 @@ fn stat(pid: i32) -> Option<(char, u32)> {
 
 /// Copies a directory with everything in it, private, and makes `user` own it.
 pub(super) fn copy(from: &Path, to: &Path, user: User) -> Result<(), Error> {
-    let failed = |source| Error::Io { doing: format!("copy {} to {}", from.display(), to.display()), source };
+    let failed = |source| Error::Io {
+        doing: format!("copy {} to {}", from.display(), to.display()),
+        source,
+    };
     fs::create_dir(to).map_err(failed)?;
     fs::set_permissions(to, fs::metadata(from).map_err(failed)?.permissions()).map_err(failed)?;
     user.give(to)?;

@@ -1,9 +1,9 @@
 //! A new data directory: by initdb, or as a copy of one that an earlier start has kept.
 //!
-//! Owns: the cache of prepared data directories, one for each server version and user.
-//! Must hold: a cached directory is whole. It is published by a rename, so that any number of processes may start at
-//! once; the first wins, and the others' work is thrown away.
-//! Refuses: to cache anything unless told where.
+//! Owns: the cache of prepared data directories, one for each server version and user. Must hold: a
+//! cached directory is whole. It is published by a rename, so that any number of processes may
+//! start at once; the first wins, and the others' work is thrown away. Refuses: to cache anything
+//! unless told where.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,12 @@ use crate::scratch::guard::{Guard, Process};
 use crate::scratch::{Error, PATIENCE, doing, log_tail};
 
 /// Puts a fresh cluster into the guard's directory, under `data`.
-pub(super) fn install(programs: &Programs, user: User, guard: &Guard, cache: Option<&Path>) -> Result<(), Error> {
+pub(super) fn install(
+    programs: &Programs,
+    user: User,
+    guard: &Guard,
+    cache: Option<&Path>,
+) -> Result<(), Error> {
     let data = guard.directory().join("data");
     let Some(cache) = cache else { return initdb(programs, user, guard) };
     let kept = cached(cache, programs, user)?;
@@ -27,7 +32,9 @@ pub(super) fn install(programs: &Programs, user: User, guard: &Guard, cache: Opt
 /// `CACHE/postgres-15.18-Debian-15.18-0-deb12u1-uid105`
 fn cached(cache: &Path, programs: &Programs, user: User) -> Result<PathBuf, Error> {
     let version = programs.version()?;
-    let words = version.split(|c: char| !c.is_ascii_alphanumeric() && c != '.').filter(|word| !word.is_empty());
+    let words = version
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '.')
+        .filter(|word| !word.is_empty());
     let name = words.collect::<Vec<_>>().join("-");
     Ok(cache.join(format!("{name}-uid{}", user.uid())))
 }
@@ -38,7 +45,14 @@ fn initdb(programs: &Programs, user: User, guard: &Guard) -> Result<(), Error> {
     let mut command = guard.command("TERM", programs.directory.join("initdb"))?;
     // The locale C is the only one that is everywhere; it orders by byte, which suits tests, too.
     command
-        .args(["--pgdata=data", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
+        .args([
+            "--pgdata=data",
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        ])
         .stderr(file.try_clone().map_err(doing("share initdb's log"))?)
         .stdout(file);
     user.run(&mut command);

@@ -1,19 +1,21 @@
 //! A plain client for looking into a throw-away Redis: what is cached, and since when it is gone.
 //!
-//! Owns: one connection over the Unix socket. It blocks, and costs some 10 microseconds a question, so that a tight
-//! loop can measure when a key disappears; pipelines fill hundreds of thousands of keys in a second, also in a debug build.
-//! Refuses: reconnecting, timeouts, everything that the real sink is for. Never used outside scratch servers.
+//! Owns: one connection over the Unix socket. It blocks, and costs some 10 microseconds a question,
+//! so that a tight loop can measure when a key disappears; pipelines fill hundreds of thousands of
+//! keys in a second, also in a debug build. Refuses: reconnecting, timeouts, everything that the
+//! real sink is for. Never used outside scratch servers.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a reply may take: longer than any server that is well, short enough for a test to fail in time.
+/// How long a reply may take: longer than any server that is well, short enough for a test to fail
+/// in time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Commands that are written before their replies are read. More would not be faster, and both sides' socket buffers
-/// must hold them.
+/// Commands that are written before their replies are read. More would not be faster, and both
+/// sides' socket buffers must hold them.
 const PIPELINE: usize = 500;
 
 /// What Redis answers.
@@ -104,7 +106,11 @@ impl Client {
     ///
     /// # Errors
     /// Also when Redis does not answer OK.
-    pub fn put_all(&mut self, keys: impl IntoIterator<Item = String>, value: &str) -> io::Result<()> {
+    pub fn put_all(
+        &mut self,
+        keys: impl IntoIterator<Item = String>,
+        value: &str,
+    ) -> io::Result<()> {
         let mut keys = keys.into_iter();
         loop {
             let some: Vec<String> = keys.by_ref().take(PIPELINE).collect();
@@ -132,7 +138,10 @@ impl Client {
         }
     }
 
-    fn pipeline<'a, const N: usize>(&mut self, commands: impl Iterator<Item = [&'a str; N]>) -> io::Result<Vec<Reply>> {
+    fn pipeline<'a, const N: usize>(
+        &mut self,
+        commands: impl Iterator<Item = [&'a str; N]>,
+    ) -> io::Result<Vec<Reply>> {
         let (mut bytes, mut asked) = (Vec::new(), 0);
         for command in commands {
             bytes.extend(encoded(&command));

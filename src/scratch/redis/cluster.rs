@@ -1,7 +1,8 @@
 //! A private cluster of Redis: primaries with replicas, on ports of 127.0.0.1.
 //!
-//! Must hold: every slot is served once this returns, and every replica is in step. A primary that is gone does not take the others'
-//! slots with it. Refuses: slots of its own choosing; whoever wants others moves them.
+//! Must hold: every slot is served once this returns, and every replica is in step. A primary that
+//! is gone does not take the others' slots with it. Refuses: slots of its own choosing; whoever
+//! wants others moves them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,11 +23,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster that answers once this returns. `node_timeout_ms`: after that a primary counts as gone.
+    /// Starts a cluster that answers once this returns. `node_timeout_ms`: after that a primary
+    /// counts as gone.
     ///
     /// # Errors
     /// When no server program is found, or they do not find to each other.
-    pub fn start(primaries: usize, replicas_each: usize, node_timeout_ms: u32, options: &Options) -> Result<Self, Error> {
+    pub fn start(
+        primaries: usize,
+        replicas_each: usize,
+        node_timeout_ms: u32,
+        options: &Options,
+    ) -> Result<Self, Error> {
         let mut options = Options { tcp: true, ..options.clone() };
         let timeout = node_timeout_ms.to_string();
         let own = [
@@ -40,7 +47,11 @@ impl Cluster {
         let count = primaries * (1 + replicas_each);
         let nodes = (0..count).map(|_| Redis::start(&options)).collect::<Result<Vec<_>, _>>()?;
         let cluster = Self { nodes, primaries };
-        let failed = |error: io::Error| Error::Start { what: "a cluster of Redis", how: error.to_string(), log: String::new() };
+        let failed = |error: io::Error| Error::Start {
+            what: "a cluster of Redis",
+            how: error.to_string(),
+            log: String::new(),
+        };
         cluster.join().map_err(failed)?;
         Ok(cluster)
     }
@@ -52,7 +63,10 @@ impl Cluster {
             self.ask(node, &["cluster", "set-config-epoch", &(node + 1).to_string()])?;
         }
         for node in 0..self.nodes.len() {
-            self.ask(node, &["cluster", "meet", "127.0.0.1", &port((node + 1) % self.nodes.len())])?;
+            self.ask(
+                node,
+                &["cluster", "meet", "127.0.0.1", &port((node + 1) % self.nodes.len())],
+            )?;
             self.ask(node, &["cluster", "meet", "127.0.0.1", &port(0)])?;
         }
         let share = SLOTS / self.primaries as u16;
@@ -60,7 +74,10 @@ impl Cluster {
             let first = share * node as u16;
             let end = if node + 1 == self.primaries { SLOTS } else { first + share };
             let slots: Vec<String> = (first..end).map(|slot| slot.to_string()).collect();
-            let words: Vec<&str> = ["cluster", "addslots"].into_iter().chain(slots.iter().map(String::as_str)).collect();
+            let words: Vec<&str> = ["cluster", "addslots"]
+                .into_iter()
+                .chain(slots.iter().map(String::as_str))
+                .collect();
             self.ask(node, &words)?;
         }
         let all = self.nodes.len();
@@ -69,26 +86,41 @@ impl Cluster {
                 .map(|node| self.nodes_of(node))
                 .collect::<io::Result<Vec<_>>>()?
                 .iter()
-                .all(|nodes| nodes.lines().filter(|line| line.contains("connected") && !line.contains("handshake")).count() == all))
+                .all(|nodes| {
+                    nodes
+                        .lines()
+                        .filter(|line| line.contains("connected") && !line.contains("handshake"))
+                        .count()
+                        == all
+                }))
         })?;
         for node in self.primaries..all {
             let id = self.id(node % self.primaries)?;
-            until("the replica knows its primary", || Ok(self.ask(node, &["cluster", "replicate", &id]).is_ok()))?;
+            until("the replica knows its primary", || {
+                Ok(self.ask(node, &["cluster", "replicate", &id]).is_ok())
+            })?;
         }
         for node in self.primaries..all {
-            until("the replica is in step", || Ok(self.text(node, &["info", "replication"])?.contains("master_link_status:up")))?;
+            until("the replica is in step", || {
+                Ok(self.text(node, &["info", "replication"])?.contains("master_link_status:up"))
+            })?;
         }
         until("all slots are served", || {
-            let states = (0..all).map(|node| self.text(node, &["cluster", "info"])).collect::<io::Result<Vec<_>>>()?;
+            let states = (0..all)
+                .map(|node| self.text(node, &["cluster", "info"]))
+                .collect::<io::Result<Vec<_>>>()?;
             let slots = (0..all).map(|node| self.ranges(node)).collect::<io::Result<Vec<_>>>()?;
-            Ok(states.iter().all(|state| state.contains("cluster_state:ok")) && slots.iter().all(|ranges| *ranges == self.primaries))
+            Ok(states.iter().all(|state| state.contains("cluster_state:ok"))
+                && slots.iter().all(|ranges| *ranges == self.primaries))
         })
     }
 
     /// `redis-cluster://127.0.0.1:PORT?node=127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
-        let others: Vec<String> = (1..self.nodes.len()).map(|node| format!("node=127.0.0.1:{}", self.port(node))).collect();
+        let others: Vec<String> = (1..self.nodes.len())
+            .map(|node| format!("node=127.0.0.1:{}", self.port(node)))
+            .collect();
         format!("redis-cluster://127.0.0.1:{}?{}", self.port(0), others.join("&"))
     }
 
@@ -104,7 +136,10 @@ impl Cluster {
     /// When it does not run, or refuses.
     pub fn ask(&self, node: usize, command: &[&str]) -> io::Result<Reply> {
         match self.nodes[node].client()?.ask(command)? {
-            Reply::Error(words) => Err(io::Error::other(format!("{}: {words}", command[..command.len().min(3)].join(" ")))),
+            Reply::Error(words) => Err(io::Error::other(format!(
+                "{}: {words}",
+                command[..command.len().min(3)].join(" ")
+            ))),
             reply => Ok(reply),
         }
     }
@@ -161,10 +196,12 @@ impl Cluster {
             let Ok(Reply::List(ranges)) = self.ask(node, &["cluster", "slots"]) else { continue };
             for range in ranges {
                 if let Reply::List(parts) = range
-                    && let [Reply::Integer(first), Reply::Integer(last), Reply::List(primary), ..] = &parts[..]
+                    && let [Reply::Integer(first), Reply::Integer(last), Reply::List(primary), ..] =
+                        &parts[..]
                     && (*first..=*last).contains(&i64::from(slot))
                     && let Some(Reply::Integer(port)) = primary.get(1)
-                    && let Some(owner) = (0..self.nodes.len()).find(|&node| i64::from(self.port(node)) == *port)
+                    && let Some(owner) =
+                        (0..self.nodes.len()).find(|&node| i64::from(self.port(node)) == *port)
                 {
                     votes[owner] += 1;
                 }
@@ -175,7 +212,8 @@ impl Cluster {
     }
 
     fn running(&self) -> impl Iterator<Item = usize> {
-        (0..self.nodes.len()).filter(|&node| self.nodes[node].pid().is_some() && !self.nodes[node].is_paused())
+        (0..self.nodes.len())
+            .filter(|&node| self.nodes[node].pid().is_some() && !self.nodes[node].is_paused())
     }
 
     /// Which nodes call themselves primaries and have slots.
@@ -186,7 +224,10 @@ impl Cluster {
         let mut primaries = Vec::new();
         for node in 0..self.nodes.len() {
             let nodes = self.nodes_of(node)?;
-            let own = nodes.lines().find(|line| line.contains("myself,master")).map(|line| line.split(' ').count());
+            let own = nodes
+                .lines()
+                .find(|line| line.contains("myself,master"))
+                .map(|line| line.split(' ').count());
             if own.is_some_and(|words| words > 8) {
                 primaries.push(node);
             }
@@ -202,7 +243,10 @@ impl Cluster {
         for node in 0..self.nodes.len() {
             let info = self.text(node, &["cluster", "info"])?;
             let wanted = ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_slots_pfail:0"];
-            let is_linked = self.text(node, &["info", "replication"])?.lines().all(|line| line.trim() != "master_link_status:down");
+            let is_linked = self
+                .text(node, &["info", "replication"])?
+                .lines()
+                .all(|line| line.trim() != "master_link_status:down");
             if !is_linked || !wanted.iter().all(|line| info.contains(line)) {
                 return Ok(false);
             }
@@ -233,15 +277,23 @@ impl Cluster {
             };
             shares.entry(owner).or_default().push(key);
         }
-        shares.into_iter().try_for_each(|(node, keys)| self.nodes[node].client()?.put_all(keys, value))
+        shares
+            .into_iter()
+            .try_for_each(|(node, keys)| self.nodes[node].client()?.put_all(keys, value))
     }
 
-    /// Gives a slot to another primary, with its keys, as `redis-cli --cluster reshard` does; `between` is called when the slot is on its
-    /// way and its keys are not yet.
+    /// Gives a slot to another primary, with its keys, as `redis-cli --cluster reshard` does;
+    /// `between` is called when the slot is on its way and its keys are not yet.
     ///
     /// # Errors
     /// When a primary does not run, or refuses.
-    pub fn move_slot(&self, slot: u16, from: usize, to: usize, between: impl FnOnce()) -> io::Result<()> {
+    pub fn move_slot(
+        &self,
+        slot: u16,
+        from: usize,
+        to: usize,
+        between: impl FnOnce(),
+    ) -> io::Result<()> {
         let (slot, ids) = (slot.to_string(), [self.id(from)?, self.id(to)?]);
         self.ask(to, &["cluster", "setslot", &slot, "importing", &ids[0]])?;
         self.ask(from, &["cluster", "setslot", &slot, "migrating", &ids[1]])?;
@@ -251,7 +303,8 @@ impl Cluster {
         {
             for key in keys {
                 let Reply::Value(Some(key)) = key else { continue };
-                let (key, port) = (String::from_utf8_lossy(&key).into_owned(), self.port(to).to_string());
+                let (key, port) =
+                    (String::from_utf8_lossy(&key).into_owned(), self.port(to).to_string());
                 self.ask(from, &["migrate", "127.0.0.1", &port, &key, "0", "5000", "replace"])?;
             }
         }

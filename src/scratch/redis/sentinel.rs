@@ -1,6 +1,7 @@
 //! A private primary with a replica, and three sentinels that watch over them.
 //!
-//! Must hold: the sentinels agree on the primary, and know the replica and each other, once this returns.
+//! Must hold: the sentinels agree on the primary, and know the replica and each other, once this
+//! returns.
 
 use std::io;
 
@@ -30,13 +31,19 @@ impl Guarded {
         let primary = Redis::start(&options)?;
         let port = primary.port().unwrap_or_default();
         let replica = Redis::start(&options)?;
-        let failed = |error: io::Error| Error::Start { what: "Sentinel", how: error.to_string(), log: String::new() };
+        let failed = |error: io::Error| Error::Start {
+            what: "Sentinel",
+            how: error.to_string(),
+            log: String::new(),
+        };
         // Linked before the sentinels look, which ask a primary for its replicas only now and then.
         let link = || -> io::Result<()> {
             replica.client()?.ask(&["replicaof", "127.0.0.1", &port.to_string()])?;
             until("the replica is in step", || {
                 let reply = replica.client()?.ask(&["info", "replication"])?;
-                Ok(matches!(reply, Reply::Value(Some(text)) if String::from_utf8_lossy(&text).contains("master_link_status:up")))
+                Ok(
+                    matches!(reply, Reply::Value(Some(text)) if String::from_utf8_lossy(&text).contains("master_link_status:up")),
+                )
             })
         };
         link().map_err(failed)?;
@@ -55,12 +62,24 @@ impl Guarded {
     fn settle(&self) -> io::Result<()> {
         until("the sentinels know each other", || {
             for sentinel in &self.sentinels {
-                let Reply::List(words) = sentinel.client()?.ask(&["sentinel", "master", SERVICE])? else { return Ok(false) };
-                let field = |name: &str| {
-                    let place = words.iter().position(|word| matches!(word, Reply::Value(Some(text)) if text == name.as_bytes()))?;
-                    if let Some(Reply::Value(Some(text))) = words.get(place + 1) { Some(text.clone()) } else { None }
+                let Reply::List(words) =
+                    sentinel.client()?.ask(&["sentinel", "master", SERVICE])?
+                else {
+                    return Ok(false);
                 };
-                if (field("num-slaves"), field("num-other-sentinels")) != (Some(b"1".to_vec()), Some(b"2".to_vec())) {
+                let field = |name: &str| {
+                    let place = words.iter().position(
+                        |word| matches!(word, Reply::Value(Some(text)) if text == name.as_bytes()),
+                    )?;
+                    if let Some(Reply::Value(Some(text))) = words.get(place + 1) {
+                        Some(text.clone())
+                    } else {
+                        None
+                    }
+                };
+                if (field("num-slaves"), field("num-other-sentinels"))
+                    != (Some(b"1".to_vec()), Some(b"2".to_vec()))
+                {
                     return Ok(false);
                 }
             }
@@ -78,7 +97,11 @@ impl Guarded {
     #[must_use]
     pub fn url_of(&self, ports: &[u16]) -> String {
         let nodes: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        format!("redis-sentinel://{}?node={}&sentinelServiceName={SERVICE}", nodes[0], nodes[1..].join("&node="))
+        format!(
+            "redis-sentinel://{}?node={}&sentinelServiceName={SERVICE}",
+            nodes[0],
+            nodes[1..].join("&node=")
+        )
     }
 
     /// Which server most of the sentinels that answer call the primary.
@@ -87,15 +110,25 @@ impl Guarded {
     /// When none answers.
     pub fn primary(&self) -> io::Result<usize> {
         let mut votes = vec![0; self.servers.len()];
-        for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.pid().is_some() && !sentinel.is_paused()) {
-            let Reply::List(address) = sentinel.client()?.ask(&["sentinel", "get-master-addr-by-name", SERVICE])? else { continue };
+        for sentinel in self
+            .sentinels
+            .iter()
+            .filter(|sentinel| sentinel.pid().is_some() && !sentinel.is_paused())
+        {
+            let Reply::List(address) =
+                sentinel.client()?.ask(&["sentinel", "get-master-addr-by-name", SERVICE])?
+            else {
+                continue;
+            };
             let Some(Reply::Value(Some(port))) = address.get(1) else { continue };
             let port = String::from_utf8_lossy(port).parse().ok();
             if let Some(server) = self.servers.iter().position(|server| server.port() == port) {
                 votes[server] += 1;
             }
         }
-        let most = (0..votes.len()).max_by_key(|&server| votes[server]).filter(|&server| votes[server] > 0);
+        let most = (0..votes.len())
+            .max_by_key(|&server| votes[server])
+            .filter(|&server| votes[server] > 0);
         most.ok_or_else(|| io::Error::other("no sentinel names a primary"))
     }
 
@@ -109,7 +142,11 @@ impl Guarded {
             let reply = server.client()?.ask(&["info", "replication"])?;
             let Reply::Value(Some(text)) = reply else { return Ok(false) };
             let text = String::from_utf8_lossy(&text);
-            if !text.contains(if place == primary { "role:master" } else { "master_link_status:up" }) {
+            if !text.contains(if place == primary {
+                "role:master"
+            } else {
+                "master_link_status:up"
+            }) {
                 return Ok(false);
             }
         }

@@ -1,4 +1,5 @@
-//! What the application does: transactions, writes with every kind of stamp, and fills of the cache.
+//! What the application does: transactions, writes with every kind of stamp, and fills of the
+//! cache.
 
 use unstale::watermark::MARGIN;
 
@@ -50,7 +51,10 @@ impl World {
     pub(super) fn truth(&self, key: &str) -> String {
         let (kind, number) = key.split_once(':').expect("a key of ours");
         let number: u64 = number.parse().expect("a key of ours");
-        let rows = self.rows.iter().filter(|(id, row)| if kind == "e" { row.email == number } else { **id == number });
+        let rows = self
+            .rows
+            .iter()
+            .filter(|(id, row)| if kind == "e" { row.email == number } else { **id == number });
         rows.map(|(id, row)| format!("{id}@{}", row.version)).collect::<Vec<_>>().join(",")
     }
 
@@ -94,7 +98,11 @@ impl World {
             self.truncate(at);
         } else {
             let id = self.below(IDS);
-            let locked = self.open.iter().enumerate().any(|(i, other)| i != at && other.writes.contains_key(&id));
+            let locked = self
+                .open
+                .iter()
+                .enumerate()
+                .any(|(i, other)| i != at && other.writes.contains_key(&id));
             if !locked {
                 self.write_row(at, id);
             }
@@ -121,7 +129,9 @@ impl World {
         let email = self.below(EMAILS);
         let new = match &old {
             Some(_) if self.one_in(5) => None,
-            Some(old) if !self.one_in(3) => Some(Row { email: old.email, stamp, version: self.version }),
+            Some(old) if !self.one_in(3) => {
+                Some(Row { email: old.email, stamp, version: self.version })
+            }
             _ => Some(Row { email, stamp, version: self.version }),
         };
         let same_keys = matches!((&old, &new), (Some(old), Some(new)) if old.email == new.email);
@@ -154,7 +164,11 @@ impl World {
 
     /// The triggers.
     fn tell(&mut self, at: usize, change: String, sweepable: bool) {
-        let others_announce = self.open.iter().enumerate().any(|(other, transaction)| other != at && transaction.announces);
+        let others_announce = self
+            .open
+            .iter()
+            .enumerate()
+            .any(|(other, transaction)| other != at && transaction.announces);
         let announced = !others_announce && !self.delivers_by_log;
         let transaction = &mut self.open[at];
         transaction.announces |= !others_announce;
@@ -173,7 +187,8 @@ impl World {
         }
     }
 
-    /// The other delivery, or other templates. It takes the table's lock, so that no transaction has written under the old one and goes on.
+    /// The other delivery, or other templates. It takes the table's lock, so that no transaction
+    /// has written under the old one and goes on.
     fn switch(&mut self) {
         if self.up && self.open.iter().all(|transaction| transaction.writes.is_empty()) {
             if self.one_in(2) {
@@ -181,10 +196,13 @@ impl World {
             } else {
                 self.rev += 1;
                 // Nobody reads them any more, or has yet.
-                let caches = self.replicas.iter_mut().map(|(_, cache, _)| cache).chain([&mut self.cache]);
+                let caches =
+                    self.replicas.iter_mut().map(|(_, cache, _)| cache).chain([&mut self.cache]);
                 caches.for_each(|cache| cache.retain(|key, _| !key.starts_with("n:")));
             }
-            self.say(|| format!("delivery by log: {}, revision {}", self.delivers_by_log, self.rev));
+            self.say(|| {
+                format!("delivery by log: {}, revision {}", self.delivers_by_log, self.rev)
+            });
             self.notify(1, r#"{"watches":true}"#.into());
         }
     }
@@ -208,7 +226,12 @@ impl World {
                 None => self.rows.remove(&id),
             };
         }
-        self.log.extend(transaction.log.into_iter().map(|(announced, change)| (transaction.xid, announced, change)));
+        self.log.extend(
+            transaction
+                .log
+                .into_iter()
+                .map(|(announced, change)| (transaction.xid, announced, change)),
+        );
         for payload in transaction.notifies {
             self.notify(1, payload);
         }
@@ -217,8 +240,12 @@ impl World {
     /// In the order of commit, to whoever listens now.
     pub(super) fn notify(&mut self, backend: u32, payload: String) {
         if self.listening && !self.black_holed {
-            self.last_delivery = self.last_delivery.max(self.now + Duration::from_micros(self.random % 3_000));
-            self.at(self.last_delivery, Event::Notification { session: self.session, backend, payload });
+            self.last_delivery =
+                self.last_delivery.max(self.now + Duration::from_micros(self.random % 3_000));
+            self.at(
+                self.last_delivery,
+                Event::Notification { session: self.session, backend, payload },
+            );
         }
     }
 }

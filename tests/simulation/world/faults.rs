@@ -60,7 +60,8 @@ impl World {
         }
     }
 
-    /// A replica becomes Redis. It is behind by less than the window, and was never told of the last deletes.
+    /// A replica becomes Redis. It is behind by less than the window, and was never told of the
+    /// last deletes.
     pub(super) fn fail_over(&mut self) {
         let behind = self.below(self.replicas.len() as u64 + 1) as usize;
         if let Some((at, cache, mark)) = self.replicas.get(behind) {
@@ -80,8 +81,8 @@ impl World {
         self.standbys.retain(|standby| standby.at + WINDOW > at);
     }
 
-    /// The standby becomes PostgreSQL. It may lack the last commits: those of which the listener has heard, because nobody could know of
-    /// the others. Their xids are given out again.
+    /// The standby becomes PostgreSQL. It may lack the last commits: those of which the listener
+    /// has heard, because nobody could know of the others. Their xids are given out again.
     pub(super) fn postgres_fails_over(&mut self) {
         let all_is_heard = *self.machine.state() == State::Listening
             && self.listening
@@ -92,7 +93,10 @@ impl World {
                 .iter()
                 .any(|Reverse(due)| matches!(&due.event, Event::Notification { session, .. } if *session == self.session));
         let behind = self.below(self.standbys.len() as u64 + 1) as usize;
-        if all_is_heard && let Some(standby) = self.standbys.get(behind).filter(|standby| standby.rev == self.rev).cloned() {
+        if all_is_heard
+            && let Some(standby) =
+                self.standbys.get(behind).filter(|standby| standby.rev == self.rev).cloned()
+        {
             self.say(|| format!("postgres fails over, back to {:.3}", standby.at.as_secs_f64()));
             (self.next_xid, self.rows, self.log) = (standby.next_xid, standby.rows, standby.log);
             (self.stored, self.saved_at) = (standby.stored, standby.saved_at);
@@ -120,10 +124,14 @@ impl World {
     }
 
     pub(super) fn session_is_open(&self) -> bool {
-        matches!(self.machine.state(), State::Connecting { .. } | State::Subscribing | State::CatchingUp(_) | State::Listening)
+        matches!(
+            self.machine.state(),
+            State::Connecting { .. } | State::Subscribing | State::CatchingUp(_) | State::Listening
+        )
     }
 
-    /// kill -9, or after a shutdown: what was in flight may or may not reach Redis, and nobody waits for it.
+    /// kill -9, or after a shutdown: what was in flight may or may not reach Redis, and nobody
+    /// waits for it.
     pub(super) fn restart(&mut self) {
         self.say(|| "the listener is restarted".into());
         self.end_session();

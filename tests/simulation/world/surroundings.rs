@@ -11,7 +11,9 @@ use unstale::listener::machine::{Action, Input, State};
 use unstale::mark::{Answer, Found, RedisMark};
 use unstale::messages::{self, Opening, Request, Swept};
 use unstale::watched::Watched;
-use unstale::watermark::{Beat, Checkpoint, LogPlace, LogRead, PgTime, Progress, Server, Snapshot, Stored};
+use unstale::watermark::{
+    Beat, Checkpoint, LogPlace, LogRead, PgTime, Progress, Server, Snapshot, Stored,
+};
 
 use super::{Event, Flaw, World};
 
@@ -45,7 +47,13 @@ impl World {
                 if self.up {
                     self.later(50, Event::ListenActive { session });
                 } else {
-                    self.later(50, Event::Session { session, says: messages::Event::Lost("connection refused".into()) });
+                    self.later(
+                        50,
+                        Event::Session {
+                            session,
+                            says: messages::Event::Lost("connection refused".into()),
+                        },
+                    );
                 }
             }
             Action::CloseSession => {
@@ -58,7 +66,9 @@ impl World {
                 self.start_sweep(checkpoint, done.get(&1).copied());
             }
             Action::StopSweep => self.sweep += 1,
-            Action::Send(command) => self.later(2, Event::RedisAttempt { listener: self.listener, command }),
+            Action::Send(command) => {
+                self.later(2, Event::RedisAttempt { listener: self.listener, command })
+            }
             Action::Observe(observation) => self.say(|| format!("    {observation:?}")),
         }
     }
@@ -76,8 +86,18 @@ impl World {
             Request::Beat { n, progress } => self.beat(n, progress),
             Request::Keep(progress) | Request::Save(progress) if self.up => self.save(progress),
             Request::ReadWatches => {
-                let before = if self.flaw == Flaw::WatchesReadBefore { self.rev.max(2) - 1 } else { self.rev };
-                self.later(5, Event::Session { session, says: messages::Event::Watches(vec![watched(before)]) });
+                let before = if self.flaw == Flaw::WatchesReadBefore {
+                    self.rev.max(2) - 1
+                } else {
+                    self.rev
+                };
+                self.later(
+                    5,
+                    Event::Session {
+                        session,
+                        says: messages::Event::Watches(vec![watched(before)]),
+                    },
+                );
             }
             Request::ReadLog => self.later(3, Event::LogPage { session }),
             Request::Keep(_) | Request::Save(_) | Request::OpenGap(..) | Request::CloseGap(_) => {}
@@ -90,11 +110,21 @@ impl World {
         }
         let Progress { proven, redis } = progress;
         let timeline = self.server().timeline;
-        self.stored = proven.checkpoint.is_some().then_some(Stored { proven, redis, timeline, forgotten: false, saved_at: None });
+        self.stored = proven.checkpoint.is_some().then_some(Stored {
+            proven,
+            redis,
+            timeline,
+            forgotten: false,
+            saved_at: None,
+        });
     }
 
     pub(super) fn server(&self) -> Server {
-        let (timeline, starts) = if self.flaw == Flaw::TimelineUnchanged { (1, 0) } else { (self.timeline, self.starts) };
+        let (timeline, starts) = if self.flaw == Flaw::TimelineUnchanged {
+            (1, 0)
+        } else {
+            (self.timeline, self.starts)
+        };
         Server { timeline: format!("7/{timeline}"), started: PgTime(starts) }
     }
 
@@ -106,7 +136,13 @@ impl World {
         let beat = Beat { n, at: PgTime(self.clock()), snapshot: self.snapshot() };
         self.take_xid();
         self.notify(self.session as u32, format!(r#"{{"heartbeat":{n}}}"#));
-        self.later(3, Event::Session { session: self.session, says: messages::Event::BeatSent { beat, queue_ratio: 0.0 } });
+        self.later(
+            3,
+            Event::Session {
+                session: self.session,
+                says: messages::Event::BeatSent { beat, queue_ratio: 0.0 },
+            },
+        );
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -122,12 +158,15 @@ impl World {
     /// What is said nowhere else, a few changes at a time.
     fn log_page(&mut self, session: u64) {
         if self.pages.is_empty() && self.seen_next.is_none() {
-            let news = self.log.iter().filter(|(xid, announced, _)| !announced && !self.seen.sees(*xid));
+            let news =
+                self.log.iter().filter(|(xid, announced, _)| !announced && !self.seen.sees(*xid));
             let last = news.clone().map(|(xid, ..)| *xid).max();
             self.pages = news.map(|(.., change)| change.clone()).collect();
             self.seen_next = Some(match (self.flaw, last) {
                 (Flaw::LogReadInOrder, None) => self.seen.clone(),
-                (Flaw::LogReadInOrder, Some(last)) => Snapshot { xmin: last + 1, xmax: last + 1, open: [].into() },
+                (Flaw::LogReadInOrder, Some(last)) => {
+                    Snapshot { xmin: last + 1, xmax: last + 1, open: [].into() }
+                }
                 _ => self.snapshot(),
             });
         }
@@ -144,7 +183,11 @@ impl World {
         self.sweep += 1;
         self.sweep_pace = if self.one_in(3) { 2_000 } else { 20 };
         let done = if self.flaw == Flaw::PagesTrusted { self.brought } else { done };
-        let watermark = from.as_ref().and_then(|from| from.watermark).max(done).map_or(i64::MIN, |watermark| watermark.0);
+        let watermark = from
+            .as_ref()
+            .and_then(|from| from.watermark)
+            .max(done)
+            .map_or(i64::MIN, |watermark| watermark.0);
         let done = from.map_or_else(Snapshot::nothing, |from| from.log);
         let page = Event::SweepPage { sweep: self.sweep, after: watermark.saturating_sub(1), done };
         self.later(self.sweep_pace, page);
@@ -157,11 +200,13 @@ impl World {
             _ => &self.rows,
         };
         let sweep = self.sweep;
-        let Some(stamp) = rows.values().map(|row| row.stamp).filter(|stamp| *stamp > after).min() else {
+        let Some(stamp) = rows.values().map(|row| row.stamp).filter(|stamp| *stamp > after).min()
+        else {
             return self.later(20, Event::SweepLog { sweep, done, after: None });
         };
         let page = rows.iter().filter(|(_, row)| row.stamp == stamp);
-        let page = page.map(|(id, row)| format!(r#"{{"id":"{id}","email":"{}"}}"#, row.email)).collect();
+        let page =
+            page.map(|(id, row)| format!(r#"{{"id":"{id}","email":"{}"}}"#, row.email)).collect();
         self.machine.handle(self.instant(), Input::Swept(Swept::Rows(1, page)));
         self.brought = Some(PgTime(stamp));
         self.handle(Input::Swept(Swept::Page(1, PgTime(stamp))));
@@ -186,7 +231,8 @@ impl World {
             rows.retain(|(place, _)| place > through || !is_trusted && !seen.sees(place.0));
         }
         let sweep = self.sweep;
-        let next = rows.into_iter().filter(|(place, _)| after.is_none_or(|after| *place > after)).min();
+        let next =
+            rows.into_iter().filter(|(place, _)| after.is_none_or(|after| *place > after)).min();
         let Some((place, change)) = next.map(|(place, change)| (place, change.clone())) else {
             return self.at(self.now, Event::SweepEnd { sweep });
         };
@@ -208,20 +254,44 @@ impl World {
                 self.seen_next = None;
                 self.pages.clear();
                 let server = self.server();
-                let stored = self.stored.clone().map(|stored| Stored { saved_at: Some(PgTime(self.saved_at)), ..stored });
+                let stored = self
+                    .stored
+                    .clone()
+                    .map(|stored| Stored { saved_at: Some(PgTime(self.saved_at)), ..stored });
                 let seen = self.seen.clone();
                 let (backend, watches) = (session as u32, vec![watched(self.rev)]);
-                let opening = Opening { backend, watches, server, unknown: None, stored, forgotten: Vec::new(), seen };
-                self.later(30, Event::Session { session, says: messages::Event::Subscribed(Box::new(opening)) });
+                let opening = Opening {
+                    backend,
+                    watches,
+                    server,
+                    unknown: None,
+                    stored,
+                    forgotten: Vec::new(),
+                    seen,
+                };
+                self.later(
+                    30,
+                    Event::Session {
+                        session,
+                        says: messages::Event::Subscribed(Box::new(opening)),
+                    },
+                );
             }
-            Event::LogPage { session } if session == self.session && !self.black_holed => self.log_page(session),
-            Event::Session { session, says } if session == self.session && !self.black_holed => self.session_says(says),
-            Event::Notification { session, backend, payload } if session == self.session && !self.black_holed => {
+            Event::LogPage { session } if session == self.session && !self.black_holed => {
+                self.log_page(session)
+            }
+            Event::Session { session, says } if session == self.session && !self.black_holed => {
+                self.session_says(says)
+            }
+            Event::Notification { session, backend, payload }
+                if session == self.session && !self.black_holed =>
+            {
                 if self.machine.accepts(Lane::Live) {
                     self.say(|| format!("    <- {payload}"));
                     self.handle(Input::Notified { backend, payload: &payload });
                 } else {
-                    // It waits on the connection, and those behind it wait, too: the sequence keeps their order.
+                    // It waits on the connection, and those behind it wait, too: the sequence keeps
+                    // their order.
                     self.wait_in_line(Event::Notification { session, backend, payload });
                 }
             }
@@ -247,7 +317,9 @@ impl World {
                 }
             }
             Event::RedisAttempt { listener, command } => self.redis(listener, command),
-            Event::RedisReply { listener, id, redis, answer, work } if listener == self.listener => {
+            Event::RedisReply { listener, id, redis, answer, work }
+                if listener == self.listener =>
+            {
                 self.redis_heard = redis;
                 self.handle(Input::Acknowledged { id, delivered: Delivered::whole(answer, work) });
             }
@@ -264,7 +336,10 @@ impl World {
     fn wait_in_line(&mut self, first: Event) {
         let same = |event: &Event| match &first {
             Event::Notification { .. } => matches!(event, Event::Notification { .. }),
-            _ => matches!(event, Event::SweepPage { .. } | Event::SweepEnd { .. } | Event::SweepLog { .. }),
+            _ => matches!(
+                event,
+                Event::SweepPage { .. } | Event::SweepEnd { .. } | Event::SweepLog { .. }
+            ),
         };
         let (mut line, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.schedule)
             .into_sorted_vec()
@@ -282,9 +357,13 @@ impl World {
         }
     }
 
-    /// Of the listener's connection, which is made anew when it has failed, or leads to another Redis.
+    /// Of the listener's connection, which is made anew when it has failed, or leads to another
+    /// Redis.
     fn answer(&mut self) -> Answer {
-        let known = self.connection.take().filter(|(redis, ..)| *redis == self.redis_id || self.flaw == Flaw::FailOverUnnoticed);
+        let known = self
+            .connection
+            .take()
+            .filter(|(redis, ..)| *redis == self.redis_id || self.flaw == Flaw::FailOverUnnoticed);
         let (redis, number, found) = known.unwrap_or_else(|| {
             self.connections += 1;
             let found = self.mark.clone().after(self.untold.take(), &self.listener.to_string());
@@ -293,9 +372,18 @@ impl World {
         });
         self.connection = Some((redis, number, found.clone()));
         self.numbers += 1;
-        let mark = RedisMark { life: self.listener.to_string().into(), connection: number, number: self.numbers };
+        let mark = RedisMark {
+            life: self.listener.to_string().into(),
+            connection: number,
+            number: self.numbers,
+        };
         if self.flaw == Flaw::FailOverUnnoticed {
-            return Answer { tag: "".into(), found: Found::Mark(RedisMark { number: u64::MAX, ..mark.clone() }), mark, is_marked: true };
+            return Answer {
+                tag: "".into(),
+                found: Found::Mark(RedisMark { number: u64::MAX, ..mark.clone() }),
+                mark,
+                is_marked: true,
+            };
         }
         Answer { tag: "".into(), found, mark, is_marked: true }
     }
@@ -328,7 +416,16 @@ impl World {
             self.later(1_000, Event::RedisAttempt { listener, command });
         } else {
             self.untold = None;
-            self.later(2, Event::RedisReply { listener, id: command.id, redis: self.redis_id, answer, work: command.work });
+            self.later(
+                2,
+                Event::RedisReply {
+                    listener,
+                    id: command.id,
+                    redis: self.redis_id,
+                    answer,
+                    work: command.work,
+                },
+            );
         }
     }
 }
