@@ -46,6 +46,9 @@ async fn backends_may_be_terminated_again_and_again() {
         daemon.settles().await;
         world.fill_users();
         let order = if round % 2 == 0 { "asc" } else { "desc" };
+        // Those of the sweep, and of a look at the findings, end by themselves.
+        let backends = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'unstale'";
+        until("only the session's two are there", async || world.number(backends).await == 2).await;
         let gaps = daemon.gaps();
         let terminate = format!(
             "select count(pg_terminate_backend(pid)) from (

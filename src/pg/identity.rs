@@ -14,7 +14,7 @@ use crate::watermark::{PgTime, Server};
 const UNKNOWN: &str = "?";
 
 /// What tells the system's identifier, and what tells its timeline, from the best to the next best.
-/// A checkpoint's timeline is that of before the promotion for a while after it.
+/// After a promotion a checkpoint's timeline is the earlier one for a while.
 const SYSTEM: [&str; 1] = ["select system_identifier::text from pg_control_system()"];
 const TIMELINE: [&str; 2] = [
     "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
