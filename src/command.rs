@@ -23,8 +23,11 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 use sqlx::postgres::PgConnection;
 
+use crate::batch::Limits;
 use crate::cli::Since;
+use crate::config::Config;
 use crate::pg::{self, Postgres, watches};
+use crate::sink::Sink;
 use crate::watermark::PgTime;
 
 /// A connection to a server that suits, with a schema of this release.
@@ -33,6 +36,16 @@ async fn connect(postgres: &Postgres) -> anyhow::Result<PgConnection> {
     pg::check_server(&mut connection).await?;
     pg::migrate::check(&mut connection).await?;
     Ok(connection)
+}
+
+/// The bounds of a batch for this Redis.
+fn limits(config: &Config, sink: &Sink) -> Limits {
+    Limits {
+        keys_per_command: config.batch.keys_per_command,
+        in_flight: config.batch.in_flight,
+        max_pending: config.batch.max_pending,
+        slot: sink.slot(),
+    }
 }
 
 /// The full name of a table as a person wrote it.

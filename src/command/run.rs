@@ -13,7 +13,6 @@ use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::batch::Limits;
 use crate::config::Config;
 use crate::exposure::{self, Exposure};
 use crate::listener::board::Board;
@@ -157,12 +156,7 @@ fn settings(config: &Config, sink: &Sink) -> Settings {
         backoff_min: config.backoff.min,
         backoff_max: config.backoff.max,
         seed: RandomState::new().hash_one(()), // another one in each process
-        limits: Limits {
-            keys_per_command: config.batch.keys_per_command,
-            in_flight: config.batch.in_flight,
-            max_pending: config.batch.max_pending,
-            slot: sink.slot(),
-        },
+        limits: super::limits(config, sink),
         stall: config.batch.stall,
         window: config.replay.window,
         repeat: config.repeat.after.clone(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 
-use crate::batch::{Batch, Command, Lane, Limits, Work};
+use crate::batch::{Batch, Command, Lane, Work};
 use crate::change::{self, Announcement};
 use crate::cli::Sweep;
 use crate::config::Config;
@@ -45,16 +45,10 @@ pub async fn run(config: &Config, args: &Sweep) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
     let mut connection = super::connect(&postgres).await?;
     let (rules, unstamped) = chosen(&mut connection, &args.tables).await?;
-    let limits = Limits {
-        keys_per_command: config.batch.keys_per_command,
-        in_flight: config.batch.in_flight,
-        max_pending: config.batch.max_pending,
-        slot: sink.slot(),
-    };
     let mut sweep = ManualSweep {
-        workers: (!args.dry_run).then(|| Workers::new(move || sink.clone())),
         intake: Intake::new(rules),
-        batch: Batch::new(limits),
+        batch: Batch::new(super::limits(config, &sink)),
+        workers: (!args.dry_run).then(|| Workers::new(move || sink.clone())),
         failing: None,
         rate: args.rate,
         began: Instant::now(),

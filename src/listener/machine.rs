@@ -252,7 +252,7 @@ impl Machine {
         self.gap = Some(Gap::new(cause, now));
         self.beats.forget();
         self.say(Observation::GapOpened { cause });
-        if matches!(self.state, State::CatchingUp(_) | State::Listening) {
+        if self.state.hears() {
             self.ask(Request::OpenGap(cause, Duration::ZERO));
         }
     }

@@ -76,16 +76,7 @@ async fn run(
     super::check_server(&mut connection).await?;
     migrate::check(&mut connection).await?;
     let mut listener = listen(&route, &mut connection, timeout / 2).await?;
-    let reader = log::Reader::new(&mut connection).await?;
-    let mut control = Control {
-        connection,
-        instance,
-        timeout,
-        timeline: String::new(),
-        gap: None,
-        reader,
-        refusals: Vec::new(),
-    };
+    let mut control = Control::new(connection, instance, timeout).await?;
     if event.send(control.opening().await?).await.is_err() {
         return Ok(());
     }
@@ -102,18 +93,8 @@ async fn run(
 /// # Errors
 /// [`Error::Statement`]: what a listener would fail with, or the connection's end.
 pub async fn check_permissions(route: &Route, instance: Instance) -> Result<(), Error> {
-    let mut connection = route.connect().await?;
-    let reader = log::Reader::new(&mut connection).await?;
     let timeout = Duration::ZERO; // only `serve` needs one
-    let mut control = Control {
-        connection,
-        instance,
-        timeout,
-        timeline: String::new(),
-        gap: None,
-        reader,
-        refusals: Vec::new(),
-    };
+    let mut control = Control::new(route.connect().await?, instance, timeout).await?;
     let result = control.check_permissions().await;
     if let Some(refusal) = control.refusals.drain(..).next() {
         return Err(refusal); // what came after it failed because of it
@@ -182,6 +163,16 @@ struct Control {
 }
 
 impl Control {
+    async fn new(
+        mut connection: PgConnection,
+        instance: Instance,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let reader = log::Reader::new(&mut connection).await?;
+        let (timeline, refusals) = (String::new(), Vec::new());
+        Ok(Self { connection, instance, timeout, timeline, gap: None, reader, refusals })
+    }
+
     async fn opening(&mut self) -> Result<Event, Error> {
         let (server, unknown) = identity::ask(&mut self.connection).await?;
         self.timeline.clone_from(&server.timeline);

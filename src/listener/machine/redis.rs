@@ -81,7 +81,7 @@ impl Machine {
             self.say(Observation::RedisChanged { again });
         }
         self.watermark.undone();
-        let in_session = matches!(self.state, State::CatchingUp(_) | State::Listening);
+        let in_session = self.state.hears();
         let is_first = self.gap.is_none();
         self.open_gap(now, Cause::Redis);
         self.beats.forget();

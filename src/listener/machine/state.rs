@@ -76,7 +76,12 @@ impl State {
         matches!(self, Self::Subscribing | Self::CatchingUp(_) | Self::Listening)
     }
 
-    /// Is everything deleted, or nothing received?
+    /// Has the session proved that it hears? From then on a gap can open in it.
+    pub(super) fn hears(&self) -> bool {
+        matches!(self, Self::CatchingUp(_) | Self::Listening)
+    }
+
+    /// Is nothing received any more, by request?
     pub(super) fn is_leaving(&self) -> bool {
         matches!(self, Self::Draining { .. } | Self::Stopped)
     }
