@@ -279,6 +279,28 @@ async fn a_disk_that_is_full_or_a_read_only_moment_keeps_nobody_from_deleting() 
     until("the checkpoint moves again", async || world.number(checkpoint).await > before).await;
 }
 
+/// The log would not be kept for it: what it had not read could be gone.
+#[tokio::test]
+async fn an_instance_that_cannot_be_noted_for_the_first_time_says_so_and_waits() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    world
+        .execute(
+            "create function full_disk() returns trigger language plpgsql as $$ begin
+                 raise exception using errcode = '53100', message = 'could not extend file: No space left on device'; end $$;
+             create trigger full_disk before insert or update on unstale.instance for each statement execute function full_disk()",
+        )
+        .await;
+    let mut daemon = world.daemon().in_one_session().start();
+    until("it says why it is not ready", async || {
+        daemon.not_ready().await.contains("No space left on device")
+    })
+    .await;
+    world.execute("drop trigger full_disk on unstale.instance").await;
+    daemon.ready().await;
+    works(&mut world, &mut daemon).await;
+}
+
 #[tokio::test]
 async fn a_server_that_does_not_tell_who_it_is_is_listened_to() {
     let mut world = World::new().await;
