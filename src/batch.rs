@@ -1,7 +1,7 @@
 //! What is to be deleted from Redis, each thing once, and what of it has been acknowledged.
 //!
 //! Owns the only queue between the changes and the sink. Two lanes, one for live changes and one
-//! for catching up, so that a long sweep does not hold up what changes now. A lane collects targets
+//! for catching up, so that a long sweep does not hold up what changes now. A lane collects deletions
 //! in a set; when the sink has a free place, the whole set becomes a *generation* of commands. A
 //! [`Point`] says "all that was added until now", and is settled once every command of every
 //! generation up to it is acknowledged. Pure.
@@ -21,13 +21,13 @@ mod command;
 mod in_flight;
 mod queue;
 
+use crate::deletion::{Deletion, Deletions};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indexmap::IndexSet;
 
-use crate::rule::Target;
-pub use command::{Again, Command, Lane, Limits, Point, Work};
+pub use command::{Again, Command, Lane, Limits, Point};
 use in_flight::{InFlight, OnItsWay};
 use queue::{Queue, Sealed};
 
@@ -70,14 +70,14 @@ impl Batch {
     }
 
     /// Adds what is not waiting already, and is deleted once.
-    pub fn add(&mut self, lane: Lane, target: Target) -> bool {
-        self.add_again(lane, target, Again::Never)
+    pub fn add(&mut self, lane: Lane, deletion: Deletion) -> bool {
+        self.add_again(lane, deletion, Again::Never)
     }
 
     /// Adds what is not waiting already; on its way does not count, because Redis may have done it
     /// before the change. Returns whether it was new.
-    pub fn add_again(&mut self, lane: Lane, target: Target, again: Again) -> bool {
-        self.queue_mut(lane).add(target, again)
+    pub fn add_again(&mut self, lane: Lane, deletion: Deletion, again: Again) -> bool {
+        self.queue_mut(lane).add(deletion, again)
     }
 
     /// Everything added to the lane so far.
@@ -99,13 +99,13 @@ impl Batch {
             || self.queue(lane).bytes() >= self.limits.max_bytes()
     }
 
-    /// Targets that wait in a lane, not counting those on their way.
+    /// Deletions that wait in a lane, not counting those on their way.
     #[must_use]
     pub fn waiting(&self, lane: Lane) -> usize {
         self.queue(lane).waiting()
     }
 
-    /// Targets that wait in both lanes, how many of them are patterns (but for those that were
+    /// Deletions that wait in both lanes, how many of them are patterns (but for those that were
     /// handed back), and their bytes.
     #[must_use]
     pub fn all_waiting(&self) -> (usize, usize, usize) {
@@ -192,8 +192,8 @@ impl Batch {
         keys: Vec<String>,
         now: Instant,
     ) -> Command {
-        let work = Work::Keys(Arc::new(keys));
-        Command { id: self.in_flight.begin(of, again, &work, now), work }
+        let deletions = Deletions::Keys(Arc::new(keys));
+        Command { id: self.in_flight.begin(of, again, &deletions, now), deletions }
     }
 
     /// Is there a place for a command beside the lanes? Call it when [`Batch::next_command`] has
@@ -225,8 +225,8 @@ impl Batch {
         if patterns.is_empty() {
             return None;
         }
-        let work = Work::Patterns(Arc::new(patterns.into_iter().collect()));
-        Some(Command { id: self.in_flight.begin_walk(generations, now), work })
+        let deletions = Deletions::Patterns(Arc::new(patterns.into_iter().collect()));
+        Some(Command { id: self.in_flight.begin_walk(generations, now), deletions })
     }
 
     /// Redis has done the command. Returns what becomes of its keys later, unless it was one beside
@@ -255,7 +255,7 @@ impl Batch {
 
     /// Redis has done the command but for this, which waits for a part of Redis; of one beside the
     /// lanes it is given up. Returns as [`Batch::acknowledge`] does.
-    pub fn hand_back(&mut self, id: u64, left: &Work, now: Instant) -> Option<Again> {
+    pub fn hand_back(&mut self, id: u64, left: &Deletions, now: Instant) -> Option<Again> {
         let (generations, again) = match (self.in_flight.walk(id), self.in_flight.get(id)) {
             (Some(generations), _) => (generations.to_vec(), Again::Never),
             (_, Some(OnItsWay { of: Some(generation), again, .. })) => (vec![*generation], *again),
@@ -302,12 +302,12 @@ mod tests {
 
     const LIMITS: Limits = Limits { keys_per_command: 2, in_flight: 2, max_pending: 5, slot: None };
 
-    fn key(name: &str) -> Target {
-        Target::Key(name.into())
+    fn key(name: &str) -> Deletion {
+        Deletion::Key(name.into())
     }
 
-    fn pattern(text: &str) -> Target {
-        Target::Pattern(text.into())
+    fn pattern(text: &str) -> Deletion {
+        Deletion::Pattern(text.into())
     }
 
     fn now() -> Instant {
@@ -316,7 +316,7 @@ mod tests {
 
     fn patterns(command: Option<Command>) -> (u64, Vec<String>) {
         match command {
-            Some(Command { id, work: Work::Patterns(patterns) }) => {
+            Some(Command { id, deletions: Deletions::Patterns(patterns) }) => {
                 let mut patterns = patterns.to_vec();
                 patterns.sort();
                 (id, patterns)
@@ -327,7 +327,7 @@ mod tests {
 
     fn keys(command: Option<Command>) -> (u64, Vec<String>) {
         match command {
-            Some(Command { id, work: Work::Keys(keys) }) => {
+            Some(Command { id, deletions: Deletions::Keys(keys) }) => {
                 let mut keys = keys.to_vec();
                 keys.sort();
                 (id, keys)
@@ -486,7 +486,7 @@ mod tests {
         let start = now();
         let mut batch = Batch::new(LIMITS);
         let left = |keys: &[&str]| {
-            Work::Keys(Arc::new(keys.iter().map(|key| (*key).to_owned()).collect()))
+            Deletions::Keys(Arc::new(keys.iter().map(|key| (*key).to_owned()).collect()))
         };
         for name in ["here", "away"] {
             batch.add(Lane::Live, key(name));
@@ -529,12 +529,12 @@ mod tests {
         batch.add(Lane::Live, pattern("a*"));
         let point = batch.point(Lane::Live);
         let (id, _) = patterns(batch.next_command(start));
-        batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
+        batch.hand_back(id, &Deletions::Patterns(Arc::new(vec!["a*".into()])), start);
         batch.add(Lane::Live, pattern("a*"));
         let (id, walked) = patterns(batch.next_command(start + PAUSE.1));
         assert_eq!(walked, ["a*"]);
         assert!(!batch.is_settled(point));
-        batch.hand_back(id, &Work::Patterns(Arc::new(vec!["a*".into()])), start);
+        batch.hand_back(id, &Deletions::Patterns(Arc::new(vec!["a*".into()])), start);
         batch.clear(Lane::Live);
         assert!(
             batch.is_empty()
@@ -563,11 +563,11 @@ mod tests {
             batch.add(Lane::CatchUp, key(&format!("{n}{}", "y".repeat(100 << 10))));
         }
         while let Some(command) = batch.next_command(now()) {
-            let bytes = command.work.bytes();
+            let bytes = command.deletions.bytes();
             assert!(bytes <= COMMAND_BYTES, "{bytes}");
             on_their_way.push(command);
         }
-        let bytes: usize = on_their_way.iter().map(|command| command.work.bytes()).sum();
+        let bytes: usize = on_their_way.iter().map(|command| command.deletions.bytes()).sum();
         assert!((IN_FLIGHT_BYTES..IN_FLIGHT_BYTES + COMMAND_BYTES).contains(&bytes), "{bytes}");
         while let Some(command) = on_their_way.pop() {
             batch.acknowledge(command.id, now());

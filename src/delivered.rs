@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::batch::Work;
+use crate::deletion::Deletions;
 use crate::mark::Answer;
 
 /// See the module.
@@ -27,14 +27,14 @@ pub struct Part {
     /// Its answer.
     pub answer: Answer,
     /// What it did.
-    pub work: Work,
+    pub deletions: Deletions,
 }
 
 /// What has to be tried again later.
 #[derive(Debug, Clone)]
 pub struct Left {
     /// It.
-    pub work: Work,
+    pub deletions: Deletions,
     /// Why, for people.
     pub reason: String,
 }
@@ -42,8 +42,8 @@ pub struct Left {
 impl Delivered {
     /// By one server, as a whole.
     #[must_use]
-    pub fn whole(answer: Answer, work: Work) -> Self {
+    pub fn whole(answer: Answer, deletions: Deletions) -> Self {
         let tags = Arc::new(BTreeSet::from([answer.tag.clone()]));
-        Self { parts: vec![Part { answer, work }], left: None, tags }
+        Self { parts: vec![Part { answer, deletions }], left: None, tags }
     }
 }

@@ -30,7 +30,7 @@
 //! | [`listener::driver`] | does it: the only reader of the clock, and where PostgreSQL and Redis meet |
 //! | [`listener::board`] | what the status page is made of, noted by the driver |
 //! | [`watched`], [`change`], [`rule`] | what is watched; what a payload says; which keys that makes stale. Pure, as all down to `spelling` |
-//! | [`batch`], [`delivered`], [`mark`] | what waits for Redis; who has done what of it; what Redis has kept |
+//! | [`deletion`], [`batch`], [`delivered`], [`mark`] | what is to be deleted; what of it waits for Redis; who has done what of it; what Redis has kept |
 //! | [`messages`], [`watermark`] | what machine, session and sweep say to each other; how far we have come, and the proof |
 //! | [`audit`], [`glob`] | which row a key is of, and which version a value; which keys a pattern matches |
 //! | [`status`], [`finding`], [`exposure`] | how a listener is, as a document, a page and lines; what is not as it should be; what others on the network could read |
@@ -53,6 +53,7 @@ pub mod change;
 pub mod cli;
 pub mod command;
 pub mod config;
+pub mod deletion;
 pub mod delivered;
 pub mod error;
 pub mod exposure;

@@ -8,17 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::change::{Change, Malformed, Row, What};
+use crate::deletion::Deletion;
 use crate::few::Few;
 use crate::watched::Watched;
-
-/// What is to be deleted from Redis.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Target {
-    /// One key, literally.
-    Key(String),
-    /// Every key that matches a glob as Redis' SCAN understands it, literal parts escaped.
-    Pattern(String),
-}
 
 /// A key template such as `user:{id}:profile`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +102,7 @@ impl Template {
     /// where the row lacks a column. (Not one for each known value: that would be as many walks
     /// through Redis as there are rows.)
     #[must_use]
-    pub fn render(&self, row: &Row<'_>) -> Option<Target> {
+    pub fn render(&self, row: &Row<'_>) -> Option<Deletion> {
         if self.columns().any(|column| row.value(column) == Some(None)) {
             return None;
         }
@@ -126,7 +118,7 @@ impl Template {
                 Part::Column(_) => text.push('*'),
             }
         }
-        Some(if is_whole { Target::Key(text) } else { Target::Pattern(text) })
+        Some(if is_whole { Deletion::Key(text) } else { Deletion::Pattern(text) })
     }
 }
 
@@ -198,7 +190,7 @@ impl Rule {
     pub fn stale(
         &self,
         change: &Change<'_>,
-        mut stale: impl FnMut(Target),
+        mut stale: impl FnMut(Deletion),
     ) -> Result<(), Malformed> {
         match &change.what {
             What::All => self.everything().for_each(stale),
@@ -217,12 +209,12 @@ impl Rule {
     }
 
     /// What a row makes stale.
-    pub fn row<'a>(&'a self, row: &'a Row<'a>) -> impl Iterator<Item = Target> + 'a {
+    pub fn row<'a>(&'a self, row: &'a Row<'a>) -> impl Iterator<Item = Deletion> + 'a {
         self.templates.iter().filter_map(|template| template.render(row))
     }
 
     /// Every key of the table: one pattern, or constant key, a template.
-    pub fn everything(&self) -> impl Iterator<Item = Target> + '_ {
+    pub fn everything(&self) -> impl Iterator<Item = Deletion> + '_ {
         static NOTHING_TOLD: Row<'static> = Row(Few::new());
         self.row(&NOTHING_TOLD)
     }
@@ -266,7 +258,7 @@ mod tests {
             .collect())
     }
 
-    fn rendered(template: &str, columns: &[(&str, Option<&str>)]) -> Option<Target> {
+    fn rendered(template: &str, columns: &[(&str, Option<&str>)]) -> Option<Deletion> {
         Template::parse(template).expect("a template").render(&row(columns))
     }
 
@@ -278,18 +270,18 @@ mod tests {
         let Ok(crate::change::Announcement::Change(change)) = crate::change::parse(payload) else {
             panic!("not a change")
         };
-        let mut targets = Vec::new();
-        rule.stale(&change, |target| targets.push(target)).expect("it is ours");
-        let key = |key: &str| Target::Key(key.into());
+        let mut deletions = Vec::new();
+        rule.stale(&change, |deletion| deletions.push(deletion)).expect("it is ours");
+        let key = |key: &str| Deletion::Key(key.into());
         assert_eq!(
-            targets,
-            [key("user:1"), Target::Pattern("by:*".into()), key("user:2"), key("by:x")]
+            deletions,
+            [key("user:1"), Deletion::Pattern("by:*".into()), key("user:2"), key("by:x")]
         );
     }
 
     #[test]
     fn columns_become_values_and_double_braces_braces() {
-        let key = |text: &str| Some(Target::Key(text.into()));
+        let key = |text: &str| Some(Deletion::Key(text.into()));
         assert_eq!(rendered("user:{id}:profile", &[("id", Some("42"))]), key("user:42:profile"));
         assert_eq!(
             rendered("{{user:{id}}}:profile", &[("id", Some("42"))]),
@@ -307,7 +299,7 @@ mod tests {
 
     #[test]
     fn where_a_column_is_not_told_columns_become_stars_and_the_rest_is_escaped() {
-        let pattern = Some(Target::Pattern(r"q\?\[\*\]:*:*".into()));
+        let pattern = Some(Deletion::Pattern(r"q\?\[\*\]:*:*".into()));
         assert_eq!(rendered("q?[*]:{a}:{b}", &[("a", Some("1"))]), pattern);
     }
 
@@ -332,20 +324,20 @@ mod tests {
         let rule =
             Rule::of(&Watched::of(1, 2, "public.users", &["u:{id}", "e:{email}"])).expect("a rule");
         let stale = |rev, columns: &[(&str, Option<&str>)]| {
-            let mut targets = Vec::new();
+            let mut deletions = Vec::new();
             let change =
                 Change { watch: 1, rev, what: What::Rows([row(columns)].into_iter().collect()) };
-            rule.stale(&change, |target| targets.push(target)).map(|()| targets)
+            rule.stale(&change, |deletion| deletions.push(deletion)).map(|()| deletions)
         };
         assert_eq!(
             stale(1, &[("id", Some("4"))]).expect("widens"),
-            [Target::Key("u:4".into()), Target::Pattern("e:*".into())],
+            [Deletion::Key("u:4".into()), Deletion::Pattern("e:*".into())],
         );
         assert!(stale(2, &[("id", Some("4"))]).is_err());
         assert!(stale(2, &[("id", Some("4")), ("email", None), ("more", None)]).is_err());
         assert_eq!(
             stale(2, &[("id", Some("4")), ("email", None)]).expect("exact"),
-            [Target::Key("u:4".into())]
+            [Deletion::Key("u:4".into())]
         );
     }
 
@@ -375,8 +367,8 @@ mod tests {
             literal in r"[a-c*?\[\]\\:^-]{1,6}", value in r"[a-c*?\[\]\\:\r\n]{0,6}", other in r"[a-c*?\[\]\\:]{1,6}",
         ) {
             let template = Template::parse(&format!("{literal}{{id}}:end")).expect("a template");
-            let Some(Target::Key(key)) = template.render(&row(&[("id", Some(&value))])) else { panic!("no key") };
-            let Some(Target::Pattern(pattern)) = template.render(&Row::default()) else { panic!("no pattern") };
+            let Some(Deletion::Key(key)) = template.render(&row(&[("id", Some(&value))])) else { panic!("no key") };
+            let Some(Deletion::Pattern(pattern)) = template.render(&Row::default()) else { panic!("no pattern") };
             let pattern: Vec<char> = pattern.chars().collect();
             let matches = |text: &str| glob_matches(&pattern, &text.chars().collect::<Vec<_>>());
             prop_assert!(matches(&key));

@@ -28,8 +28,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::batch::Work;
 use crate::config::{Source, Tls};
+use crate::deletion::Deletions;
 use crate::delivered::{Delivered, Left};
 use crate::exposure::{self, Exposure};
 use crate::status;
@@ -140,28 +140,28 @@ impl Sink {
     ///
     /// # Errors
     /// Then some of it may have been done, and all of it is to be repeated.
-    pub async fn perform(&self, work: &Work) -> Result<Done, Error> {
+    pub async fn perform(&self, deletions: &Deletions) -> Result<Done, Error> {
         let server = match &self.kind {
-            Kind::Cluster(cluster) => return cluster.perform(work).await,
+            Kind::Cluster(cluster) => return cluster.perform(deletions).await,
             Kind::One(server) => server,
         };
-        let outcome = match work {
-            Work::Keys(keys) if keys.is_empty() => server.delete(&[], Manner::Alone).await?,
-            Work::Keys(keys) => {
+        let outcome = match deletions {
+            Deletions::Keys(keys) if keys.is_empty() => server.delete(&[], Manner::Alone).await?,
+            Deletions::Keys(keys) => {
                 let outcome = server.delete(&[routing::shared(keys)], Manner::Alone).await?;
                 if !outcome.refused.is_empty() {
                     return one_by_one(server, keys).await;
                 }
                 outcome
             }
-            Work::Patterns(patterns) if patterns.is_empty() => {
+            Deletions::Patterns(patterns) if patterns.is_empty() => {
                 server.delete(&[], Manner::Alone).await?
             }
-            Work::Patterns(patterns) => server.walk(patterns, Manner::Alone).await?,
+            Deletions::Patterns(patterns) => server.walk(patterns, Manner::Alone).await?,
         };
         Ok(Done {
             existed: outcome.existed,
-            delivered: Delivered::whole(outcome.answer, work.clone()),
+            delivered: Delivered::whole(outcome.answer, deletions.clone()),
         })
     }
 
@@ -170,14 +170,14 @@ impl Sink {
     ///
     /// # Errors
     /// As [`Sink::perform`]; and [`Error::Left`].
-    pub async fn finish(&self, work: Work) -> Result<u64, Error> {
-        let (mut existed, mut work) = (0, work);
+    pub async fn finish(&self, deletions: Deletions) -> Result<u64, Error> {
+        let (mut existed, mut deletions) = (0, deletions);
         let mut reason = String::new();
         for _ in 0..ATTEMPTS {
-            let done = self.perform(&work).await?;
+            let done = self.perform(&deletions).await?;
             existed += done.existed;
             let Some(left) = done.delivered.left else { return Ok(existed) };
-            (work, reason) = (left.work, left.reason);
+            (deletions, reason) = (left.deletions, left.reason);
             tokio::time::sleep(PAUSE).await;
         }
         Err(Error::Left(reason))
@@ -227,10 +227,10 @@ async fn one_by_one(server: &Server, keys: &[String]) -> Result<Done, Error> {
     for (place, key) in keys.iter().enumerate() {
         if places.contains(&place) { left.push(key.clone()) } else { done.push(key.clone()) }
     }
-    let mut delivered = Delivered::whole(answer, Work::Keys(Arc::new(done)));
+    let mut delivered = Delivered::whole(answer, Deletions::Keys(Arc::new(done)));
     delivered.left = refused.into_iter().next().map(|(_, words)| Left {
         reason: Error::Refused(words).to_string(),
-        work: Work::Keys(Arc::new(left)),
+        deletions: Deletions::Keys(Arc::new(left)),
     });
     Ok(Done { existed, delivered })
 }

@@ -23,15 +23,15 @@ use unstale::watermark::Snapshot;
 const SECRET: &str = "hunter2";
 
 /// Something that reads a text.
-struct Target {
+struct Deletion {
     name: &'static str,
     seeds: &'static [&'static str],
     read: fn(&str),
 }
 
 /// Texts that are right, from which others are made.
-const TARGETS: &[Target] = &[
-    Target {
+const TARGETS: &[Deletion] = &[
+    Deletion {
         name: "change",
         seeds: &[
             r#"{"watch":7,"rev":2,"new":{"id":"42","email":"b@c.d"},"old":{"id":"42","email":null}}"#,
@@ -41,17 +41,17 @@ const TARGETS: &[Target] = &[
         ],
         read: read_change,
     },
-    Target {
+    Deletion {
         name: "template",
         seeds: &["user:{id}:profile", "{{user:{id}}}:é*?[", "{a}-{b}"],
         read: read_template,
     },
-    Target {
+    Deletion {
         name: "snapshot",
         seeds: &["10:20:10,14,15", "1:1:", "18446744073709551615:0:1"],
         read: read_snapshot,
     },
-    Target {
+    Deletion {
         name: "configuration file",
         seeds: &[
             include_str!("../config/unstale.toml"),
@@ -61,7 +61,7 @@ const TARGETS: &[Target] = &[
         ],
         read: read_configuration,
     },
-    Target {
+    Deletion {
         name: "variable",
         seeds: &[
             "info",
@@ -76,7 +76,7 @@ const TARGETS: &[Target] = &[
         ],
         read: read_variables,
     },
-    Target {
+    Deletion {
         name: "URL",
         seeds: &[
             "postgres://user:hunter2@host:5432/app?sslmode=verify-full&sslrootcert=/ca&options[a]=b",
@@ -89,14 +89,14 @@ const TARGETS: &[Target] = &[
         ],
         read: read_urls,
     },
-    Target {
+    Deletion {
         name: "INFO of Redis",
         seeds: &[
             "redis_version:7.0.15\r\nrole:slave\r\nmaster_host:$(x)\r\nmaster_port:6379\r\nused_memory:95\r\nmaxmemory:100\r\n",
         ],
         read: read_info,
     },
-    Target {
+    Deletion {
         name: "text to show",
         seeds: &["public.users", "a\nb\u{1b}[2K\u{202e}", "it's \\"],
         read: show,
@@ -279,22 +279,22 @@ fn texts(seeds: &'static [&'static str]) -> impl Strategy<Value = String> {
 }
 
 /// Reads so many texts. A failure names the shortest that does it.
-fn feed(target: &Target, cases: u32) {
+fn feed(deletion: &Deletion, cases: u32) {
     let mut runner = TestRunner::new(Runs { cases, failure_persistence: None, ..Runs::default() });
-    let fed = runner.run(&texts(target.seeds), |text| {
-        (target.read)(&text);
+    let fed = runner.run(&texts(deletion.seeds), |text| {
+        (deletion.read)(&text);
         Ok(())
     });
-    fed.unwrap_or_else(|error| panic!("{}: {error}", target.name));
+    fed.unwrap_or_else(|error| panic!("{}: {error}", deletion.name));
 }
 
 #[test]
 fn no_text_makes_what_reads_it_panic_or_tell_a_secret() {
-    for target in TARGETS {
-        for seed in target.seeds {
-            (target.read)(seed);
+    for deletion in TARGETS {
+        for seed in deletion.seeds {
+            (deletion.read)(seed);
         }
-        feed(target, 200);
+        feed(deletion, 200);
     }
 }
 
@@ -306,15 +306,15 @@ fn no_text_is_too_odd_for_as_long_as_one_cares_to_look() {
         humantime::parse_duration(&asked).expect("UNSTALE_FUZZ is a duration, as in 90s or 1h");
     let (began, mut told, mut fed) = (Instant::now(), Instant::now(), 0_u64);
     while began.elapsed() < length {
-        for target in TARGETS {
-            feed(target, 100);
+        for deletion in TARGETS {
+            feed(deletion, 100);
             fed += 100;
             if told.elapsed() > Duration::from_secs(5) {
                 told = Instant::now();
                 eprintln!(
                     "fuzz: {:.0?} of {length:.0?}, {fed} texts, now: {}",
                     began.elapsed(),
-                    target.name
+                    deletion.name
                 );
             }
         }

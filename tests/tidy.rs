@@ -49,6 +49,7 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/rule.rs",
             "src/batch.rs",
             "src/batch",
+            "src/deletion.rs",
             "src/delivered.rs",
             "src/watermark.rs",
             "src/backoff.rs",

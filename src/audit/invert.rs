@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
     use crate::change::Row;
-    use crate::rule::Target;
+    use crate::deletion::Deletion;
 
     fn inverter(template: &str, types: &[(&str, &str)]) -> Result<Inverter, Obscure> {
         let types: Vec<_> =
@@ -218,7 +218,7 @@ mod tests {
             let inverter = inverter("k:{a}:{n}:{b}", &[("a", "text"), ("n", "int4"), ("b", "text")]).expect("invertible");
             let number = number.to_string();
             let row = Row([("a", &a), ("n", &number), ("b", &b)].into_iter().map(|(name, value)| (name.into(), Some(Some(value.into())))).collect());
-            let Some(Target::Key(key)) = Template::parse("k:{a}:{n}:{b}").expect("a template").render(&row) else { panic!("no key") };
+            let Some(Deletion::Key(key)) = Template::parse("k:{a}:{n}:{b}").expect("a template").render(&row) else { panic!("no key") };
             let Reading::Rows(readings) = inverter.invert(&key) else { panic!("no reading of {key}") };
             let expected = serde_json::json!({ "a": a, "n": number, "b": b }).to_string();
             prop_assert!(readings.contains(&expected), "{:?} lacks {}", readings, expected);

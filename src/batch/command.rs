@@ -1,16 +1,12 @@
 //! What a batch takes and gives: lanes, commands, points, bounds.
 
-use std::sync::Arc;
+use crate::deletion::Deletions;
 
-/// Bytes that a waiting target takes beside its text: its place in a set, its header, and the
-/// allocator's.
-pub(super) const OVERHEAD: usize = 80;
-
-/// Bytes that a lane may hold for each of its `max_pending` targets: ordinary keys are shorter, so
+/// Bytes that a lane may hold for each of its `max_pending` deletions: ordinary keys are shorter, so
 /// that their number decides.
 const BYTES_PER_TARGET: usize = 256;
 
-/// Bytes that a lane may hold at least, however few its targets may be.
+/// Bytes that a lane may hold at least, however few its deletions may be.
 const LANE_BYTES: usize = 1 << 20;
 
 /// Which of the two queues.
@@ -41,35 +37,7 @@ pub struct Command {
     /// Given back to [`Batch::acknowledge`](super::Batch::acknowledge).
     pub id: u64,
     /// What it does.
-    pub work: Work,
-}
-
-/// What one request does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Work {
-    /// UNLINK of these keys.
-    Keys(Arc<Vec<String>>),
-    /// One walk by SCAN, and UNLINK of all that matches one of these globs.
-    Patterns(Arc<Vec<String>>),
-}
-
-impl Work {
-    /// How many keys or patterns.
-    #[must_use]
-    pub fn targets(&self) -> usize {
-        self.texts().len()
-    }
-
-    /// What remembering it takes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.texts().iter().map(|text| text.len() + OVERHEAD).sum()
-    }
-
-    pub(super) fn texts(&self) -> &[String] {
-        let (Self::Keys(texts) | Self::Patterns(texts)) = self;
-        texts
-    }
+    pub deletions: Deletions,
 }
 
 /// All that was added to a lane until some moment.
@@ -86,7 +54,7 @@ pub struct Limits {
     pub keys_per_command: usize,
     /// Commands on their way at the same time.
     pub in_flight: usize,
-    /// Targets waiting in one lane.
+    /// Deletions waiting in one lane.
     pub max_pending: usize,
     /// Where Redis is a cluster, the slot of a key: only keys of one slot share an UNLINK there.
     pub slot: Option<fn(&[u8]) -> u16>,

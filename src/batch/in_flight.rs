@@ -1,10 +1,11 @@
 //! What Redis has not answered yet: commands of keys, in places, and one walk for patterns, which
 //! takes none. Pure.
 
+use crate::deletion::Deletions;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Again, Lane, Limits, Work};
+use super::{Again, Lane, Limits};
 
 /// Bytes of keys on their way at the same time. The sink holds each of them up to three times:
 /// ours, fred's, and encoded.
@@ -93,12 +94,12 @@ impl InFlight {
         &mut self,
         of: Option<(Lane, u64)>,
         again: Again,
-        work: &Work,
+        deletions: &Deletions,
         began: Instant,
     ) -> u64 {
         self.last_id += 1;
-        self.bytes += work.bytes();
-        self.commands.insert(self.last_id, OnItsWay { of, again, began, bytes: work.bytes() });
+        self.bytes += deletions.bytes();
+        self.commands.insert(self.last_id, OnItsWay { of, again, began, bytes: deletions.bytes() });
         self.last_id
     }
 

@@ -1,14 +1,13 @@
 //! A lane of the batch: what is collected, sealed into generations of commands, handed back, and
 //! not acknowledged yet. Pure.
 
+use crate::deletion::{Deletion, Deletions, OVERHEAD};
 use std::collections::{BTreeMap, VecDeque};
 
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
-use super::command::OVERHEAD;
-use super::{Again, Limits, Work};
-use crate::rule::Target;
+use super::{Again, Limits};
 
 /// Places that an empty set keeps after a burst.
 const KEPT: usize = 1_024;
@@ -21,12 +20,12 @@ pub(super) const COMMAND_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     generations: u64, // the generation that is being collected is the next one
-    open: IndexMap<Target, Again>, // what it has so far
+    open: IndexMap<Deletion, Again>, // what it has so far
     open_patterns: usize, // of these
     keys: VecDeque<Sealed>, // sealed, not on its way
     patterns: IndexMap<String, u64>, // likewise, with its generation; each pattern once, so that a template has one at the most
-    sealed: usize,                   // targets in `keys` and `patterns`
-    held: IndexMap<Target, Again>,   // handed back
+    sealed: usize,                   // deletions in `keys` and `patterns`
+    held: IndexMap<Deletion, Again>, // handed back
     held_generation: u64, // the earliest of those that they are of: each later point waits for it, too
     bytes: usize,         // of all that waits
     unacknowledged: BTreeMap<u64, usize>, // commands of keys, and patterns, by generation
@@ -42,15 +41,15 @@ pub(super) struct Sealed {
 
 impl Queue {
     /// Collects what it does not have yet. Returns whether it was new.
-    pub(super) fn add(&mut self, target: Target, again: Again) -> bool {
-        match self.open.entry(target) {
+    pub(super) fn add(&mut self, deletion: Deletion, again: Again) -> bool {
+        match self.open.entry(deletion) {
             Entry::Occupied(mut known) => {
                 *known.get_mut() = again.max(*known.get());
                 false
             }
             Entry::Vacant(place) => {
                 self.bytes += cost(place.key());
-                self.open_patterns += usize::from(matches!(place.key(), Target::Pattern(_)));
+                self.open_patterns += usize::from(matches!(place.key(), Deletion::Pattern(_)));
                 place.insert(again);
                 true
             }
@@ -71,7 +70,7 @@ impl Queue {
                 .is_none_or(|(&generation, _)| generation > until)
     }
 
-    /// Targets that wait.
+    /// Deletions that wait.
     pub(super) fn waiting(&self) -> usize {
         self.open.len() + self.sealed + self.held.len()
     }
@@ -113,7 +112,7 @@ impl Queue {
     }
 
     /// Keeps what was handed back of a generation, until it is released.
-    pub(super) fn hold(&mut self, generation: u64, left: &Work, again: Again) {
+    pub(super) fn hold(&mut self, generation: u64, left: &Deletions, again: Again) {
         let generation = if self.owes_nothing_held() {
             generation
         } else {
@@ -126,10 +125,8 @@ impl Queue {
             }
         }
         self.held_generation = generation;
-        let target: fn(String) -> Target =
-            if let Work::Keys(_) = left { Target::Key } else { Target::Pattern };
-        for target in left.texts().iter().cloned().map(target) {
-            match self.held.entry(target) {
+        for deletion in left.iter() {
+            match self.held.entry(deletion) {
                 Entry::Occupied(mut known) => *known.get_mut() = again.max(*known.get()),
                 Entry::Vacant(place) => {
                     self.bytes += cost(place.key());
@@ -213,19 +210,19 @@ impl Queue {
     fn divide(
         &mut self,
         generation: u64,
-        targets: impl Iterator<Item = (Target, Again)>,
+        deletions: impl Iterator<Item = (Deletion, Again)>,
         limits: &Limits,
     ) {
         let Some(slot) = limits.slot else {
-            return self.divide_in_order(generation, targets, limits);
+            return self.divide_in_order(generation, deletions, limits);
         };
-        let mut targets: Vec<_> = targets.collect();
-        targets.sort_by_cached_key(|(target, _)| match target {
-            Target::Key(key) => slot(key.as_bytes()),
-            Target::Pattern(_) => 0,
+        let mut deletions: Vec<_> = deletions.collect();
+        deletions.sort_by_cached_key(|(deletion, _)| match deletion {
+            Deletion::Key(key) => slot(key.as_bytes()),
+            Deletion::Pattern(_) => 0,
         });
         let first = self.keys.len();
-        self.divide_in_order(generation, targets.into_iter(), limits);
+        self.divide_in_order(generation, deletions.into_iter(), limits);
         // Neighbours are of one primary, and all primaries are to be busy at the same time.
         let mut divided: Vec<_> = self.keys.split_off(first).into_iter().enumerate().collect();
         let stride = divided.len().div_ceil(limits.in_flight).max(1);
@@ -236,15 +233,15 @@ impl Queue {
     fn divide_in_order(
         &mut self,
         generation: u64,
-        targets: impl Iterator<Item = (Target, Again)>,
+        deletions: impl Iterator<Item = (Deletion, Again)>,
         limits: &Limits,
     ) {
         let before = self.keys.len() + self.patterns.len();
         let mut open: [(Vec<String>, usize); 3] = Default::default(); // keys and their bytes, by what becomes of them later
-        for (target, again) in targets {
-            let cost = cost(&target);
-            match target {
-                Target::Key(key) => {
+        for (deletion, again) in deletions {
+            let cost = cost(&deletion);
+            match deletion {
+                Deletion::Key(key) => {
                     let (keys, bytes) = &mut open[again as usize];
                     if keys.len() == limits.keys_per_command
                         || *bytes + cost > COMMAND_BYTES && !keys.is_empty()
@@ -258,7 +255,7 @@ impl Queue {
                     keys.push(key);
                     self.sealed += 1;
                 }
-                Target::Pattern(pattern) => match self.patterns.get(&pattern) {
+                Deletion::Pattern(pattern) => match self.patterns.get(&pattern) {
                     // One that waits already will be sent after this change, too, and every later
                     // point waits for its generation.
                     Some(earlier) if *earlier <= generation => self.bytes -= cost,
@@ -291,7 +288,6 @@ impl Queue {
 }
 
 /// What it takes while it waits.
-fn cost(target: &Target) -> usize {
-    let (Target::Key(text) | Target::Pattern(text)) = target;
-    text.len() + OVERHEAD
+fn cost(deletion: &Deletion) -> usize {
+    deletion.text().len() + OVERHEAD
 }

@@ -11,14 +11,14 @@ use anyhow::bail;
 use sqlx::postgres::PgConnection;
 use tokio::time::{Instant, sleep};
 
-use crate::batch::Work;
 use crate::cli::Check;
 use crate::config::Config;
+use crate::deletion::{Deletion, Deletions};
 use crate::exposure::{self, Exposure};
 use crate::finding::{Finding, Severity};
 use crate::pg::checkpoint::Instance;
 use crate::pg::{self, Postgres};
-use crate::rule::{Rule, Target};
+use crate::rule::Rule;
 use crate::sink::{self, Sink};
 use crate::visible;
 
@@ -193,7 +193,7 @@ async fn in_redis(
     connection: Option<&mut PgConnection>,
     findings: &mut Vec<Finding>,
 ) -> bool {
-    let targets = targets(connection).await;
+    let globs = globs(connection).await;
     let infos = match sink.infos().await {
         Ok(infos) => infos,
         Err(error @ sink::Error::Refused(_)) => {
@@ -225,8 +225,8 @@ async fn in_redis(
         )),
         Err(_) => {} // the check of permissions will show it
     }
-    let rules = key_rules(&targets);
-    if let Err(error) = sink.check_permissions(&targets).await {
+    let rules = key_rules(&globs);
+    if let Err(error) = sink.check_permissions(&globs).await {
         // To a user who may touch every key no rule can be added.
         let rules = if error.is_of_key() { format!(" {rules}") } else { String::new() };
         let remedy = grant(sink, &format!("{COMMANDS}{rules}"));
@@ -241,26 +241,24 @@ async fn in_redis(
 }
 
 /// All keys of the watches.
-async fn targets(connection: Option<&mut PgConnection>) -> BTreeSet<String> {
+async fn globs(connection: Option<&mut PgConnection>) -> BTreeSet<String> {
     let watches = match connection {
         Some(connection) => pg::watches::load(connection).await.unwrap_or_default(),
         None => Vec::new(),
     };
     let rules = watches.into_iter().filter_map(|watched| Rule::of(&watched).ok());
-    let text = |target| match target {
-        Target::Key(text) | Target::Pattern(text) => text,
-    };
-    rules.flat_map(|rule| rule.everything().map(text).collect::<Vec<_>>()).collect()
+    let texts = |rule: Rule| rule.everything().map(Deletion::into_text).collect::<Vec<_>>();
+    rules.flat_map(texts).collect()
 }
 
 /// The keys that a user of Redis must be allowed to touch, as ACL rules. Where one cannot be quoted
 /// for a shell, all of them.
-fn key_rules(targets: &BTreeSet<String>) -> String {
+fn key_rules(globs: &BTreeSet<String>) -> String {
     let is_plain = |text: &String| text.chars().all(|c| c.is_ascii_graphic() && c != '\'');
-    if targets.is_empty() || !targets.iter().all(is_plain) {
+    if globs.is_empty() || !globs.iter().all(is_plain) {
         return "'~*'".into();
     }
-    targets.iter().map(|text| format!("'~{text}' ")).collect::<String>() + "'~unstale:*'"
+    globs.iter().map(|text| format!("'~{text}' ")).collect::<String>() + "'~unstale:*'"
 }
 
 /// A key of this check alone: put into this Redis, and its name said in this database, to this
@@ -308,7 +306,7 @@ async fn check_end_to_end(
             Finding::ok(about, format!("a key went the whole way in {:.0?}", began.elapsed()))
         }
         Ok(false) => {
-            let _ = sink.finish(Work::Keys(vec![key].into())).await;
+            let _ = sink.finish(Deletions::Keys(vec![key].into())).await;
             if ago > AWAY_SECONDS {
                 return Ok(Finding::error(
                     about,

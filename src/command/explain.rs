@@ -5,8 +5,9 @@ use anyhow::{Context as _, bail};
 use crate::change::Row;
 use crate::cli::Explain;
 use crate::config::Config;
+use crate::deletion::Deletion;
 use crate::pg::{self, Postgres, watches};
-use crate::rule::{Rule, Target};
+use crate::rule::Rule;
 use crate::visible;
 
 /// Prints one key a line.
@@ -39,10 +40,10 @@ fn explain(rule: &Rule, columns: &[(String, String)]) -> anyhow::Result<String> 
         );
     }
     let mut text = String::new();
-    for target in rule.row(&row) {
-        match target {
-            Target::Key(key) => text += &format!("{}\n", visible::line(&key)),
-            Target::Pattern(pattern) => {
+    for deletion in rule.row(&row) {
+        match deletion {
+            Deletion::Key(key) => text += &format!("{}\n", visible::line(&key)),
+            Deletion::Pattern(pattern) => {
                 text += &format!(
                     "{}    (one of these: give {})\n",
                     visible::line(&pattern),

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::glob::Glob;
 use crate::pg::watches;
 use crate::pg::{self, Postgres};
-use crate::rule::{Rule, Target};
+use crate::rule::Rule;
 use crate::sink::Sink;
 use crate::visible;
 use crate::watched::{Audited, Watched};
@@ -81,9 +81,8 @@ async fn uncovered(sink: &Sink, watches: &[Watched]) -> anyhow::Result<Vec<Strin
     let mut globs = Vec::new();
     for watched in watches {
         let rule = Rule::of(watched)?;
-        for target in rule.everything() {
-            let (Target::Key(text) | Target::Pattern(text)) = target;
-            globs.push(Glob::parse(&text)?);
+        for deletion in rule.everything() {
+            globs.push(Glob::parse(deletion.text())?);
         }
     }
     let prefixes = globs

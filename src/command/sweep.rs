@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 
-use crate::batch::{Batch, Command, Lane, Work};
+use crate::batch::{Batch, Command, Lane};
 use crate::change::{self, Announcement};
 use crate::cli::Sweep;
 use crate::config::Config;
+use crate::deletion::Deletions;
 use crate::listener::machine::Intake;
 use crate::messages::Swept;
 use crate::pg::sweep::{ByHand, From, PAGE_TIMEOUT};
@@ -221,11 +222,11 @@ impl ManualSweep {
     }
 
     async fn send(&mut self, command: Command) -> anyhow::Result<()> {
-        self.count.keys += command.work.targets() as u64;
+        self.count.keys += command.deletions.len() as u64;
         match &mut self.workers {
             Some(workers) => workers.begin(command),
             None => {
-                if let Work::Patterns(patterns) = &command.work {
+                if let Deletions::Patterns(patterns) = &command.deletions {
                     patterns.iter().for_each(|pattern| note(&format!("would delete {pattern}")));
                 }
                 self.batch.acknowledge(command.id, Instant::now());
@@ -283,7 +284,7 @@ impl ManualSweep {
         self.count.deleted += done.existed;
         match done.delivered.left {
             Some(left) => {
-                self.batch.hand_back(id, &left.work, Instant::now());
+                self.batch.hand_back(id, &left.deletions, Instant::now());
                 Some(left.reason)
             }
             None => {

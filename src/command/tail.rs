@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use crate::change::{self, Announcement, Change, What};
 use crate::cli::Tail;
 use crate::config::Config;
+use crate::deletion::Deletion;
 use crate::pg::Postgres;
 use crate::pg::tail::{self, Source};
-use crate::rule::{Rule, Rules, Target};
+use crate::rule::{Rule, Rules};
 use crate::watched::Watched;
 use crate::{shutdown, visible};
 
@@ -99,10 +100,10 @@ fn wanted(rules: &Rules, tables: &[String]) -> anyhow::Result<HashSet<String>> {
 /// One line of `--json`. Keys only: what a listener deletes.
 fn seen(rule: &Rule, source: Source, change: &Change<'_>) -> anyhow::Result<Value> {
     let (mut keys, mut patterns) = (Vec::new(), Vec::new());
-    rule.stale(change, |target| match target {
-        Target::Key(key) if keys.contains(&key) => {}
-        Target::Key(key) => keys.push(key),
-        Target::Pattern(pattern) => patterns.push(pattern),
+    rule.stale(change, |deletion| match deletion {
+        Deletion::Key(key) if keys.contains(&key) => {}
+        Deletion::Key(key) => keys.push(key),
+        Deletion::Pattern(pattern) => patterns.push(pattern),
     })?;
     let rows = match &change.what {
         What::Rows(rows) => Some(rows.len()),

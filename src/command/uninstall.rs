@@ -7,12 +7,12 @@
 use anyhow::bail;
 use sqlx::postgres::PgConnection;
 
-use crate::batch::Work;
 use crate::cli::Uninstall;
 use crate::config::Config;
+use crate::deletion::{Deletion, Deletions};
 use crate::pg::watches;
 use crate::pg::{self, Postgres};
-use crate::rule::{Rule, Target, escape_glob};
+use crate::rule::{Rule, escape_glob};
 use crate::sink::Sink;
 use crate::visible;
 
@@ -45,12 +45,11 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
                 watches::unwatch(&mut connection, watched).await?;
             }
         }
-        for target in Rule::of(watched)?.everything() {
-            let (Target::Key(name) | Target::Pattern(name)) = &target;
-            say(&format!("-- delete {name} from Redis"))?;
-            match target {
-                Target::Key(key) => keys.push(key),
-                Target::Pattern(pattern) => patterns.push(pattern),
+        for deletion in Rule::of(watched)?.everything() {
+            say(&format!("-- delete {} from Redis", deletion.text()))?;
+            match deletion {
+                Deletion::Key(key) => keys.push(key),
+                Deletion::Pattern(pattern) => patterns.push(pattern),
             }
         }
     }
@@ -59,8 +58,8 @@ pub async fn run(config: &Config, args: &Uninstall) -> anyhow::Result<()> {
     keys.push(mark);
     patterns.push(marks);
     if !args.dry_run {
-        sink.finish(Work::Keys(keys.into())).await?;
-        sink.finish(Work::Patterns(patterns.into())).await?; // one walk for all of them
+        sink.finish(Deletions::Keys(keys.into())).await?;
+        sink.finish(Deletions::Patterns(patterns.into())).await?; // one walk for all of them
     }
     say("drop schema unstale cascade;")?;
     if !args.dry_run {

@@ -54,9 +54,9 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Lane, Point};
+use crate::deletion::Deletion;
 use crate::messages::{Cause, Request};
 use crate::observe::Observation;
-use crate::rule::Target;
 use crate::watermark::{Progress, Proven, Server, Snapshot, Watermark};
 
 use change_log::ChangeLog;
@@ -285,8 +285,8 @@ impl Machine {
     /// Redis answers, NOTIFY arrives: read, or delete, what the gap demands.
     fn begin_catching_up(&mut self) {
         let undone = self.gap.as_mut().map(|gap| gap.undone(&self.link)).unwrap_or_default();
-        for target in undone {
-            self.batch.add(Lane::CatchUp, target);
+        for deletion in undone {
+            self.batch.add(Lane::CatchUp, deletion);
         }
         let proven = self.watermark.proven();
         match self.gap.as_ref().map_or(Plan::Nothing, |gap| gap.plan(proven)) {
@@ -318,7 +318,7 @@ impl Machine {
 
     /// Asks Redis for an answer.
     fn add_canary(&mut self) {
-        self.batch.add(Lane::Live, Target::Key(self.settings.canary.clone()));
+        self.batch.add(Lane::Live, Deletion::Key(self.settings.canary.clone()));
     }
 
     /// Redis was away for so long that the batch is full: from here on a sweep is cheaper.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::batch::Work;
+use crate::deletion::Deletions;
 use crate::delivered::Delivered;
 
 /// How large the sample is, and when it is looked at.
@@ -53,7 +53,7 @@ impl Sampler {
             return;
         }
         for part in &delivered.parts {
-            let Work::Keys(keys) = &part.work else { continue };
+            let Deletions::Keys(keys) = &part.deletions else { continue };
             for key in keys.iter() {
                 if self.draw() < self.share {
                     let _ = self.keys.try_send(key.clone());

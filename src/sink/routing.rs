@@ -16,7 +16,7 @@ use super::map::{Map, PATIENCE, Primary};
 use super::server::{Manner, Outcome};
 use super::slots::{self, Redirect};
 use super::url::Node;
-use crate::batch::Work;
+use crate::deletion::Deletions;
 use crate::delivered::{Delivered, Left, Part};
 
 /// How often keys are sent after their slots, before they are handed back.
@@ -49,18 +49,15 @@ impl Cluster {
     ///
     /// # Errors
     /// If no node answers.
-    pub(super) async fn perform(self: &Arc<Self>, work: &Work) -> Result<Done, Error> {
+    pub(super) async fn perform(self: &Arc<Self>, deletions: &Deletions) -> Result<Done, Error> {
         let mut sum = Sum::default();
-        let map = match work {
-            Work::Keys(keys) => self.keys(keys, &mut sum).await?,
-            Work::Patterns(patterns) => self.patterns(patterns, &mut sum).await?,
+        let map = match deletions {
+            Deletions::Keys(keys) => self.keys(keys, &mut sum).await?,
+            Deletions::Patterns(patterns) => self.patterns(patterns, &mut sum).await?,
         };
         let left = (!sum.left.is_empty()).then(|| Left {
             reason: sum.reason.unwrap_or_else(|| "its slots are on the move".into()),
-            work: match work {
-                Work::Keys(_) => Work::Keys(Arc::new(sum.left)),
-                Work::Patterns(_) => Work::Patterns(Arc::new(sum.left)),
-            },
+            deletions: deletions.of_same_kind(sum.left),
         });
         Ok(Done {
             existed: sum.existed,
@@ -160,7 +157,9 @@ impl Cluster {
             let is_here = outcome.elsewhere.iter().all(|(group, _)| *group != place);
             if !is_here || outcome.refused.iter().any(|(group, _)| *group == place) {
                 rest.push(key);
-            } else if let Some(Part { work: Work::Keys(done), .. }) = sum.parts.get_mut(part) {
+            } else if let Some(Part { deletions: Deletions::Keys(done), .. }) =
+                sum.parts.get_mut(part)
+            {
                 // It has no slot, so no mark, either: whoever gives the slot away vouches for it.
                 Arc::make_mut(done).push(key);
             }
@@ -257,7 +256,7 @@ impl Cluster {
                     sum.existed += outcome.existed;
                     sum.parts.push(Part {
                         answer: outcome.answer,
-                        work: Work::Patterns(Arc::new(patterns.to_vec())),
+                        deletions: Deletions::Patterns(Arc::new(patterns.to_vec())),
                     });
                 }
                 Ok((Err(reason), primary)) => {
@@ -331,7 +330,7 @@ impl Sum {
                     }
                 }
                 let keys = groups.into_iter().flatten().collect();
-                self.parts.push(Part { answer, work: Work::Keys(Arc::new(keys)) });
+                self.parts.push(Part { answer, deletions: Deletions::Keys(Arc::new(keys)) });
                 redirected
             }
             Err(reason) => {

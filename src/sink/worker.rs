@@ -87,11 +87,11 @@ async fn perform(
     worker: Worker,
     report: mpsc::Sender<(Report, Option<Worker>)>,
 ) {
-    while let Some(Command { id, work }) = commands.recv().await {
+    while let Some(Command { id, deletions }) = commands.recv().await {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, id);
         let done = loop {
             let sink = sink();
-            match sink.perform(&work).await {
+            match sink.perform(&deletions).await {
                 Ok(done) => break done,
                 Err(error) => {
                     let _ =

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use unstale::batch::{Command, Limits, Work};
+use unstale::batch::{Command, Limits};
+use unstale::deletion::Deletions;
 use unstale::delivered::Delivered;
 use unstale::listener::machine::{Action, Input, Machine, Settings, State};
 use unstale::mark::{Answer, Found, RedisMark};
@@ -292,7 +293,7 @@ impl Stage {
         let answer = Answer { tag: "".into(), found: self.found.clone(), mark, is_marked: true };
         self.input(Input::Acknowledged {
             id: command.id,
-            delivered: Delivered::whole(answer, command.work),
+            delivered: Delivered::whole(answer, command.deletions),
         });
     }
 
@@ -319,8 +320,8 @@ impl Stage {
 
     /// The keys and patterns that wait for Redis' answer, without the canary.
     pub(crate) fn deleting(&self) -> Vec<String> {
-        let texts = self.commands.iter().flat_map(|command| match &command.work {
-            Work::Keys(texts) | Work::Patterns(texts) => texts.iter(),
+        let texts = self.commands.iter().flat_map(|command| match &command.deletions {
+            Deletions::Keys(texts) | Deletions::Patterns(texts) => texts.iter(),
         });
         texts.filter(|text| !text.contains("canary")).cloned().collect()
     }

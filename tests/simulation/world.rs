@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use unstale::batch::{Command, Limits, Work};
+use unstale::batch::{Command, Limits};
+use unstale::deletion::Deletions;
 use unstale::listener::machine::{CatchUp, Machine, Settings, State};
 use unstale::mark::{Answer, Found};
 use unstale::messages;
@@ -98,7 +99,7 @@ enum Event {
     SweepEnd { sweep: u64 },
     LogPage { session: u64 },
     RedisAttempt { listener: u64, command: Command },
-    RedisReply { listener: u64, id: u64, redis: u64, answer: Answer, work: Work },
+    RedisReply { listener: u64, id: u64, redis: u64, answer: Answer, deletions: Deletions },
     PostgresBack,
     RedisBack,
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::batch::{Command, Work};
+use crate::batch::Command;
+use crate::deletion::Deletions;
 use crate::sink::worker::{Report as Done, Workers};
 
 use super::look::{self, Candidate, Difference, Look, Outcome, Subject};
@@ -256,7 +257,7 @@ impl Judge {
         let Some(workers) = &mut self.ways.workers else { return Ok(()) };
         for chunk in stale.chunks(self.ways.keys_per_command) {
             let keys = chunk.iter().map(|candidate| candidate.key.clone()).collect();
-            self.report.healed += delete(workers, Work::Keys(Arc::new(keys))).await?;
+            self.report.healed += delete(workers, Deletions::Keys(Arc::new(keys))).await?;
         }
         Ok(())
     }
@@ -272,17 +273,17 @@ fn in_chunks<T>(mut all: Vec<T>) -> impl Iterator<Item = Vec<T>> {
 }
 
 /// Deletes, and waits for it. Returns how many were there.
-async fn delete(workers: &mut Workers, work: Work) -> anyhow::Result<u64> {
+async fn delete(workers: &mut Workers, deletions: Deletions) -> anyhow::Result<u64> {
     let began = Instant::now();
     let mut existed = 0;
-    workers.begin(Command { id: 0, work });
+    workers.begin(Command { id: 0, deletions });
     loop {
         let (reason, left) = match workers.next().await {
             Done::Done { done, .. } => {
                 existed += done.existed;
                 match done.delivered.left {
                     None => return Ok(existed),
-                    Some(left) => (left.reason, Some(left.work)),
+                    Some(left) => (left.reason, Some(left.deletions)),
                 }
             }
             Done::Failed { reason, .. } => (reason, None),
@@ -290,9 +291,9 @@ async fn delete(workers: &mut Workers, work: Work) -> anyhow::Result<u64> {
         if began.elapsed() > REDIS_PATIENCE {
             bail!(reason);
         }
-        if let Some(work) = left {
+        if let Some(deletions) = left {
             sleep(Duration::from_millis(250)).await;
-            workers.begin(Command { id: 0, work });
+            workers.begin(Command { id: 0, deletions });
         }
     }
 }

@@ -12,10 +12,11 @@ use anyhow::{Context as _, bail};
 use crate::audit::invert::{Inverter, Obscure, Reading};
 use crate::audit::version::{Place, Seen, without_lease};
 use crate::change::Row;
+use crate::deletion::Deletion;
 use crate::glob::{Glob, Globs};
 use crate::pg::audit::{Found, Reader, Rows};
 use crate::pg::watches;
-use crate::rule::{Rule, Target};
+use crate::rule::Rule;
 use crate::sink::{Cached, Sink};
 
 /// Rows of one question, beside one for each key: those of lists, `orders:{user_id}`, are many.
@@ -123,13 +124,13 @@ pub(crate) async fn subjects(reader: &mut Reader, only: &[String]) -> anyhow::Re
 
 /// The pattern that finds the keys of all of these in Redis.
 pub(crate) fn pattern(subjects: &[Subject]) -> anyhow::Result<String> {
-    let text = |target| match target {
-        Target::Key(key) => {
+    let text = |deletion| match deletion {
+        Deletion::Key(key) => {
             let mut pattern = String::new();
             crate::rule::escape_glob(&key, &mut pattern);
             pattern
         }
-        Target::Pattern(pattern) => pattern,
+        Deletion::Pattern(pattern) => pattern,
     };
     let patterns: Vec<String> =
         subjects.iter().flat_map(|subject| subject.rule.everything().map(text)).collect();
@@ -157,10 +158,10 @@ impl Subject {
     /// The template whose pattern the key matches.
     pub(crate) fn template_of(&self, key: &str) -> Option<usize> {
         self.rule.templates().iter().position(|template| match template.render(&Row::default()) {
-            Some(Target::Pattern(pattern)) => {
+            Some(Deletion::Pattern(pattern)) => {
                 Glob::parse(&pattern).is_ok_and(|glob| glob.matches(key.as_bytes()))
             }
-            Some(Target::Key(constant)) => constant == key,
+            Some(Deletion::Key(constant)) => constant == key,
             None => false,
         })
     }
@@ -188,7 +189,7 @@ impl Subject {
         let candidate = |(template, of): (usize, &crate::rule::Template)| {
             let mut columns = of.columns().peekable();
             columns.peek()?; // the value of a constant key is of no row
-            let Some(Target::Key(key)) = of.render(row) else { return None };
+            let Some(Deletion::Key(key)) = of.render(row) else { return None };
             let wanted = of
                 .columns()
                 .map(|column| (column, row.value(column).flatten()))
@@ -350,7 +351,7 @@ impl Look {
         }
         for (image, version) in rows {
             let row = Row::parse(&image).ok();
-            if let Some(Target::Key(key)) =
+            if let Some(Deletion::Key(key)) =
                 row.and_then(|row| subject.rule.templates()[template].render(&row))
             {
                 stored.entry(key).or_default().push(version);

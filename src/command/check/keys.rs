@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::deletion::Deletion;
 use crate::finding::Finding;
-use crate::rule::{Rule, Target};
+use crate::rule::Rule;
 use crate::sink::{Error, Sink};
 use crate::visible;
 use crate::watched::Watched;
@@ -40,13 +41,13 @@ pub(super) async fn findings(sink: &Sink, watches: &[Watched]) -> anyhow::Result
     let mut findings = Vec::new();
     for watched in watches.iter().filter(|watched| !watched.ended) {
         let rule = Rule::of(watched)?;
-        for target in rule.everything() {
-            let (pattern, sample) = match target {
-                Target::Key(key) => (
+        for deletion in rule.everything() {
+            let (pattern, sample) = match deletion {
+                Deletion::Key(key) => (
                     key.clone(),
                     sink.life_of(&key).await.map(|keys| Sample { keys, is_all: true }),
                 ),
-                Target::Pattern(pattern) => (pattern.clone(), sample(sink, &pattern).await),
+                Deletion::Pattern(pattern) => (pattern.clone(), sample(sink, &pattern).await),
             };
             findings.push(match sample {
                 Ok(sample) => judge(&pattern, &sample, watched.spec.max_ttl),

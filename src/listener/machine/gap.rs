@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::Point;
+use crate::deletion::Deletion;
 use crate::messages::{Cause, GapSummary};
 use crate::observe::Observation;
-use crate::rule::Target;
 use crate::status::OpenGap;
 use crate::watermark::{Checkpoint, LogRead, PgTime, Proven, Snapshot};
 
@@ -132,15 +132,15 @@ impl Gap {
     }
 
     /// What may be undone, and is remembered.
-    pub(super) fn undone(&mut self, link: &Link) -> Vec<Target> {
-        let mut targets = if self.again { link.recent() } else { Vec::new() };
+    pub(super) fn undone(&mut self, link: &Link) -> Vec<Deletion> {
+        let mut deletions = if self.again { link.recent() } else { Vec::new() };
         for (tag, number) in &self.repeat {
             match link.since(tag, *number) {
-                Some(undone) => targets.extend(undone),
+                Some(undone) => deletions.extend(undone),
                 None => self.resume = self.resume.max(Resume::Replay), // meanwhile it did not fit any more
             }
         }
-        targets
+        deletions
     }
 
     /// How to catch up from what is proven.

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::{Limits, Work};
+use crate::batch::Limits;
+use crate::deletion::{Deletion, Deletions};
 use crate::mark::{self, Answer, Kept, Last, RedisMark};
-use crate::rule::Target;
 
 /// Connections of a primary that are remembered to have answered; of an older one, which is heard
 /// again, the worst is assumed.
@@ -61,7 +61,7 @@ struct Done {
     at: Instant,
     tag: Arc<str>,
     number: u64,
-    work: Work,
+    deletions: Deletions,
 }
 
 impl Primary {
@@ -217,19 +217,19 @@ impl Link {
         &mut self,
         now: Instant,
         answer: &Answer,
-        work: Work,
+        deletions: Deletions,
         limits: Limits,
         window: Duration,
         needed: bool,
     ) {
         let Recent { works, keys, bytes, forgotten, is_partial } = &mut self.recent;
-        *keys += work.targets();
-        *bytes += work.bytes();
+        *keys += deletions.len();
+        *bytes += deletions.bytes();
         works.push_back(Done {
             at: now,
             tag: answer.tag.clone(),
             number: answer.mark.number,
-            work,
+            deletions,
         });
         let fits = |keys, bytes| keys <= limits.max_pending && bytes <= limits.max_bytes();
         if needed && fits(*keys, *bytes) {
@@ -241,8 +241,8 @@ impl Link {
                 break;
             }
             *is_partial = !is_old;
-            *keys -= oldest.work.targets();
-            *bytes -= oldest.work.bytes();
+            *keys -= oldest.deletions.len();
+            *bytes -= oldest.deletions.bytes();
             let forgotten = forgotten.entry(oldest.tag.clone()).or_default();
             *forgotten = oldest.number.max(*forgotten);
             works.pop_front();
@@ -250,24 +250,20 @@ impl Link {
     }
 
     /// What a primary deleted after this number; `None`: not all of it is remembered.
-    pub(super) fn since(&self, tag: &Arc<str>, number: u64) -> Option<Vec<Target>> {
+    pub(super) fn since(&self, tag: &Arc<str>, number: u64) -> Option<Vec<Deletion>> {
         let is_remembered =
             self.recent.forgotten.get(tag).is_none_or(|forgotten| *forgotten <= number);
-        is_remembered.then(|| self.targets(|done| done.tag == *tag && done.number > number))
+        is_remembered.then(|| self.deletions(|done| done.tag == *tag && done.number > number))
     }
 
     /// What is remembered of the last `replay.window`.
-    pub(super) fn recent(&self) -> Vec<Target> {
-        self.targets(|_| true)
+    pub(super) fn recent(&self) -> Vec<Deletion> {
+        self.deletions(|_| true)
     }
 
-    fn targets(&self, wanted: impl Fn(&Done) -> bool) -> Vec<Target> {
-        let works = self.recent.works.iter().filter(|done| wanted(done));
-        let targets = works.flat_map(|done| match &done.work {
-            Work::Keys(keys) => keys.iter().cloned().map(Target::Key).collect::<Vec<_>>(),
-            Work::Patterns(patterns) => patterns.iter().cloned().map(Target::Pattern).collect(),
-        });
-        targets.collect()
+    fn deletions(&self, wanted: impl Fn(&Done) -> bool) -> Vec<Deletion> {
+        let done = self.recent.works.iter().filter(|done| wanted(done));
+        done.flat_map(|done| done.deletions.iter()).collect()
     }
 
     /// How many keys are remembered, and whether there were more.

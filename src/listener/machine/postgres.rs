@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use crate::batch::Lane;
 use crate::change::{self, Announcement, Change, Malformed};
+use crate::deletion::Deletion;
 use crate::messages::{Cause, Event, Opening, Request, Swept};
 use crate::observe::Observation;
-use crate::rule::{Rule, Target};
+use crate::rule::Rule;
 use crate::watched::Watched;
 use crate::watermark::{LogRead, Proven, Watermark};
 
@@ -231,7 +232,7 @@ impl Machine {
         let is_ours =
             key.strip_prefix(&self.settings.canary).is_some_and(|rest| rest.starts_with(':'));
         if is_ours && self.state != State::CatchingUp(CatchUp::AwaitingRedis) {
-            self.batch.add(Lane::Live, Target::Key(key));
+            self.batch.add(Lane::Live, Deletion::Key(key));
         }
     }
 

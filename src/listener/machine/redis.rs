@@ -25,21 +25,21 @@ impl Machine {
         }
         let Delivered { parts, left, tags } = delivered;
         let again = match &left {
-            Some(left) => self.batch.hand_back(id, &left.work, now),
+            Some(left) => self.batch.hand_back(id, &left.deletions, now),
             None => self.batch.acknowledge(id, now),
         };
         let mut undone = self.link.are_here(now, &tags, self.settings.window);
         for part in parts {
             undone.push((part.answer.tag.clone(), self.link.done(now, &part.answer)));
             if let Some(again) = again {
-                if let Some(dropped) = self.second_deletes.deleted(now, &part.work, again) {
+                if let Some(dropped) = self.second_deletes.deleted(now, &part.deletions, again) {
                     self.say(dropped);
                 }
                 let needed = self.gap.as_ref().is_some_and(Gap::needs_what_was_deleted);
                 self.link.remember(
                     now,
                     &part.answer,
-                    part.work,
+                    part.deletions,
                     self.settings.limits,
                     self.settings.window,
                     needed,

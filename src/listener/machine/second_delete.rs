@@ -8,7 +8,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::batch::{Again, Work};
+use crate::batch::Again;
+use crate::deletion::Deletions;
 use crate::messages::RepeatedFor;
 use crate::observe::Observation;
 
@@ -46,10 +47,10 @@ impl SecondDeletes {
     pub(super) fn deleted(
         &mut self,
         now: Instant,
-        work: &Work,
+        deletions: &Deletions,
         again: Again,
     ) -> Option<Observation> {
-        let Work::Keys(keys) = work else { return None };
+        let Deletions::Keys(keys) = deletions else { return None };
         let by_time = again == Again::Always && !self.by_time.is_empty();
         let by_replicas = again != Again::Never && self.by_replicas.are_there();
         if !by_time && !by_replicas {

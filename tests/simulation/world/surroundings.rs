@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use unstale::batch::{Command, Lane, Work};
+use unstale::batch::{Command, Lane};
+use unstale::deletion::Deletions;
 use unstale::delivered::Delivered;
 use unstale::glob::Globs;
 use unstale::listener::machine::{Action, Input, State};
@@ -317,11 +318,14 @@ impl World {
                 }
             }
             Event::RedisAttempt { listener, command } => self.redis(listener, command),
-            Event::RedisReply { listener, id, redis, answer, work }
+            Event::RedisReply { listener, id, redis, answer, deletions }
                 if listener == self.listener =>
             {
                 self.redis_heard = redis;
-                self.handle(Input::Acknowledged { id, delivered: Delivered::whole(answer, work) });
+                self.handle(Input::Acknowledged {
+                    id,
+                    delivered: Delivered::whole(answer, deletions),
+                });
             }
             Event::PostgresBack => self.up = true,
             Event::RedisBack => {
@@ -394,9 +398,9 @@ impl World {
         // Refused, or done with the reply lost.
         if self.redis_up && (!fails || self.one_in(2)) {
             self.say(|| format!("    redis does {command:?}"));
-            match &command.work {
-                Work::Keys(keys) => keys.iter().for_each(|key| drop(self.cache.remove(key))),
-                Work::Patterns(patterns) => {
+            match &command.deletions {
+                Deletions::Keys(keys) => keys.iter().for_each(|key| drop(self.cache.remove(key))),
+                Deletions::Patterns(patterns) => {
                     let globs = Globs::parse(patterns).expect("patterns");
                     self.cache.retain(|key, _| !globs.matches(key.as_bytes()));
                 }
@@ -423,7 +427,7 @@ impl World {
                     id: command.id,
                     redis: self.redis_id,
                     answer,
-                    work: command.work,
+                    deletions: command.deletions,
                 },
             );
         }
