@@ -40,12 +40,16 @@ as $$
      where c.relnamespace = 'unstale'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f', 'c') and c.relowner <> (select unstale.owner())
        and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and c.relkind = 'S' and d.deptype in ('a', 'i')) -- goes with its table
     union all
-    select format('function %s', p.oid::regprocedure), p.proowner::regrole,
-           case when w.id is null then format('alter function %s owner to %s;', p.oid::regprocedure, unstale.owner()) else unstale.watch_call(w, w.relation) end
-      from pg_proc p
-      left join (unstale.watch w join pg_class t on t.oid = w.relation) on w.ended is null
-       and w.id = substring(p.proname from '^(?:page|audit)_([1-9][0-9]{0,9})$')::bigint -- by the number, or each function meets each watch
-     where p.pronamespace = 'unstale'::regnamespace and p.proowner <> coalesce(t.relowner, (select unstale.owner()))
+    select format('function %s', f.oid::regprocedure), f.proowner::regrole,
+           coalesce((select unstale.watch_call(w, w.relation) from unstale.watch w where w.id = f.watch),
+                    format('alter function %s owner to %s;', f.oid::regprocedure, unstale.owner()))
+      from (select n.oid, n.proowner,
+                   (select w.id from unstale.watch w join pg_class t on t.oid = w.relation where w.ended is null and w.id = n.number) as watch
+              -- OFFSET: looked up for each by the number, or the planner lets each function meet each watch.
+              from (select p.oid, p.proowner, substring(p.proname from '^(?:page|audit)_([1-9][0-9]{0,9})$')::bigint as number
+                      from pg_proc p where p.pronamespace = 'unstale'::regnamespace offset 0) n offset 0) f
+     where f.proowner <> coalesce((select t.relowner from unstale.watch w join pg_class t on t.oid = w.relation where w.id = f.watch),
+                                  (select unstale.owner()))
     union all
     select format('type %s', t.oid::regtype), t.typowner::regrole, format('alter type %s owner to %s;', t.oid::regtype, unstale.owner())
       from pg_type t
