@@ -1,13 +1,16 @@
--- A subscriber that has the schema unstale, too, and a publication for all tables: what the publisher keeps about its own listeners
--- is nothing to this database. Its rows are discarded, and where it empties a part of its log, and so ours, all keys are deleted.
+-- A subscriber that has the schema unstale, too, and a publication for all tables: what the
+-- publisher keeps about its own listeners is nothing to this database. Its rows are discarded, and
+-- where it empties a part of its log, and so ours, all keys are deleted.
 --
--- The triggers fire in replica sessions alone, so that nobody else pays for them. Rows of the publisher's log do come: they delete
--- keys that need not be deleted, which is harmless, and a trigger on each of our own log's rows would cost.
+-- The triggers fire in replica sessions alone, so that nobody else pays for them. Rows of the
+-- publisher's log do come: they delete keys that need not be deleted, which is harmless, and a
+-- trigger on each of our own log's rows would cost.
 
 set search_path = pg_catalog, pg_temp;
 set check_function_bodies = off; -- files come in any order
 
--- Is this session a subscription's worker? Other replica sessions (a restore, somebody's script) are as good as any.
+-- Is this session a subscription's worker? Other replica sessions (a restore, somebody's
+-- script) are as good as any.
 create or replace function unstale.is_applying() returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -45,7 +48,8 @@ begin
 end
 $$;
 
--- Creates the triggers that are not there. A table that is in use gets its own with the next `unstale migrate`: nobody waits.
+-- Creates the triggers that are not there. A table that is in use gets its own with the next
+-- `unstale migrate`: nobody waits.
 create or replace function unstale.guard_bookkeeping() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -54,15 +58,20 @@ declare
     kept regclass;
     caller_timeout constant text := current_setting('lock_timeout');
 begin
-    for kept in select c.oid from pg_class c
-                 where c.relnamespace = 'unstale'::regnamespace and c.relkind = 'r' and c.relname <> 'change_log'
-                   and not exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname = 'guard') loop
+    for kept in
+        select c.oid from pg_class c
+         where c.relnamespace = 'unstale'::regnamespace and c.relkind = 'r'
+           and c.relname <> 'change_log'
+           and not exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname = 'guard')
+    loop
         begin
             perform set_config('lock_timeout', '100ms', true);
             execute format(
                 case when kept::text ~ '^unstale\.change_log'
-                     then 'create trigger guard after truncate on %s for each statement execute function unstale.widen_replicated()'
-                     else 'create trigger guard before insert or update or delete on %s for each row execute function unstale.discard_replicated()' end, kept);
+                     then 'create trigger guard after truncate on %s for each statement '
+                          'execute function unstale.widen_replicated()'
+                     else 'create trigger guard before insert or update or delete on %s '
+                          'for each row execute function unstale.discard_replicated()' end, kept);
             execute format('alter table %s enable replica trigger guard', kept);
         exception when lock_not_available then
             null;
