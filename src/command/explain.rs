@@ -6,7 +6,7 @@ use crate::change::Row;
 use crate::cli::Explain;
 use crate::config::Config;
 use crate::deletion::Deletion;
-use crate::pg::{self, Postgres, watches};
+use crate::pg::{Postgres, watches};
 use crate::rule::Rule;
 use crate::visible;
 
@@ -15,8 +15,7 @@ use crate::visible;
 /// # Errors
 /// If the table is not watched, or a column is named that no template has.
 pub async fn run(config: &Config, args: &Explain) -> anyhow::Result<()> {
-    let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
-    pg::migrate::check(&mut connection).await?;
+    let mut connection = super::connect(&Postgres::new(config.database_source()?)?).await?;
     let table = super::full_name(&mut connection, &args.table).await?;
     let watched = watches::load(&mut connection)
         .await?

@@ -14,8 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::cli::Policy;
 use crate::config::Config;
 use crate::glob::Glob;
-use crate::pg::watches;
-use crate::pg::{self, Postgres};
+use crate::pg::{Postgres, watches};
 use crate::rule::Rule;
 use crate::sink::Sink;
 use crate::visible;
@@ -29,9 +28,7 @@ const EXAMPLES: usize = 3;
 /// # Errors
 /// If a server cannot be asked, or, with `--check`, if something is missing.
 pub async fn run(config: &Config, args: &Policy) -> anyhow::Result<()> {
-    let mut connection = Postgres::new(config.database_source()?)?.connect().await?;
-    pg::check_server(&mut connection).await?;
-    pg::migrate::check(&mut connection).await?;
+    let mut connection = super::connect(&Postgres::new(config.database_source()?)?).await?;
     let watches: Vec<Watched> = watches::load(&mut connection)
         .await?
         .into_iter()
