@@ -62,6 +62,7 @@ const FORBIDDEN: &[(&[&str], &[&str])] = &[
             "src/status",
             "src/audit",
             "src/pg/url.rs",
+            "src/pg/url",
             "src/sink/url.rs",
             "src/listener/machine",
         ],
