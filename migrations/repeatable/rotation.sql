@@ -69,9 +69,13 @@ begin
     execute format($q$
         select coalesce(bool_and(
                    c.replay_log is not null
-                   and not exists (select from unstale.change_log_%1$s l
-                                    where l.xid >= pg_snapshot_xmax(c.replay_log) and l.xid < pg_snapshot_xmax(pg_current_snapshot()))
-                   and not exists (select from pg_snapshot_xip(c.replay_log) x join unstale.change_log_%1$s l on l.xid = x)), false)
+                   and not exists (
+                       select from unstale.change_log_%1$s l
+                        where l.xid >= pg_snapshot_xmax(c.replay_log)
+                          and l.xid < pg_snapshot_xmax(pg_current_snapshot()))
+                   and not exists (
+                       select from pg_snapshot_xip(c.replay_log) x
+                         join unstale.change_log_%1$s l on l.xid = x)), false)
           from unstale.instance c
          where not unstale.is_away(c.saved_at, c.forget_after, interval '1 minute')$q$,
         part) into done;
