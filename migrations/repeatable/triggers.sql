@@ -269,9 +269,8 @@ create or replace function unstale.delivered(w unstale.watch, sweepable text) re
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return format($f$    announced := unstale.may_announce();
-    if announced then
-%2$s    elsif announced is null then
+    return format($f$    announced := %2$s;
+    if %3$sannounced is null then
         announced := unstale.log_patiently(%1$s, change);
         return null;
     end if;
@@ -285,17 +284,11 @@ begin
         insert into unstale.change_log_3 (id, watch, announced, change)
             values (unstale.log_place(), %1$s, announced, change);
     end if;
-$f$, w.id, case when w.delivery = 'log' then
-$f$        announced := false;
-        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
-$f$ else
-$f$        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
-        done := pg_catalog.pg_notify(
-            unstale.channel(), case when announced then change else '{"bell":true}' end);
-$f$ || case when sweepable is null then '' else format($f$        if announced and %s then
-            return null; -- a sweep finds it again
-        end if;
-$f$, sweepable) end end);
+$f$, w.id,
+     case when w.delivery = 'log' then 'unstale.rung()' else 'unstale.notified(change)' end,
+     case when w.delivery = 'log' or sweepable is null then '' else format($f$announced and %s then
+        return null; -- a sweep finds it again
+    elsif $f$, sweepable) end);
 end
 $$;
 
@@ -315,7 +308,6 @@ as $body$
 declare
 %3$s    change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
 %4$s%5$s%6$s    return null;
 end

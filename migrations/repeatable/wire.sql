@@ -63,6 +63,27 @@ create or replace function unstale.may_announce() returns boolean
                 else current_setting('trace_notify') = 'off' and unstale.queue_usage() <= 0.5
            end;
 
+-- Announces a change, if this transaction may: true; false: it did not, or not whole, because a
+-- payload may have 7,999 bytes, and NOTIFY would fail the write for a longer one, but has rung for
+-- what it logs if it may; null: a lock_timeout counts for what it logs.
+create or replace function unstale.notified(change text) returns boolean
+    language sql volatile
+    return case unstale.may_announce()
+                when true then
+                     case when octet_length(change) < 8000
+                          then pg_notify(unstale.channel(), change) is not null
+                          else pg_notify(unstale.channel(), '{"bell":true}') is null end
+                when false then false
+           end;
+
+-- Rings for what this transaction logs, if it may. Like unstale.notified(), but never true.
+create or replace function unstale.rung() returns boolean
+    language sql volatile
+    return case unstale.may_announce()
+                when true then pg_notify(unstale.channel(), '{"bell":true}') is null
+                when false then false
+           end;
+
 -- What a change of one row says.
 create or replace function unstale.one_row(head text, one text) returns text
     language sql immutable
@@ -125,24 +146,18 @@ end
 $$;
 
 -- Announces a change if that is wanted (`notify_body`) and possible, and writes it to the log
--- unless it was announced and a sweep would find it. What is only in the log is rung for. A payload
--- may have 7,999 bytes, and NOTIFY would fail the write for a longer one. The triggers of single
--- rows have the same in line (triggers.sql), because a call costs a fifth of them.
+-- unless it was announced and a sweep would find it. What is only in the log is rung for. The
+-- triggers have the same in line (triggers.sql), because a call costs a fifth of them.
 create or replace function unstale.notify_or_log(watch_id integer, change text, sweepable boolean,
                                                  notify_body boolean) returns boolean
     language plpgsql
 as $$
 declare
-    announced pg_catalog.bool default unstale.may_announce();
-    done pg_catalog.text;
+    announced pg_catalog.bool
+        default case when notify_body then unstale.notified(change) else unstale.rung() end;
 begin
-    if announced then
-        announced := notify_body and pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
-        done := pg_catalog.pg_notify(
-            unstale.channel(), case when announced then change else '{"bell":true}' end);
-        if announced and sweepable then
-            return true;
-        end if;
+    if announced and sweepable then
+        return true;
     elsif announced is null then
         return unstale.log_patiently(watch_id, change);
     end if;

@@ -1,10 +1,27 @@
-create or replace function unstale.row_1(t public.users) returns text language sql begin atomic select '{' || '"id":' || coalesce('"' || (t).id::text || '"', 'null') || ',"email":' || case when octet_length((t).email) > 8192 then 'true' else coalesce(to_json((t).email)::text, 'null') end || '}'; end;
+create or replace function unstale.row_1(t public.users) returns text
+    language sql
+begin atomic
+    select '{' || '"id":' || coalesce('"' || (t).id::text || '"', 'null') || ',"email":' || case when octet_length((t).email) > 8192 then 'true' else coalesce(to_json((t).email)::text, 'null') end || '}';
+end;
 
-create or replace function unstale.same_1(old_row public.users, new_row public.users) returns boolean language sql begin atomic select not ((old_row).id is distinct from (new_row).id or (old_row).email is distinct from (new_row).email); end;
+create or replace function unstale.same_1(old_row public.users, new_row public.users)
+    returns boolean
+    language sql
+begin atomic
+    select not ((old_row).id is distinct from (new_row).id or (old_row).email is distinct from (new_row).email);
+end;
 
-create or replace function unstale.table_1() returns regclass language sql stable begin atomic select 'public.users'::regclass; end;
+create or replace function unstale.table_1() returns regclass
+    language sql stable
+begin atomic
+    select 'public.users'::regclass;
+end;
 
-create or replace function unstale.fresh_1(t public.users) returns boolean language sql begin atomic select coalesce((t).updated_at >= clock_timestamp() - unstale.margin(), false); end;
+create or replace function unstale.fresh_1(t public.users) returns boolean
+    language sql
+begin atomic
+    select coalesce((t).updated_at >= clock_timestamp() - unstale.margin(), false);
+end;
 
 create or replace function unstale.row_1() returns void
     language plpgsql
@@ -46,26 +63,28 @@ as $body$
 declare
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oidne(tg_relid, unstale.table_1())
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     change := unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new));
-    announced := unstale.may_announce();
-    if announced then
-        announced := false;
-        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
-    elsif announced is null then
+    announced := unstale.rung();
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -78,31 +97,34 @@ declare
     same pg_catalog.bool;
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oidne(tg_relid, unstale.table_1())
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     same := unstale.same_1(old, new);
     if same then
         change := unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new));
     else
-        change := unstale.two_rows('{"watch":1,"rev":1,"new":', unstale.row_1(new), unstale.row_1(old));
+        change := unstale.two_rows(
+            '{"watch":1,"rev":1,"new":', unstale.row_1(new), unstale.row_1(old));
     end if;
-    announced := unstale.may_announce();
-    if announced then
-        announced := false;
-        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
-    elsif announced is null then
+    announced := unstale.rung();
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -114,26 +136,28 @@ as $body$
 declare
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oidne(tg_relid, unstale.table_1())
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     change := unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(old));
-    announced := unstale.may_announce();
-    if announced then
-        announced := false;
-        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
-    elsif announced is null then
+    announced := unstale.rung();
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -145,26 +169,28 @@ as $body$
 declare
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oidne(tg_relid, unstale.table_1())
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     change := '{"watch":1,"rev":1,"all":true}';
-    announced := unstale.may_announce();
-    if announced then
-        announced := false;
-        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
-    elsif announced is null then
+    announced := unstale.rung();
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -176,63 +202,93 @@ create or replace function unstale.inserts_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    looked_at pg_catalog.int8;
+    is_single pg_catalog.bool;
     sweepable pg_catalog.bool;
     now pg_catalog.record;
     chunk pg_catalog.record;
     chunks pg_catalog.int8 default 0;
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
-    end if;
-    select n.rows, n.fresh,
-           case when pg_catalog.int8eq(n.rows, 1) then unstale.one_row('{"watch":1,"rev":1,"new":', n.images)
-                when pg_catalog.int8le(n.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
-                then unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
-      into looked_at, sweepable, change
-      from (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
-              from (select * from new_rows limit 33) r) n;
-    if change is null then
-        if pg_catalog.int8eq(looked_at, 0) then
-            return null;
-        end if;
-        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
-               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
-          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
-                  from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh from new_rows r offset 0 limit 500000) s) i$joined$ into now;
-        for chunk in execute $chunks$
-            select c.images, $3 as fresh from unstale.cut($1) c(images)
-            union all
-            select p.images, p.fresh from (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
-              from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
-                               over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
-                      from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh
-                              from (select * from new_rows offset $2) r
-                            offset 0) i) s
-             group by s.part) p$chunks$ using now.images, now.rows, now.fresh
-        loop
-            announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, false);
-            chunks := pg_catalog.int8pl(chunks, 1);
-        end loop;
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oidne(tg_relid, unstale.table_1())
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
         return null;
     end if;
-    announced := unstale.may_announce();
-    if announced then
-        announced := false;
-        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
-    elsif announced is null then
+    select unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(r.*)), unstale.fresh_1(r.*),
+           not exists (select from new_rows offset 1)
+      into change, sweepable, is_single
+      from new_rows r limit 1;
+    if is_single then
+        null; -- as most are
+    elsif is_single is null then
+        return null;
+    else
+        select n.fresh,
+               case when pg_catalog.int8le(n.rows, 32)
+                         and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
+                    then unstale.one_row(
+                        '{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
+          into sweepable, change
+          from (select pg_catalog.count(*) as rows,
+                       pg_catalog.string_agg(unstale.row_1(r.*), ',') as images,
+                       pg_catalog.bool_and(unstale.fresh_1(r.*)) as fresh
+                  from (select * from new_rows limit 33) r) n;
+        if change is null then
+            execute $joined$
+                select case when pg_catalog.bool_and(i.short)
+                            then pg_catalog.string_agg(i.image, E',\n') filter (where i.short)
+                       end as images,
+                       pg_catalog.bool_and(i.fresh) as fresh,
+                       case when pg_catalog.bool_and(i.short) then pg_catalog.count(*)
+                            else 0 end as rows
+                  from (select s.image, s.fresh,
+                               pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                          from (select unstale.row_1(r.*) as image, unstale.fresh_1(r.*) as fresh
+                                  from new_rows r offset 0 limit 500000) s) i$joined$ into now;
+            for chunk in execute $chunks$
+                select c.images, $3 as fresh from unstale.cut($1) c(images)
+                union all
+                select p.images, p.fresh
+                  from (select s.part, pg_catalog.string_agg(s.image, ',') as images,
+                               pg_catalog.bool_and(s.fresh) as fresh
+                          from (select i.image, i.fresh,
+                                       pg_catalog.sum(pg_catalog.octet_length(i.image)
+                                                      operator(pg_catalog.+) 1)
+                                           over (rows unbounded preceding)
+                                           operator(pg_catalog./) 7000 as part
+                                  from (select unstale.row_1(r.*) as image,
+                                               unstale.fresh_1(r.*) as fresh
+                                          from (select * from new_rows offset $2) r
+                                        offset 0) i) s
+                         group by s.part) p$chunks$
+                using now.images, now.rows, now.fresh
+            loop
+                announced := unstale.notify_or_log(
+                    1,
+                    unstale.one_row(
+                        '{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')),
+                    chunk.fresh, false);
+                chunks := pg_catalog.int8pl(chunks, 1);
+            end loop;
+            return null;
+        end if;
+    end if;
+    announced := unstale.rung();
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -242,63 +298,93 @@ create or replace function unstale.deletes_1() returns trigger
     language plpgsql security definer
 as $body$
 declare
-    looked_at pg_catalog.int8;
+    is_single pg_catalog.bool;
     sweepable pg_catalog.bool;
     now pg_catalog.record;
     chunk pg_catalog.record;
     chunks pg_catalog.int8 default 0;
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oidne(tg_relid, unstale.table_1()) then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
-    end if;
-    select n.rows, n.fresh,
-           case when pg_catalog.int8eq(n.rows, 1) then unstale.one_row('{"watch":1,"rev":1,"old":', n.images)
-                when pg_catalog.int8le(n.rows, 32) and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
-                then unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
-      into looked_at, sweepable, change
-      from (select pg_catalog.count(*) as rows, pg_catalog.string_agg(unstale.row_1(r.*), ',') as images, pg_catalog.bool_and(false) as fresh
-              from (select * from old_rows limit 33) r) n;
-    if change is null then
-        if pg_catalog.int8eq(looked_at, 0) then
-            return null;
-        end if;
-        execute $joined$select case when pg_catalog.bool_and(i.short) then pg_catalog.string_agg(i.image, E',\n') filter (where i.short) end as images,
-               pg_catalog.bool_and(i.fresh) as fresh, case when pg_catalog.bool_and(i.short) then pg_catalog.count(*) else 0 end as rows
-          from (select s.image, s.fresh, pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
-                  from (select unstale.row_1(r.*) as image, false as fresh from old_rows r offset 0 limit 500000) s) i$joined$ into now;
-        for chunk in execute $chunks$
-            select c.images, $3 as fresh from unstale.cut($1) c(images)
-            union all
-            select p.images, p.fresh from (select s.part, pg_catalog.string_agg(s.image, ',') as images, pg_catalog.bool_and(s.fresh) as fresh
-              from (select i.image, i.fresh, pg_catalog.sum(pg_catalog.octet_length(i.image) operator(pg_catalog.+) 1)
-                               over (rows unbounded preceding) operator(pg_catalog./) 7000 as part
-                      from (select unstale.row_1(r.*) as image, false as fresh
-                              from (select * from old_rows offset $2) r
-                            offset 0) i) s
-             group by s.part) p$chunks$ using now.images, now.rows, now.fresh
-        loop
-            announced := unstale.notify_or_log(1, unstale.one_row('{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')), chunk.fresh, false);
-            chunks := pg_catalog.int8pl(chunks, 1);
-        end loop;
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oidne(tg_relid, unstale.table_1())
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
         return null;
     end if;
-    announced := unstale.may_announce();
-    if announced then
-        announced := false;
-        done := pg_catalog.pg_notify(unstale.channel(), '{"bell":true}');
-    elsif announced is null then
+    select unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(r.*)), false,
+           not exists (select from old_rows offset 1)
+      into change, sweepable, is_single
+      from old_rows r limit 1;
+    if is_single then
+        null; -- as most are
+    elsif is_single is null then
+        return null;
+    else
+        select n.fresh,
+               case when pg_catalog.int8le(n.rows, 32)
+                         and pg_catalog.int4lt(pg_catalog.octet_length(n.images), 7900)
+                    then unstale.one_row(
+                        '{"watch":1,"rev":1,"rows":[', pg_catalog.concat(n.images, ']')) end
+          into sweepable, change
+          from (select pg_catalog.count(*) as rows,
+                       pg_catalog.string_agg(unstale.row_1(r.*), ',') as images,
+                       pg_catalog.bool_and(false) as fresh
+                  from (select * from old_rows limit 33) r) n;
+        if change is null then
+            execute $joined$
+                select case when pg_catalog.bool_and(i.short)
+                            then pg_catalog.string_agg(i.image, E',\n') filter (where i.short)
+                       end as images,
+                       pg_catalog.bool_and(i.fresh) as fresh,
+                       case when pg_catalog.bool_and(i.short) then pg_catalog.count(*)
+                            else 0 end as rows
+                  from (select s.image, s.fresh,
+                               pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
+                          from (select unstale.row_1(r.*) as image, false as fresh
+                                  from old_rows r offset 0 limit 500000) s) i$joined$ into now;
+            for chunk in execute $chunks$
+                select c.images, $3 as fresh from unstale.cut($1) c(images)
+                union all
+                select p.images, p.fresh
+                  from (select s.part, pg_catalog.string_agg(s.image, ',') as images,
+                               pg_catalog.bool_and(s.fresh) as fresh
+                          from (select i.image, i.fresh,
+                                       pg_catalog.sum(pg_catalog.octet_length(i.image)
+                                                      operator(pg_catalog.+) 1)
+                                           over (rows unbounded preceding)
+                                           operator(pg_catalog./) 7000 as part
+                                  from (select unstale.row_1(r.*) as image,
+                                               false as fresh
+                                          from (select * from old_rows offset $2) r
+                                        offset 0) i) s
+                         group by s.part) p$chunks$
+                using now.images, now.rows, now.fresh
+            loop
+                announced := unstale.notify_or_log(
+                    1,
+                    unstale.one_row(
+                        '{"watch":1,"rev":1,"rows":[', pg_catalog.concat(chunk.images, ']')),
+                    chunk.fresh, false);
+                chunks := pg_catalog.int8pl(chunks, 1);
+            end loop;
+            return null;
+        end if;
+    end if;
+    announced := unstale.rung();
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end

@@ -1,10 +1,27 @@
-create or replace function unstale.row_1(t public.events) returns text language sql begin atomic select '{' || '"id":' || coalesce('"' || (t).id::text || '"', 'null') || '}'; end;
+create or replace function unstale.row_1(t public.events) returns text
+    language sql
+begin atomic
+    select '{' || '"id":' || coalesce('"' || (t).id::text || '"', 'null') || '}';
+end;
 
-create or replace function unstale.same_1(old_row public.events, new_row public.events) returns boolean language sql begin atomic select not ((old_row).id is distinct from (new_row).id); end;
+create or replace function unstale.same_1(old_row public.events, new_row public.events)
+    returns boolean
+    language sql
+begin atomic
+    select not ((old_row).id is distinct from (new_row).id);
+end;
 
-create or replace function unstale.table_1() returns regclass language sql stable begin atomic select 'public.events'::regclass; end;
+create or replace function unstale.table_1() returns regclass
+    language sql stable
+begin atomic
+    select 'public.events'::regclass;
+end;
 
-create or replace function unstale.fresh_1(t public.events) returns boolean language sql begin atomic select coalesce(timezone('UTC', (t).at) >= clock_timestamp() - unstale.margin(), false); end;
+create or replace function unstale.fresh_1(t public.events) returns boolean
+    language sql
+begin atomic
+    select coalesce(timezone('UTC', (t).at) >= clock_timestamp() - unstale.margin(), false);
+end;
 
 create or replace function unstale.row_1() returns void
     language plpgsql
@@ -46,29 +63,30 @@ as $body$
 declare
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     change := unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new));
-    announced := unstale.may_announce();
-    if announced then
-        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
-        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
-        if announced and unstale.fresh_1(new) then
-            return null; -- a sweep finds it again
-        end if;
+    announced := unstale.notified(change);
+    if announced and unstale.fresh_1(new) then
+        return null; -- a sweep finds it again
     elsif announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -81,34 +99,36 @@ declare
     same pg_catalog.bool;
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     same := unstale.same_1(old, new);
     if same then
         change := unstale.one_row('{"watch":1,"rev":1,"new":', unstale.row_1(new));
     else
-        change := unstale.two_rows('{"watch":1,"rev":1,"new":', unstale.row_1(new), unstale.row_1(old));
+        change := unstale.two_rows(
+            '{"watch":1,"rev":1,"new":', unstale.row_1(new), unstale.row_1(old));
     end if;
-    announced := unstale.may_announce();
-    if announced then
-        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
-        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
-        if announced and same and unstale.fresh_1(new) then
-            return null; -- a sweep finds it again
-        end if;
+    announced := unstale.notified(change);
+    if announced and same and unstale.fresh_1(new) then
+        return null; -- a sweep finds it again
     elsif announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -120,26 +140,28 @@ as $body$
 declare
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     change := unstale.one_row('{"watch":1,"rev":1,"old":', unstale.row_1(old));
-    announced := unstale.may_announce();
-    if announced then
-        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
-        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
-    elsif announced is null then
+    announced := unstale.notified(change);
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
@@ -151,26 +173,28 @@ as $body$
 declare
     change pg_catalog.text;
     announced pg_catalog.bool;
-    done pg_catalog.text;
 begin
-    if pg_catalog.to_regproc('unstale.uses_1') is null or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true then
-        return null; -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+    if pg_catalog.to_regproc('unstale.uses_1') is null
+       or pg_catalog.oideq(pg_catalog.pg_partition_root(tg_relid), unstale.table_1()) is not true
+    then
+        -- a column was dropped with CASCADE, or this is a copy of the table that it was made for
+        return null;
     end if;
     change := '{"watch":1,"rev":1,"all":true}';
-    announced := unstale.may_announce();
-    if announced then
-        announced := pg_catalog.int4lt(pg_catalog.octet_length(change), 8000);
-        done := pg_catalog.pg_notify(unstale.channel(), case when announced then change else '{"bell":true}' end);
-    elsif announced is null then
+    announced := unstale.notified(change);
+    if announced is null then
         announced := unstale.log_patiently(1, change);
         return null;
     end if;
     if pg_catalog.int4eq(unstale.part(), 1) then
-        insert into unstale.change_log_1 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_1 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     elsif pg_catalog.int4eq(unstale.part(), 2) then
-        insert into unstale.change_log_2 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_2 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     else
-        insert into unstale.change_log_3 (id, watch, announced, change) values (unstale.log_place(), 1, announced, change);
+        insert into unstale.change_log_3 (id, watch, announced, change)
+            values (unstale.log_place(), 1, announced, change);
     end if;
     return null;
 end
