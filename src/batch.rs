@@ -1,10 +1,10 @@
 //! What is to be deleted from Redis, each thing once, and what of it has been acknowledged.
 //!
 //! Owns the only queue between the changes and the sink. Two lanes, one for live changes and one
-//! for catching up, so that a long sweep does not hold up what changes now. A lane collects deletions
-//! in a set; when the sink has a free place, the whole set becomes a *generation* of commands. A
-//! [`Point`] says "all that was added until now", and is settled once every command of every
-//! generation up to it is acknowledged. Pure.
+//! for catching up, so that a long sweep does not hold up what changes now. A lane collects
+//! deletions in a set; when the sink has a free place, the whole set becomes a *generation* of
+//! commands. A [`Point`] says "all that was added until now", and is settled once every command of
+//! every generation up to it is acknowledged. Pure.
 //!
 //! Bounded in number and in bytes: the caller asks [`Batch::is_full`] before it adds, and what is
 //! on its way has bounds of its own. Patterns are a walk through all of Redis: one walk at a time

@@ -82,6 +82,10 @@ class Server:
     def node_of(self, _key: str) -> "Server":
         return self
 
+    @property
+    def nodes(self) -> list["Server"]:
+        return [self]
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -94,9 +98,9 @@ class Server:
 class Cluster:
     """Three primaries, and what the suite asks of a server."""
 
-    def __init__(self, program: str | None = None) -> None:
+    def __init__(self, program: str | None = None, *options: str) -> None:
         # The bus wants a port above it, below 65536.
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no")
+        options += ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no")
         self.nodes = [Server(program, *options, "--cluster-port", str(free_port())) for _ in range(3)]
         self.url = self.nodes[0].url
         first, *others = [node.connect() for node in self.nodes]

@@ -1,6 +1,7 @@
 """The race: readers, writers and the listener on real servers, and no reader is left with an old row.
 
-    race.py race KIND ... [--seconds 60] [--reads 500000] [--kill]    stale reads and stale keys, for each kind
+    race.py race KIND ... [--seconds 60] [--reads 500000] [--kill] [--cluster]
+                                                                      stale reads and stale keys, for each kind
     race.py compare [KIND ...] [--seconds 60]                         plain readers, the second delete, leases: stale keys and database reads
     race.py standby [KIND ...] [--seconds 30]                         readers that read a standby two seconds behind, without and with replicas.urls
     race.py cold KIND ...                                             one cold key wanted by 500 readers in five processes at once
@@ -10,7 +11,7 @@
 
 Kinds: see READERS. A read is stale if it gives a version that was overtaken by a commit whose delete was over when the read began. Which
 deletes are over is known from a canary: a row that is changed after the commit, and whose key is seen to go. A key is stale if its cached value is
-not the row's when all is quiet. `--kill` kills Redis, the listener and readers with SIGKILL on the way. Exit code 1 if a kind that has leases failed.
+not the row's when all is quiet. `--kill` kills Redis (of a cluster, a primary), the listener and readers with SIGKILL on the way. Exit code 1 if a kind that has leases failed.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "conformance"))
 
-from redis_server import Refused, Server, free_port
+from redis_server import Cluster, Refused, Server, free_port
 
 import psycopg
 
@@ -102,8 +103,13 @@ class Stage:
 
     def __init__(self, asked) -> None:
         self.postgres = Postgres()
-        self.redis = Server(asked.server, "--appendonly", "yes")
+        self.redis = (Cluster if asked.cluster else Server)(asked.server, "--appendonly", "yes")
         self.environment = {**os.environ, "DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url, "UNSTALE_LOG__FILTER": "error"}
+        # What the readers have instead: their libraries do not know a cluster by its URL.
+        self.readers_environment = {"RACE_CLUSTER": "yes"} if asked.cluster else {}
+        if asked.cluster:
+            self.environment["REDIS_URL"] = self.redis.url.replace("redis://", "redis-cluster://").removesuffix("/0")
+            self.readers_environment["REDIS_URL"] = self.redis.url
         # Leases must do without the second delete.
         self.environment["UNSTALE_REPEAT__AFTER"] = asked.repeat
         self.standby: Postgres | None = None
@@ -195,7 +201,7 @@ class Writers:
 def start_readers(stage: Stage, kind: str, mode: str, processes: int, **environment: object) -> list[subprocess.Popen]:
     command, name, _, _ = READERS[kind]
     database = {"DATABASE_URL": stage.standby.url} if stage.standby else {}
-    environment = {**stage.environment, **database, **{word: str(value) for word, value in environment.items()}}
+    environment = {**stage.environment, **stage.readers_environment, **database, **{word: str(value) for word, value in environment.items()}}
     return [subprocess.Popen([*command, name, mode], env=environment, stdout=subprocess.PIPE) for _ in range(processes)]
 
 
@@ -211,9 +217,10 @@ def kill_things(stage: Stage, kind: str, readers: list, folder: str, until: thre
         victim = turn % 3
         turn += 1
         if victim == 0:
-            stage.redis.kill()
+            node = random.choice(stage.redis.nodes)
+            node.kill()
             time.sleep(0.3)
-            stage.redis.start()
+            node.start()
         elif victim == 1:
             stage.listener.kill()
             stage.listener.wait()
@@ -393,6 +400,7 @@ def main() -> int:
     words.add_argument("--repeat", default="", help="the listener's repeat.after")
     words.set_defaults(behind=0)
     words.add_argument("--kill", action="store_true")
+    words.add_argument("--cluster", action="store_true")
     words.add_argument("--server")
     words.add_argument("--unstale", default=str(HERE.parent.parent / os.environ.get("CARGO_TARGET_DIR", "target") / "debug/unstale"))
     asked = words.parse_args()

@@ -43,6 +43,15 @@ begin
 end
 $$;
 
+-- SQL: does a sweep find all rows? Where it finds none, no aggregate need look at each.
+create or replace function unstale.all_fresh(fresh text, of_each text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case fresh when 'false' then 'false'
+                      else format('pg_catalog.bool_and(%s)', of_each) end
+$$;
+
 -- SQL: the images of the first 33 rows of a transition table, how many, and
 -- whether a sweep finds them all.
 create or replace function unstale.first_rows(w unstale.watch, transition text, fresh text)
@@ -53,8 +62,9 @@ as $$
 begin
     return format($f$(select pg_catalog.count(*) as rows,
                        pg_catalog.string_agg(unstale.row_%1$s(r.*), ',') as images,
-                       pg_catalog.bool_and(%2$s) as fresh
-                  from (select * from %3$s limit 33) r)$f$, w.id, fresh, transition);
+                       %2$s as fresh
+                  from (select * from %3$s limit 33) r)$f$,
+                  w.id, unstale.all_fresh(fresh, fresh), transition);
 end
 $$;
 
@@ -68,14 +78,14 @@ begin
     return format($f$select case when pg_catalog.bool_and(i.short)
                             then pg_catalog.string_agg(i.image, E',\n') filter (where i.short)
                        end as images,
-                       pg_catalog.bool_and(i.fresh) as fresh,
+                       %4$s as fresh,
                        case when pg_catalog.bool_and(i.short) then pg_catalog.count(*)
                             else 0 end as rows
                   from (select s.image, s.fresh,
                                pg_catalog.int4le(pg_catalog.octet_length(s.image), 256) as short
                           from (select unstale.row_%1$s(r.*) as image, %2$s as fresh
                                   from %3$s r offset 0 limit 500000) s) i$f$,
-                  w.id, fresh, transition);
+                  w.id, fresh, transition, unstale.all_fresh(fresh, 'i.fresh'));
 end
 $$;
 

@@ -2,8 +2,8 @@
 
 use crate::deletion::Deletions;
 
-/// Bytes that a lane may hold for each of its `max_pending` deletions: ordinary keys are shorter, so
-/// that their number decides.
+/// Bytes that a lane may hold for each of its `max_pending` deletions: ordinary keys are shorter,
+/// so that their number decides.
 const BYTES_PER_TARGET: usize = 256;
 
 /// Bytes that a lane may hold at least, however few its deletions may be.

@@ -349,7 +349,7 @@ begin
                   from (select * from new_rows limit 33) r) n,
                (select pg_catalog.count(*) as rows,
                        pg_catalog.string_agg(unstale.row_1(r.*), ',') as images,
-                       pg_catalog.bool_and(false) as fresh
+                       false as fresh
                   from (select * from old_rows limit 33) r) o;
         if change is null then
             execute $joined$
@@ -367,7 +367,7 @@ begin
                 select case when pg_catalog.bool_and(i.short)
                             then pg_catalog.string_agg(i.image, E',\n') filter (where i.short)
                        end as images,
-                       pg_catalog.bool_and(i.fresh) as fresh,
+                       false as fresh,
                        case when pg_catalog.bool_and(i.short) then pg_catalog.count(*)
                             else 0 end as rows
                   from (select s.image, s.fresh,
@@ -480,14 +480,14 @@ begin
           into sweepable, change
           from (select pg_catalog.count(*) as rows,
                        pg_catalog.string_agg(unstale.row_1(r.*), ',') as images,
-                       pg_catalog.bool_and(false) as fresh
+                       false as fresh
                   from (select * from old_rows limit 33) r) n;
         if change is null then
             execute $joined$
                 select case when pg_catalog.bool_and(i.short)
                             then pg_catalog.string_agg(i.image, E',\n') filter (where i.short)
                        end as images,
-                       pg_catalog.bool_and(i.fresh) as fresh,
+                       false as fresh,
                        case when pg_catalog.bool_and(i.short) then pg_catalog.count(*)
                             else 0 end as rows
                   from (select s.image, s.fresh,

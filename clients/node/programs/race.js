@@ -1,14 +1,14 @@
 // Readers in Node, for clients/race: `race.js KIND MODE`.
 import { createWriteStream } from "node:fs";
 import { createCache } from "cache-manager";
-import { Redis } from "ioredis";
+import { Cluster, Redis } from "ioredis";
 import pg from "pg";
-import { createClient } from "redis";
+import { createClient, createCluster } from "redis";
 import { Cache } from "../index.js";
 import { createKeyv } from "../keyv.js";
 
 const [kind, mode] = process.argv.slice(2);
-const { DATABASE_URL, REDIS_URL, RACE_LOG } = process.env;
+const { DATABASE_URL, REDIS_URL, RACE_CLUSTER, RACE_LOG } = process.env;
 const number = (name, otherwise) => Number(process.env[name] ?? otherwise);
 const [TASKS, KEYS, TTL] = [number("RACE_TASKS", 8), number("RACE_KEYS", 50), number("RACE_TTL", 3600)];
 const LEASE_SECONDS = 5;
@@ -31,7 +31,9 @@ class Plain {
 }
 
 async function opened(kind) {
-  const redis = kind.includes("node-redis") ? createClient({ url: REDIS_URL }) : new Redis(REDIS_URL);
+  let redis;
+  if (kind.includes("node-redis")) redis = RACE_CLUSTER ? createCluster({ rootNodes: [{ url: REDIS_URL }] }) : createClient({ url: REDIS_URL });
+  else redis = RACE_CLUSTER ? new Cluster([REDIS_URL]) : new Redis(REDIS_URL);
   redis.on("error", () => {});
   if (redis.connect && kind.includes("node-redis")) await redis.connect();
   const options = { ttl: TTL, lease: LEASE_SECONDS, wait: 4, timeout: 4 };

@@ -25,6 +25,7 @@ import unstale.aio
 DATABASE, REDIS = os.environ["DATABASE_URL"], os.environ["REDIS_URL"]
 TASKS, KEYS = int(os.environ.get("RACE_TASKS", 8)), int(os.environ.get("RACE_KEYS", 50))
 TTL = float(os.environ.get("RACE_TTL", 3600))
+CLUSTER = "RACE_CLUSTER" in os.environ
 SQL = "select version from items where id = %s"
 LEASE_SECONDS = 5
 
@@ -60,9 +61,9 @@ def opened(kind: str, early: float = 1):
     if is_async:
         # The usual pool refuses the 101st connection, which sends that read to the database.
         pool = redis.asyncio.BlockingConnectionPool.from_url(REDIS, max_connections=20, timeout=None, socket_timeout=2)
-        client = redis.asyncio.Redis(connection_pool=pool)
+        client = redis.asyncio.RedisCluster.from_url(REDIS, socket_timeout=2) if CLUSTER else redis.asyncio.Redis(connection_pool=pool)
     else:
-        client = redis.Redis.from_url(REDIS, socket_timeout=2)
+        client = (redis.RedisCluster if CLUSTER else redis.Redis).from_url(REDIS, socket_timeout=2)
     if kind in ("plain", "plain-aio"):
         return (AsyncPlain if is_async else Plain)(client, TTL), is_async
     if kind == "client":

@@ -8,6 +8,7 @@ use std::{env, fs, process};
 
 use redis::AsyncTypedCommands as _;
 use redis::aio::ConnectionManager;
+use redis::cluster_async::ClusterConnection;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use unstale_cache::{Cache, Settings};
@@ -31,22 +32,30 @@ fn now() -> Duration {
 enum Reads {
     Plain(ConnectionManager, Duration),
     Client(Cache<ConnectionManager>),
+    Cluster(Cache<ClusterConnection>),
 }
 
 impl Reads {
     async fn open(kind: &str) -> Self {
-        let client = redis::Client::open(env::var("REDIS_URL").expect("REDIS_URL")).expect("a URL");
-        let connection = client.get_connection_manager().await.expect("Redis answers");
+        let url = env::var("REDIS_URL").expect("REDIS_URL");
         let ttl = Duration::from_secs_f64(number("RACE_TTL", 3600.0));
+        let settings = Settings { ttl, wait: Duration::from_secs(4), ..Settings::default() };
+        if env::var("RACE_CLUSTER").is_ok() {
+            let client = redis::cluster::ClusterClient::new(vec![url]).expect("a URL");
+            return Self::Cluster(Cache::new(client.get_async_connection().await.expect("Redis answers"), settings));
+        }
+        let client = redis::Client::open(url).expect("a URL");
+        let connection = client.get_connection_manager().await.expect("Redis answers");
         match kind {
             "plain" => Self::Plain(connection, ttl),
-            _ => Self::Client(Cache::new(connection, Settings { ttl, wait: Duration::from_secs(4), ..Settings::default() })),
+            _ => Self::Client(Cache::new(connection, settings)),
         }
     }
 
     async fn get_or_set(&self, key: &str, load: impl AsyncFnOnce() -> Result<Row, String>) -> Result<Row, String> {
         match self {
             Self::Client(cache) => cache.get_or_set(key, load).await,
+            Self::Cluster(cache) => cache.get_or_set(key, load).await,
             Self::Plain(connection, ttl) => {
                 let mut connection = connection.clone();
                 if let Some(found) = connection.get(key).await.map_err(|error| error.to_string())? {
