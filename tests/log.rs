@@ -80,6 +80,40 @@ async fn each_change_is_read_once_in_whatever_order_transactions_end() {
 }
 
 #[tokio::test]
+async fn a_page_is_bounded_in_bytes_though_long_changes_come_after_short_ones() {
+    let world = World::new().await;
+    let mut sql = world.sql.acquire().await.expect("the cluster is up");
+    let mut reader = Reader::new(&mut sql).await.expect("the server is up");
+    // Ten long ones have one place each, and a character of two bytes.
+    world
+        .execute(
+            "insert into unstale.change_log_1 (id, watch, announced, change)
+             select n, 1, false, n::text from generate_series(1, 6000) n
+             union all
+             select 6000 + n / 10, 1, false, n || repeat('é', 3500) from generate_series(10, 999) n",
+        )
+        .await;
+    let (mut read, mut largest, mut pages) = (Vec::new(), 0, 0);
+    loop {
+        let page = reader.page(&mut sql).await.expect("the table is there");
+        largest = largest.max(page.changes.iter().map(String::len).sum::<usize>());
+        read.extend(page.changes);
+        pages += 1;
+        if !page.more {
+            break;
+        }
+    }
+    assert!(largest <= (256 << 10) + 10 * 7_100, "{largest} bytes in a page");
+    assert!(pages < 60, "{pages} pages");
+    let long = |n| format!("{n}{}", "é".repeat(3_500));
+    let mut all: Vec<String> =
+        (1..=6_000).map(|n| n.to_string()).chain((10..=999).map(long)).collect();
+    all.sort();
+    read.sort();
+    assert!(read == all, "{} of {} changes were read", read.len(), all.len());
+}
+
+#[tokio::test]
 async fn a_part_of_the_log_is_emptied_when_every_instance_has_done_it() {
     let world = World::new().await;
     let rows = "select count(*) from unstale.change_log";

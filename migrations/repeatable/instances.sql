@@ -274,9 +274,12 @@ $$;
 -- A page of the changes that are said nowhere else (src/pg/log.rs), and all that have the last
 -- one's place, with a row for its snapshot first. PostgreSQL would plan each reading anew, which
 -- takes ten times as long as to read; and a part that was empty when the one plan was made, after a
--- VACUUM, would be read from its beginning for ever.
+-- VACUUM, would be read from its beginning for ever. Of each kind it brings so many rows at the
+-- most, and those before which there are fewer bytes: on a busy machine a page waits for the
+-- processors several times, and should bring much, but a change may have 7 kB.
 create or replace function unstale.read_log(open xid8[], open_xid xid8, open_id bigint,
-                                            after_xid xid8, after_id bigint, page_rows bigint)
+                                            after_xid xid8, after_id bigint, page_rows bigint,
+                                            page_bytes bigint)
     returns table (change text, xid text, id bigint, was_open boolean)
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
@@ -289,15 +292,24 @@ begin
     return query
     select pg_current_snapshot()::text, null::text, 0::bigint, false
     union all
-    (select l.change, l.xid::text, l.id, true from unstale.change_log l
-      where l.xid = any (read_log.open) and (l.xid, l.id) > (read_log.open_xid, read_log.open_id)
-        and not l.announced
-      order by l.xid, l.id fetch first (page_rows) rows with ties)
-    union all
-    (select l.change, l.xid::text, l.id, false from unstale.change_log l
-      where (l.xid, l.id) > (read_log.after_xid, read_log.after_id)
-        and l.xid < pg_snapshot_xmax(pg_current_snapshot()) and not l.announced
-      order by l.xid, l.id fetch first (page_rows) rows with ties);
+    (select p.change, p.xid::text, p.id, p.was_open
+      from (select r.change, r.xid, r.id, r.was_open,
+                   -- GROUPS: equal places come together.
+                   sum(octet_length(r.change)) over (
+                       partition by r.was_open order by r.xid, r.id
+                       groups between unbounded preceding and 1 preceding) as bytes_before
+              from ((select l.change, l.xid, l.id, true as was_open from unstale.change_log l
+                      where l.xid = any (read_log.open)
+                        and (l.xid, l.id) > (read_log.open_xid, read_log.open_id)
+                        and not l.announced
+                      order by l.xid, l.id fetch first (page_rows) rows with ties)
+                    union all
+                    (select l.change, l.xid, l.id, false from unstale.change_log l
+                      where (l.xid, l.id) > (read_log.after_xid, read_log.after_id)
+                        and l.xid < pg_snapshot_xmax(pg_current_snapshot()) and not l.announced
+                      order by l.xid, l.id fetch first (page_rows) rows with ties)) r) p
+     where p.bytes_before is null or p.bytes_before < page_bytes
+     order by p.was_open desc, p.xid, p.id);
 end
 $$;
 

@@ -41,7 +41,7 @@ begin
         'statement_function(unstale.watch,text,text,text,text)',
         'statement_function(unstale.watch,text,text)',
         'trigger_function(unstale.watch,text,text,text)', 'digests(unstale.watch,unstale.watch)',
-        'create_functions(unstale.watch)']
+        'create_functions(unstale.watch)', 'read_log(xid8[],xid8,bigint,xid8,bigint,bigint)']
     loop
         if to_regprocedure('unstale.' || signature) is not null then
             execute 'drop function unstale.' || signature;

@@ -12,12 +12,14 @@ use sqlx::postgres::PgConnection;
 use super::Error;
 use crate::watermark::{LogPlace, Snapshot};
 
-/// A page should have about so many bytes of changes.
+/// A page ends when it has so many bytes of changes. After small ones there may come packed ones,
+/// of 7 kB and hundreds of keys each.
 const PAGE_BYTES: usize = 256 << 10;
 
-/// Rows of a page, at the least and at the most. After small changes there may come packed ones, of
-/// 7 kB and hundreds of keys each.
-const PAGE_ROWS: std::ops::RangeInclusive<usize> = 32..=256;
+/// Rows of a page, at the least and at the most. PostgreSQL looks at as many, so they are few where
+/// changes are long; and many where they are short, because each page waits for a busy machine's
+/// processors.
+const PAGE_ROWS: std::ops::RangeInclusive<usize> = 32..=4096;
 
 /// Reads what is said nowhere else, page by page.
 #[derive(Debug)]
@@ -72,7 +74,7 @@ impl Reader {
         let (open_xid, open_id) = self.open.unwrap_or((0, 0));
         let (after_xid, after_id) = self.after.unwrap_or((self.seen.xmax, 0));
         let rows = sqlx::query(
-            "select change, xid, id, was_open from unstale.read_log($1::text[]::xid8[], $2::text::xid8, $3, $4::text::xid8, $5, $6)",
+            "select change, xid, id, was_open from unstale.read_log($1::text[]::xid8[], $2::text::xid8, $3, $4::text::xid8, $5, $6, $7)",
         )
         .bind(self.seen.open.iter().map(ToString::to_string).collect::<Vec<_>>())
         .bind(open_xid.to_string())
@@ -80,12 +82,13 @@ impl Reader {
         .bind(after_xid.to_string())
         .bind(after_id)
         .bind(i64::try_from(self.rows).unwrap_or(i64::MAX))
+        .bind(i64::try_from(PAGE_BYTES).unwrap_or(i64::MAX))
         .fetch_all(connection)
         .await
         .map_err(Error::of("reading the log"))?;
 
         let mut changes = Vec::with_capacity(rows.len());
-        let mut full = [0, 0];
+        let (mut count, mut bytes) = ([0, 0], [0, 0]);
         for row in &rows {
             let Some(xid) = row.get::<Option<String>, _>(1) else {
                 // The first of the pages: a row that it does not see is read again, one that it
@@ -94,17 +97,20 @@ impl Reader {
                 continue;
             };
             let was_open: bool = row.get(3);
-            full[usize::from(was_open)] += 1;
+            let change: String = row.get(0);
+            count[usize::from(was_open)] += 1;
+            bytes[usize::from(was_open)] += change.len();
             *(if was_open { &mut self.open } else { &mut self.after }) =
                 Some((parse_xid(&xid)?, row.get(2)));
-            changes.push(row.get::<String, _>(0));
+            changes.push(change);
         }
-        let more = full.iter().any(|&rows| rows >= self.rows); // more than that have one place
+        // The server counts the bytes of its own encoding, which are at most twice as many as ours.
+        let more = count.iter().any(|&rows| rows >= self.rows) // more than that have one place
+            || bytes.iter().any(|&bytes| bytes >= PAGE_BYTES / 2);
         if !more && let Some(next) = self.next.take() {
             (self.open, self.after, self.seen) = (None, None, next);
         }
-        let bytes: usize = changes.iter().map(String::len).sum();
-        if let Some(average) = bytes.checked_div(changes.len()) {
+        if let Some(average) = bytes.iter().sum::<usize>().checked_div(changes.len()) {
             self.rows = (PAGE_BYTES / average.max(1)).clamp(*PAGE_ROWS.start(), *PAGE_ROWS.end());
         }
         Ok(Page { changes, more })

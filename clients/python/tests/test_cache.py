@@ -57,6 +57,15 @@ class Caches(unittest.TestCase):
         self.assertEqual(cache.get_or_set("k", lambda: 1), 1)
         self.assertEqual(cache.counters.errors, 1)
 
+    def test_what_a_broken_connection_raises_is_counted_whatever_it_is(self):
+        class Breaking(redis.Redis):
+            def execute_command(self, *_words, **_options):
+                raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+        cache = unstale.Cache(Breaking.from_url(self.server.url))
+        self.assertEqual(cache.get_or_set("k", lambda: 1), 1)
+        self.assertEqual(cache.counters.errors, 1)
+
     def test_clients_that_decode_are_understood(self):
         text = redis.Redis.from_url(self.server.url, decode_responses=True)
         cache = unstale.Cache(text)

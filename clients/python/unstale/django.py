@@ -172,12 +172,13 @@ class LeasedClient(RedisCacheClient):
             self.counters.refused += 1
             return False
         cache.took(time.monotonic() - miss.at)
+        payload = self._payload(value)
         try:
             if timeout == 0:
                 yield Step("redis", lambda r: r.delete(key))
                 return True
             seconds = FOR_EVER_SECONDS if timeout is None else timeout
-            stored = yield from cache.fill(key, miss.lease, self._payload(value), seconds, miss.early)
+            stored = yield from cache.fill(key, miss.lease, payload, seconds, miss.early)
         except FAILURES:
             self.counters.errors += 1
             return False

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable, Generator, NamedTuple
 
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 PREFIX = b"unstale:lease:"
 LENGTH = len(PREFIX) + 32
@@ -41,7 +41,8 @@ SAMPLE = 16
 # How long a load is believed to take before this process has seen one.
 FIRST_GUESS_SECONDS = 0.05
 
-FAILURES = (RedisError, RedisClusterException, OSError)
+# Not only redis-py's own errors: what it raises where a connection breaks under it is also an AttributeError, of its asyncio cluster.
+FAILURES = Exception
 
 
 @dataclass
