@@ -122,6 +122,16 @@ fn a_restore_from_before_its_first_checkpoint_deletes_everything() {
 }
 
 #[test]
+fn a_fail_over_before_the_first_checkpoint_deletes_everything() {
+    let mut stage = first(server("7/1", 0), None);
+    stage.session(Event::Lost("the server went away".into()));
+    stage.open(Opening { stored: None, ..opening(server("7/2", 5)) });
+    stage.beat();
+    assert!(stage.deleting().contains(&"user:*".to_owned()), "{:?}", stage.said);
+    assert!(says_flushed(&stage, "its checkpoint is gone"), "{:?}", stage.said);
+}
+
+#[test]
 fn a_checkpoint_that_is_gone_from_the_same_server_is_no_reason_to_delete_everything() {
     let stage = again(server("7/1", 0), None);
     assert!(

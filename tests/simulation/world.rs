@@ -192,7 +192,9 @@ fn max_pending(seed: u64) -> usize {
     if has_standby(seed) { MAX_PENDING_WITH_STANDBY } else { MAX_PENDING }
 }
 
-fn settings(seed: u64) -> Settings {
+/// Each listener of a history has others, but for what the history rests on.
+fn settings(history: u64, listener: u64) -> Settings {
+    let seed = history + listener;
     Settings {
         canary: "unstale:canary:test".into(),
         interval: Duration::from_secs(1),
@@ -203,7 +205,7 @@ fn settings(seed: u64) -> Settings {
         limits: Limits {
             keys_per_command: 3,
             in_flight: 3,
-            max_pending: max_pending(seed),
+            max_pending: max_pending(history),
             slot: seed.is_multiple_of(3).then_some(unstale::sink::slot),
         },
         stall: Duration::from_secs(2),
@@ -272,7 +274,7 @@ impl World {
             connections: 0,
             numbers: 0,
             listener: 0,
-            machine: Machine::new(settings(seed), base + Duration::from_secs(1)),
+            machine: Machine::new(settings(seed, 0), base + Duration::from_secs(1)),
         }
     }
 

@@ -36,10 +36,10 @@ pub(super) struct Before<'a> {
 pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> Option<Verdict> {
     let flush = |reason| Some(Verdict { resume: Resume::Everything, again: false, reason });
     match (before.known, before.stored) {
-        (Some(known), None) if known.timeline != server.timeline && before.remembered.is_some() => {
-            flush("its checkpoint is gone, so the database was restored from before it")
+        // Also before the first checkpoint: this session's keys may be of commits that are lost.
+        (Some(known), None) if known.timeline != server.timeline => {
+            flush("its checkpoint is gone, so PostgreSQL failed over or was restored to before it")
         }
-        (_, None) => None,
         (_, Some(stored)) if stored.forgotten => {
             flush("this instance was away for longer than checkpoint.forget_after")
         }
@@ -54,7 +54,7 @@ pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> O
                 Some(Verdict { resume: Resume::ReplayAndLog, again: true, reason })
             }
         }
-        (Some(known), Some(_)) if known.started != server.started => {
+        (Some(known), _) if known.started != server.started => {
             let reason = "restarted; keys deleted in the last replay.window are deleted again, in case it lost commits (synchronous_commit)";
             // A server that does not say its timeline may have failed over.
             let resume = if server.timeline.contains('?') {

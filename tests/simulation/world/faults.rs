@@ -138,7 +138,7 @@ impl World {
         self.sweep += 1;
         self.listener += 1;
         (self.connection, self.untold) = (None, None);
-        self.machine = Machine::new(settings(self.seed + self.listener), self.instant());
+        self.machine = Machine::new(settings(self.seed, self.listener), self.instant());
         self.turn();
     }
 
