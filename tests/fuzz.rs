@@ -161,6 +161,14 @@ fn read_variables(text: &str) {
 }
 
 fn read_urls(text: &str) {
+    // Whoever writes it into another parameter, such as the name of a file, has no secret there.
+    let parameters = text.split(['?', '&']).skip(1);
+    if parameters
+        .filter(|parameter| !parameter.starts_with("password"))
+        .any(|parameter| parameter.contains(SECRET))
+    {
+        return;
+    }
     for variable in ["DATABASE_URL", "REDIS_URL"] {
         let Ok(config) = Config::load(None, [(variable.to_owned(), text.to_owned())]) else {
             continue;
