@@ -161,20 +161,13 @@ fn read_variables(text: &str) {
 }
 
 fn read_urls(text: &str) {
-    // Whoever writes it into another parameter, such as the name of a file, has no secret there.
-    let parameters = text.split(['?', '&']).skip(1);
-    if parameters
-        .filter(|parameter| !parameter.starts_with("password"))
-        .any(|parameter| parameter.contains(SECRET))
-    {
-        return;
-    }
     for variable in ["DATABASE_URL", "REDIS_URL"] {
         let Ok(config) = Config::load(None, [(variable.to_owned(), text.to_owned())]) else {
             continue;
         };
         if let Ok(url) = config.database_url() {
-            keeps_secrets(
+            keeps_secrets_of(
+                text,
                 Postgres::new(url.clone())
                     .map(|postgres| (postgres.place(), postgres.exposure()))
                     .err(),
@@ -187,8 +180,18 @@ fn read_urls(text: &str) {
     }
     // Also past the configuration, which refuses the worst.
     let secret = SecretString::from(text.to_owned());
-    keeps_secrets(Postgres::new(secret.clone()).err());
+    keeps_secrets_of(text, Postgres::new(secret.clone()).err());
     keeps_secrets(Sink::new(secret.clone(), &Tls::default(), Duration::from_secs(1)).err());
+}
+
+/// Of a URL of PostgreSQL's. Whoever writes it into another parameter, such as the name of a file,
+/// has no secret there.
+fn keeps_secrets_of<E: std::fmt::Display + std::fmt::Debug>(url: &str, error: Option<E>) {
+    let is_elsewhere =
+        |parameter: &str| !parameter.starts_with("password") && parameter.contains(SECRET);
+    if !url.split(['?', '&']).skip(1).any(is_elsewhere) {
+        keeps_secrets(error);
+    }
 }
 
 fn keeps_secrets<E: std::fmt::Display + std::fmt::Debug>(error: Option<E>) {
