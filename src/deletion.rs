@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
-/// Bytes that one takes in memory beside its text: its place in a set, its header, and the
-/// allocator's.
-pub(crate) const OVERHEAD: usize = 80;
+/// Bytes that one takes in memory: its text, its place in a set, its header, and the allocator's.
+#[must_use]
+pub(crate) fn cost(text: &str) -> usize {
+    text.len() + 80
+}
 
 /// One thing that is to be deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,6 +84,6 @@ impl Deletions {
     /// What remembering them takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.texts().iter().map(|text| text.len() + OVERHEAD).sum()
+        self.texts().iter().map(|text| cost(text)).sum()
     }
 }

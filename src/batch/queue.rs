@@ -1,7 +1,7 @@
 //! A lane of the batch: what is collected, sealed into generations of commands, handed back, and
 //! not acknowledged yet. Pure.
 
-use crate::deletion::{Deletion, Deletions, OVERHEAD};
+use crate::deletion::{Deletion, Deletions, cost};
 use std::collections::{BTreeMap, VecDeque};
 
 use indexmap::IndexMap;
@@ -48,7 +48,7 @@ impl Queue {
                 false
             }
             Entry::Vacant(place) => {
-                self.bytes += cost(place.key());
+                self.bytes += cost(place.key().text());
                 self.open_patterns += usize::from(matches!(place.key(), Deletion::Pattern(_)));
                 place.insert(again);
                 true
@@ -107,7 +107,7 @@ impl Queue {
         }
         let sealed = self.keys.pop_front()?;
         self.sealed -= sealed.keys.len();
-        self.bytes -= sealed.keys.iter().map(|key| key.len() + OVERHEAD).sum::<usize>();
+        self.bytes -= sealed.keys.iter().map(|key| cost(key)).sum::<usize>();
         Some(sealed)
     }
 
@@ -129,7 +129,7 @@ impl Queue {
             match self.held.entry(deletion) {
                 Entry::Occupied(mut known) => *known.get_mut() = again.max(*known.get()),
                 Entry::Vacant(place) => {
-                    self.bytes += cost(place.key());
+                    self.bytes += cost(place.key().text());
                     place.insert(again);
                 }
             }
@@ -160,7 +160,7 @@ impl Queue {
         }
         let patterns = std::mem::take(&mut self.patterns);
         self.sealed -= patterns.len();
-        self.bytes -= patterns.keys().map(|pattern| pattern.len() + OVERHEAD).sum::<usize>();
+        self.bytes -= patterns.keys().map(|pattern| cost(pattern)).sum::<usize>();
         patterns
     }
 
@@ -239,7 +239,7 @@ impl Queue {
         let before = self.keys.len() + self.patterns.len();
         let mut open: [(Vec<String>, usize); 3] = Default::default(); // keys and their bytes, by what becomes of them later
         for (deletion, again) in deletions {
-            let cost = cost(&deletion);
+            let cost = cost(deletion.text());
             match deletion {
                 Deletion::Key(key) => {
                     let (keys, bytes) = &mut open[again as usize];
@@ -285,9 +285,4 @@ impl Queue {
             *self.unacknowledged.entry(generation).or_default() += commands;
         }
     }
-}
-
-/// What it takes while it waits.
-fn cost(deletion: &Deletion) -> usize {
-    deletion.text().len() + OVERHEAD
 }
