@@ -132,8 +132,8 @@ fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
     }
 }
 
-/// For those that are there; the application must do its part. LT, of Redis 7: those that expire
-/// sooner are left alone.
+/// For those that are there; the application must do its part. Those that expire sooner are left
+/// alone, by a look at each: EXPIRE knows LT since Redis 7.
 fn remedy(pattern: &str, ttl: Duration) -> String {
     let Some(pattern) = visible::in_shell(pattern) else {
         return "# give the keys a time to live; their template cannot be pasted safely".to_owned();
@@ -141,7 +141,7 @@ fn remedy(pattern: &str, ttl: Duration) -> String {
     let seconds = ttl.as_secs().max(1);
     let cli = r#"redis-cli -u "$REDIS_URL""#;
     format!(
-        r"{cli} --scan --pattern {pattern} | xargs -d '\n' -I {{}} {cli} expire {{}} {seconds} lt"
+        r#"{cli} --scan --pattern {pattern} | while IFS= read -r key; do life=$({cli} ttl "$key" < /dev/null); if [ "$life" = -1 ] || [ "$life" -gt {seconds} ]; then {cli} expire "$key" {seconds} < /dev/null; fi; done"#
     )
 }
 
