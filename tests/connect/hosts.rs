@@ -1,5 +1,7 @@
 //! Several hosts, or one name for several servers: the primary is found, and found again.
 
+use std::io::Write as _;
+
 use super::*;
 
 /// A standby of `primary`, on a port of its own.
@@ -16,7 +18,6 @@ pub(crate) fn standby_of(primary: &World) -> unstale::scratch::Postgres {
         "127.0.0.1",
         "-U",
         "postgres",
-        "-R",
         "-c",
         "fast",
         "-X",
@@ -29,6 +30,14 @@ pub(crate) fn standby_of(primary: &World) -> unstale::scratch::Postgres {
     as_owner(&mut copy, &owner);
     let copied = copy.output().expect("pg_basebackup");
     assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    // Not by -R: a pg_basebackup that is newer than the server writes settings that it has not.
+    let from = format!(
+        "primary_conninfo = 'host=127.0.0.1 port={} user=postgres'\n",
+        primary.postgres().port()
+    );
+    let settings = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"));
+    settings.expect("it has settings").write_all(from.as_bytes()).expect("room");
+    std::fs::write(data.join("standby.signal"), "").expect("room");
     standby.start_again().expect("a standby starts");
     standby
 }
