@@ -5,8 +5,8 @@
 //! Python with asyncpg and redis-py (`benches/peers`, from npm and PyPI); and as the limit, Redis
 //! alone, which is handed the keys of the burst by clients that have them ready; and a cluster of
 //! three primaries on the same cores. All alternate within a round; figures are medians of five.
-//! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker, and so is
-//! `UNSTALE_PEERS=no`.
+//! `./dev bench drain`, in about ten minutes; `UNSTALE_ROUNDS=1` is quicker, and so are
+//! `UNSTALE_PEERS=no` and `UNSTALE_PART=cluster`, which is the cluster beside one server.
 
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,8 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     let rounds = stage::rounds()?;
     let cases: Vec<_> =
         CASES.into_iter().filter(|(_, kind, _)| kind.is_none() || !without_peers()).collect();
+    let only_cluster = std::env::var("UNSTALE_PART").is_ok_and(|part| part == "cluster");
+    let cases = if only_cluster { cases[..1].to_vec() } else { cases };
     if !without_peers() {
         peers::install()?;
     }
@@ -189,6 +191,9 @@ async fn burst_into_cluster(
     let listener = stage.listen_to(&cluster.url())?;
     cluster.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
     ensure!(size()? >= ROWS, "the keys are not there");
+    for node in 0..cluster.nodes.len() {
+        cluster.ask(node, &["config", "resetstat"])?;
+    }
     let before = cpu_seconds(listener.pid())?;
     sql.execute("update users set name = 'new', updated_at = clock_timestamp()").await?;
     let committed = Instant::now();
@@ -202,11 +207,19 @@ async fn burst_into_cluster(
         std::thread::sleep(Duration::from_millis(2));
     }
     let speed = ROWS as f64 / committed.elapsed().as_secs_f64();
-    Ok(Burst {
-        speed,
-        cpu: cpu_seconds(listener.pid())? - before,
-        memory: stage::peak_megabytes(listener.pid())?,
-    })
+    let cpu = cpu_seconds(listener.pid())? - before;
+    let unlinks: u64 =
+        (0..cluster.nodes.len()).map(|node| unlinks(cluster, node)).sum::<anyhow::Result<_>>()?;
+    eprintln!("{:.1} keys to an UNLINK", ROWS as f64 / unlinks as f64);
+    Ok(Burst { speed, cpu, memory: stage::peak_megabytes(listener.pid())? })
+}
+
+/// How many of them a node has performed.
+fn unlinks(cluster: &Cluster, node: usize) -> anyhow::Result<u64> {
+    let stats = cluster.text(node, &["info", "commandstats"])?;
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_unlink:calls="));
+    let calls = calls.and_then(|calls| calls.split(',').next()).context("it has performed some")?;
+    Ok(calls.parse()?)
 }
 
 /// Keys a second, by clients that have nothing else to do.

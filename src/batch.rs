@@ -92,10 +92,12 @@ impl Batch {
         self.queue(point.lane).is_settled(point.generation)
     }
 
-    /// May nothing more be added to the lane for now?
+    /// May nothing more be added to the lane for now? In a cluster only the bytes count: the more
+    /// keys wait together, the more of them share a slot, and with it an UNLINK.
     #[must_use]
     pub fn is_full(&self, lane: Lane) -> bool {
-        self.waiting(lane) >= self.limits.max_pending
+        let is_counted = self.limits.slot.is_none();
+        is_counted && self.waiting(lane) >= self.limits.max_pending
             || self.queue(lane).bytes() >= self.limits.max_bytes()
     }
 
@@ -429,10 +431,10 @@ mod tests {
         let mut full = Batch::new(CLUSTER);
         full.add(Lane::Live, key("a"));
         keys(full.next_command(start));
-        for name in ["b", "c", "d", "e", "f"] {
-            full.add(Lane::Live, key(name));
-        }
-        assert_eq!(keys(full.next_command(start)).1, ["b", "c"], "nothing more would fit");
+        full.add(Lane::Live, key("b"));
+        assert_eq!(full.next_command(start), None);
+        full.add(Lane::Live, key(&"c".repeat(1 << 20)));
+        assert_eq!(keys(full.next_command(start)).1, ["b"], "nothing more would fit");
     }
 
     #[test]
@@ -542,6 +544,18 @@ mod tests {
                 && !batch.owes_handed_back()
                 && batch.live.bytes() == 0
         );
+    }
+
+    #[test]
+    fn in_a_cluster_a_lane_is_full_by_its_bytes_alone() {
+        let mut batch = Batch::new(CLUSTER);
+        let long = "x".repeat(100 << 10);
+        for n in 0..10 {
+            batch.add(Lane::Live, key(&format!("{n}{long}")));
+        }
+        assert!(!batch.is_full(Lane::Live), "ten of five");
+        batch.add(Lane::Live, key(&format!("last{long}")));
+        assert!(batch.is_full(Lane::Live), "more than a megabyte");
     }
 
     #[test]

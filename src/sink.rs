@@ -10,6 +10,7 @@ mod cluster;
 mod connection;
 mod error;
 mod fence;
+mod groups;
 mod look;
 mod map;
 mod marks;
@@ -37,6 +38,7 @@ use crate::status;
 use cluster::Cluster;
 use connection::Settings;
 pub use error::Error;
+use groups::Groups;
 pub use marks::Marks;
 pub use read::Cached;
 use sentinel::Sentinels;
@@ -146,16 +148,19 @@ impl Sink {
             Kind::One(server) => server,
         };
         let outcome = match deletions {
-            Deletions::Keys(keys) if keys.is_empty() => server.delete(&[], Manner::Alone).await?,
+            Deletions::Keys(keys) if keys.is_empty() => {
+                server.delete(&Groups::default(), Manner::Alone).await?
+            }
             Deletions::Keys(keys) => {
-                let outcome = server.delete(&[routing::shared(keys)], Manner::Alone).await?;
+                let outcome =
+                    server.delete(&Groups::together(routing::shared(keys)), Manner::Alone).await?;
                 if !outcome.refused.is_empty() {
                     return one_by_one(server, keys).await;
                 }
                 outcome
             }
             Deletions::Patterns(patterns) if patterns.is_empty() => {
-                server.delete(&[], Manner::Alone).await?
+                server.delete(&Groups::default(), Manner::Alone).await?
             }
             Deletions::Patterns(patterns) => server.walk(patterns, Manner::Alone).await?,
         };
@@ -219,8 +224,7 @@ impl Sink {
 
 /// Deletes the keys that the user may touch, where one of them held up the others.
 async fn one_by_one(server: &Server, keys: &[String]) -> Result<Done, Error> {
-    let groups: Vec<_> =
-        keys.iter().map(|key| routing::shared(std::slice::from_ref(key))).collect();
+    let groups = Groups::apart(routing::shared(keys));
     let Outcome { existed, answer, refused, .. } = server.delete(&groups, Manner::Alone).await?;
     let places: HashSet<usize> = refused.iter().map(|(place, _)| *place).collect();
     let (mut done, mut left) = (Vec::new(), Vec::new());

@@ -9,6 +9,7 @@ use fred::types::{Expiration, Key, Value};
 
 use super::connection::{Connection, command_error};
 use super::error::Error;
+use super::groups::Groups;
 use super::server::{Manner, Server};
 use super::walk::SCAN_COUNT;
 use super::{Kind, Sink};
@@ -64,7 +65,7 @@ impl Sink {
             .chain(["unstale:check:"])
         {
             let delete = async |server: &Server| match server
-                .delete(&[vec![key.into()]], Manner::Alone)
+                .delete(&Groups::together(vec![key.into()]), Manner::Alone)
                 .await?
                 .refused
                 .pop()

@@ -63,7 +63,12 @@ impl Map {
 
     /// Who has the slot of this key.
     pub(super) fn owner(&self, key: &str) -> Option<usize> {
-        Some(self.owners[usize::from(slots::slot(key.as_bytes()))]).filter(|&owner| owner != NOBODY)
+        self.owner_of_slot(slots::slot(key.as_bytes()))
+    }
+
+    /// Who has this slot.
+    pub(super) fn owner_of_slot(&self, slot: u16) -> Option<usize> {
+        Some(self.owners[usize::from(slot)]).filter(|&owner| owner != NOBODY)
     }
 
     /// Has a slot changed hands twice in these? Then a walk may have missed its keys.

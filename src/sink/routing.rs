@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::Done;
 use super::cluster::Cluster;
 use super::error::Error;
+use super::groups::Groups;
 use super::map::{Map, PATIENCE, Primary};
 use super::server::{Manner, Outcome};
 use super::slots::{self, Redirect};
@@ -34,13 +35,13 @@ struct Sum {
     reason: Option<String>,
 }
 
-/// Keys for a primary, in groups of one slot.
-type Sending = (Arc<Primary>, Vec<Vec<String>>);
+/// Keys for a primary.
+type Sending = (Arc<Primary>, Groups);
 
 /// Keys that were sent to a primary.
 struct Share {
     primary: Arc<Primary>,
-    groups: Vec<Vec<String>>,
+    groups: Groups,
     result: Result<Outcome, String>,
 }
 
@@ -65,19 +66,21 @@ impl Cluster {
         })
     }
 
-    async fn keys(self: &Arc<Self>, keys: &[String], sum: &mut Sum) -> Result<Arc<Map>, Error> {
+    async fn keys(
+        self: &Arc<Self>,
+        keys: &Arc<Vec<String>>,
+        sum: &mut Sum,
+    ) -> Result<Arc<Map>, Error> {
         let mut map = self.map().await?;
         let canary = self.marks.as_ref().map(|marks| marks.canary());
-        let mut rest = Vec::with_capacity(keys.len());
-        for key in keys {
-            // Each heartbeat wants an answer of every primary.
-            if canary.is_some_and(|canary| canary == key) {
-                rest.extend(
-                    map.primaries.iter().map(|primary| format!("{key}:{{{}}}", primary.tag)),
-                );
-            } else {
-                rest.push(key.clone());
-            }
+        let mut rest = shared(keys);
+        // Each heartbeat wants an answer of every primary.
+        let is_canary = |key: &String| canary.is_some_and(|canary| canary == key);
+        if let Some(place) = keys.iter().position(is_canary) {
+            rest.remove(place);
+            let canaries =
+                map.primaries.iter().map(|primary| format!("{}:{{{}}}", keys[place], primary.tag));
+            rest.extend(canaries.map(Key::from));
         }
         for round in 0..ROUNDS {
             let (shares, homeless) = split(&map, std::mem::take(&mut rest), round > 0);
@@ -86,11 +89,11 @@ impl Cluster {
                 rest.extend(homeless);
             }
             let (mut asks, mut moved) =
-                (BTreeMap::<Node, Vec<(usize, String)>>::new(), !rest.is_empty());
+                (BTreeMap::<Node, Vec<(usize, Key)>>::new(), !rest.is_empty());
             let shares = self.send(shares, Manner::BySlot).await;
             for share in shares {
                 let part = sum.parts.len();
-                for (group, redirect) in sum.take(share) {
+                for (group, redirect) in sum.take(share, keys) {
                     match redirect {
                         Redirect::Moved => moved = true,
                         Redirect::Apart => {}
@@ -114,7 +117,7 @@ impl Cluster {
                 break;
             }
         }
-        sum.left.extend(rest);
+        sum.left.extend(rest.iter().map(text));
         if let Some(canary) = canary
             && sum.left.iter().any(|key| is_of(key, canary))
         {
@@ -129,9 +132,9 @@ impl Cluster {
         self: &Arc<Self>,
         map: &Map,
         mut node: Node,
-        keys: Vec<(usize, String)>,
+        keys: Vec<(usize, Key)>,
         sum: &mut Sum,
-    ) -> Vec<String> {
+    ) -> Vec<Key> {
         if node.0.is_empty()
             && let Some(Part { answer, .. }) =
                 keys.first().and_then(|(part, _)| sum.parts.get(*part))
@@ -139,15 +142,15 @@ impl Cluster {
         {
             node.0.clone_from(&primary.address.0);
         }
+        let groups = Groups::apart(keys.iter().map(|(_, key)| key.clone()).collect());
         if let Some(primary) = map.primaries.iter().find(|primary| primary.address == node) {
-            let groups = keys.into_iter().map(|(_, key)| vec![key]).collect();
             let mut rest = Vec::new();
             for share in self.send(vec![(primary.clone(), groups)], Manner::Asking).await {
-                rest.extend(sum.take(share).into_iter().flat_map(|(group, _)| group));
+                let elsewhere = sum.take(share, &Arc::default());
+                rest.extend(elsewhere.into_iter().flat_map(|(group, _)| group));
             }
             return rest;
         }
-        let groups: Vec<_> = keys.iter().map(|(_, key)| vec![Key::from(key.as_str())]).collect();
         let server = self.stranger(&node);
         let result = tokio::time::timeout(PATIENCE, server.delete(&groups, Manner::Asking)).await;
         let Ok(Ok(outcome)) = result else { return keys.into_iter().map(|(_, key)| key).collect() };
@@ -161,7 +164,7 @@ impl Cluster {
                 sum.parts.get_mut(part)
             {
                 // It has no slot, so no mark, either: whoever gives the slot away vouches for it.
-                Arc::make_mut(done).push(key);
+                Arc::make_mut(done).push(text(&key));
             }
         }
         rest
@@ -194,16 +197,15 @@ impl Cluster {
     async fn send_to(
         self: &Arc<Self>,
         primary: &Arc<Primary>,
-        groups: &[Vec<String>],
+        groups: &Groups,
         manner: Manner,
     ) -> Result<Outcome, String> {
         if let Some(reason) = primary.doubt() {
             return Err(reason);
         }
-        let keys: Vec<_> = groups.iter().map(|group| shared(group)).collect();
         let patience = primary.patience();
         let reason =
-            match tokio::time::timeout(patience, primary.server.delete(&keys, manner)).await {
+            match tokio::time::timeout(patience, primary.server.delete(groups, manner)).await {
                 Ok(Ok(outcome)) => return Ok(outcome),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => {
@@ -310,55 +312,69 @@ impl Cluster {
 }
 
 impl Sum {
-    /// Returns what is to be sent elsewhere.
-    fn take(&mut self, share: Share) -> Vec<(Vec<String>, Redirect)> {
-        let Share { primary, mut groups, result } = share;
-        match result {
-            Ok(Outcome { existed, answer, elsewhere, refused }) => {
-                self.existed += existed;
-                let mut redirected: Vec<_> = elsewhere
-                    .into_iter()
-                    .map(|(group, redirect)| (std::mem::take(&mut groups[group]), redirect))
-                    .collect();
-                for (group, words) in refused {
-                    let group = std::mem::take(&mut groups[group]);
-                    if let [_] = &group[..] {
-                        self.reason = Some(Error::Refused(words).to_string());
-                        self.left.extend(group);
-                    } else {
-                        redirected.push((group, Redirect::Apart)); // one of them holds up the others
-                    }
-                }
-                let keys = groups.into_iter().flatten().collect();
-                self.parts.push(Part { answer, deletions: Deletions::Keys(Arc::new(keys)) });
-                redirected
-            }
+    /// Returns what is to be sent elsewhere. `asked`: the keys of the whole command, which are
+    /// shared if this did all of them.
+    fn take(&mut self, share: Share, asked: &Arc<Vec<String>>) -> Vec<(Vec<Key>, Redirect)> {
+        let Share { primary, groups, result } = share;
+        let Outcome { existed, answer, elsewhere, refused } = match result {
+            Ok(outcome) => outcome,
             Err(reason) => {
                 self.reason = Some(format!("{}: {reason}", primary.name()));
-                self.left.extend(groups.into_iter().flatten());
-                Vec::new()
+                self.left.extend(groups.into_keys().iter().map(text));
+                return Vec::new();
+            }
+        };
+        self.existed += existed;
+        let mut not_here = vec![false; groups.len()];
+        let mut redirected = Vec::with_capacity(elsewhere.len());
+        for (group, redirect) in elsewhere {
+            not_here[group] = true;
+            redirected.push((groups.group(group).to_vec(), redirect));
+        }
+        for (group, words) in refused {
+            not_here[group] = true;
+            let group = groups.group(group);
+            if let [key] = group {
+                self.reason = Some(Error::Refused(words).to_string());
+                self.left.push(text(key));
+            } else {
+                redirected.push((group.to_vec(), Redirect::Apart)); // one of them holds up the others
             }
         }
+        let here = groups.iter().zip(not_here).filter(|(_, not_here)| !not_here);
+        let done: Vec<&Key> = here.flat_map(|(group, _)| group).collect();
+        let is_all = done.iter().map(|key| key.as_bytes()).eq(asked.iter().map(String::as_bytes));
+        let keys = match is_all {
+            true => asked.clone(),
+            false => Arc::new(done.into_iter().map(text).collect()),
+        };
+        self.parts.push(Part { answer, deletions: Deletions::Keys(keys) });
+        redirected
     }
 }
 
 /// The shares of the primaries, grouped by slot, or one by one; and the keys of slots that none
 /// has.
-fn split(map: &Map, keys: Vec<String>, one_by_one: bool) -> (Vec<Sending>, Vec<String>) {
-    let mut shares: Vec<BTreeMap<(u16, usize), Vec<String>>> =
-        vec![BTreeMap::new(); map.primaries.len()];
+fn split(map: &Map, keys: Vec<Key>, one_by_one: bool) -> (Vec<Sending>, Vec<Key>) {
+    let mut shares: Vec<Vec<(u16, Key)>> = vec![Vec::new(); map.primaries.len()];
     let mut homeless = Vec::new();
-    for (place, key) in keys.into_iter().enumerate() {
-        match map.owner(&key) {
-            Some(owner) => {
-                let group = (slots::slot(key.as_bytes()), if one_by_one { place } else { 0 });
-                shares[owner].entry(group).or_default().push(key);
-            }
+    for (slot, key) in keys.into_iter().map(slots::beside) {
+        match map.owner_of_slot(slot) {
+            Some(owner) => shares[owner].push((slot, key)),
             None => homeless.push(key),
         }
     }
-    let shares = map.primaries.iter().cloned().zip(shares).filter(|(_, groups)| !groups.is_empty());
-    (shares.map(|(primary, groups)| (primary, groups.into_values().collect())).collect(), homeless)
+    let groups = |keys: Vec<(u16, Key)>| match one_by_one {
+        true => Groups::apart(keys.into_iter().map(|(_, key)| key).collect()),
+        false => Groups::by_slot(keys),
+    };
+    let shares = map.primaries.iter().cloned().zip(shares).filter(|(_, keys)| !keys.is_empty());
+    (shares.map(|(primary, keys)| (primary, groups(keys))).collect(), homeless)
+}
+
+/// Of a key that came from a text.
+fn text(key: &Key) -> String {
+    key.as_str_lossy().into_owned()
 }
 
 /// Is it the canary of one of the primaries?

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::task::Poll;
 
 use fred::interfaces::{ClientLike as _, KeysInterface};
-use fred::types::{Key, Value};
+use fred::types::Value;
 use futures_util::future::join;
 use tokio::sync::Mutex;
 
 use super::connection::{Connection, Settings, command_error, custom};
 use super::error::{self, Error};
 use super::fence::Breach;
+use super::groups::Groups;
 use super::marks::{self, Marks};
 use super::sentinel::{self, Sentinels};
 use super::slots::Redirect;
@@ -99,11 +100,7 @@ impl Server {
     ///
     /// # Errors
     /// Then some of it may have been done, and all of it is to be repeated.
-    pub(super) async fn delete(
-        &self,
-        groups: &[Vec<Key>],
-        manner: Manner,
-    ) -> Result<Outcome, Error> {
+    pub(super) async fn delete(&self, groups: &Groups, manner: Manner) -> Result<Outcome, Error> {
         let connection = self.connection().await?;
         let result = self.delete_over(&connection, groups, manner).await;
         self.concluded(&connection, result).await
@@ -112,7 +109,7 @@ impl Server {
     pub(super) async fn delete_over(
         &self,
         connection: &Connection,
-        groups: &[Vec<Key>],
+        groups: &Groups,
         manner: Manner,
     ) -> Result<Outcome, Error> {
         match self.delete_and_mark(connection, groups, manner).await {
@@ -154,7 +151,7 @@ impl Server {
     pub(super) async fn delete_and_mark(
         &self,
         connection: &Connection,
-        groups: &[Vec<Key>],
+        groups: &Groups,
         manner: Manner,
     ) -> Result<Outcome, Error> {
         let Connection { client, number, found, state, timeout, .. } = connection;
@@ -166,7 +163,7 @@ impl Server {
 
         let order = state.order.lock().await;
         let pipeline = client.pipeline();
-        for group in groups {
+        for group in groups.iter() {
             if manner == Manner::Asking {
                 pipeline
                     .custom::<(), String>(custom("ASKING"), Vec::new())
@@ -174,8 +171,8 @@ impl Server {
                     .map_err(in_words)?;
             }
             match unlinks {
-                true => pipeline.unlink::<(), _>(group.clone()).await.map_err(in_words)?,
-                false => pipeline.del::<(), _>(group.clone()).await.map_err(in_words)?,
+                true => pipeline.unlink::<(), _>(group.to_vec()).await.map_err(in_words)?,
+                false => pipeline.del::<(), _>(group.to_vec()).await.map_err(in_words)?,
             }
         }
         let least = lock(&state.acknowledged).clone();

@@ -27,6 +27,11 @@ pub fn slot(key: &[u8]) -> u16 {
     crc16(tagged.unwrap_or(key)) % SLOTS
 }
 
+/// A key beside its slot.
+pub(super) fn beside(key: Key) -> (u16, Key) {
+    (slot(key.as_bytes()), key)
+}
+
 /// XMODEM: polynomial 0x1021, beginning with 0.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc, &byte| (crc << 8) ^ TABLE[usize::from((crc >> 8) as u8 ^ byte)])
@@ -53,15 +58,6 @@ pub(super) fn tag(wanted: u16) -> String {
         .map(|number| number.to_string())
         .find(|text| slot(text.as_bytes()) == wanted)
         .unwrap_or_default()
-}
-
-/// Keys that one command may name together.
-pub(super) fn grouped(keys: impl IntoIterator<Item = Key>) -> Vec<Vec<Key>> {
-    let mut groups: BTreeMap<u16, Vec<Key>> = BTreeMap::new();
-    for key in keys {
-        groups.entry(slot(key.as_bytes())).or_default().push(key);
-    }
-    groups.into_values().collect()
 }
 
 /// What a node says of keys that it has not, or not all of them.

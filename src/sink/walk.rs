@@ -7,6 +7,7 @@ use fred::types::Key;
 
 use super::connection::Connection;
 use super::error::Error;
+use super::groups::Groups;
 use super::server::{Manner, Outcome, Server};
 use super::slots;
 use crate::glob::Globs;
@@ -59,8 +60,10 @@ impl Server {
                 });
                 let rest = keys.split_off(fits.count().max(1));
                 // A key that has moved since is another server's business.
-                let groups =
-                    if manner == Manner::Alone { vec![keys] } else { slots::grouped(keys) };
+                let groups = match manner {
+                    Manner::Alone => Groups::together(keys),
+                    _ => Groups::by_slot(keys.into_iter().map(slots::beside).collect()),
+                };
                 let mut outcome = self.delete_over(connection, &groups, manner).await?;
                 if let Some((_, words)) = outcome.refused.pop() {
                     return Err(Error::Refused(words));
@@ -71,7 +74,7 @@ impl Server {
             if next == "0" {
                 return Ok(Outcome {
                     existed,
-                    ..self.delete_and_mark(connection, &[], manner).await?
+                    ..self.delete_and_mark(connection, &Groups::default(), manner).await?
                 });
             }
             if next == turtle {
