@@ -5,7 +5,7 @@
     race.py compare [KIND ...] [--seconds 60]                         plain readers, the second delete, leases: stale keys and database reads
     race.py standby [KIND ...] [--seconds 30]                         readers that read a standby two seconds behind, without and with replicas.urls
     race.py cold KIND ...                                             one cold key wanted by 500 readers in five processes at once
-    race.py hot KIND ... [--seconds 20]                               one key that expires every second, under 200 readers
+    race.py hot KIND ... [--seconds 20] [--ttl 1]                     one key that expires every second, under 200 readers
     race.py tracking                                                  a client that Redis tracks hears the listener's delete
     race.py bench                                                     hits and misses beside the plain clients, in one run
 
@@ -49,6 +49,7 @@ RUST = [str(HERE.parent / "rust/target/release/examples/race")]
 READERS = {
     "python-plain": (PYTHON, "plain", 4, False),
     "python": (PYTHON, "client", 4, True),
+    "python-aio-plain": (PYTHON, "plain-aio", 2, False),
     "python-aio": (PYTHON, "client-aio", 2, True),
     "django-plain": (PYTHON, "django-plain", 4, False),
     "django": (PYTHON, "django", 4, True),
@@ -359,7 +360,7 @@ def cold(stage: Stage, kind: str, asked) -> dict:
 
 def hot(stage: Stage, kind: str, asked) -> dict:
     stage.redis.connect()("FLUSHALL")
-    (reader,) = start_readers(stage, kind, "hot", 1, RACE_TASKS=200, RACE_TTL=1, RACE_SECONDS=asked.seconds)
+    (reader,) = start_readers(stage, kind, "hot", 1, RACE_TASKS=200, RACE_TTL=asked.ttl, RACE_SECONDS=asked.seconds)
     figures = json.loads(reader.communicate()[0])
     return {"kind": kind, "seconds": asked.seconds, **{name: round(value, 2) for name, value in figures.items()}}
 
@@ -397,6 +398,7 @@ def main() -> int:
     words.add_argument("--seconds", type=float, default=20)
     words.add_argument("--reads", type=int, default=0)
     words.add_argument("--at-most", type=float, default=240, help="seconds, however few reads there were")
+    words.add_argument("--ttl", type=float, default=1, help="seconds that the hot key lives; 3600: what reading alone takes")
     words.add_argument("--repeat", default="", help="the listener's repeat.after")
     words.set_defaults(behind=0)
     words.add_argument("--kill", action="store_true")
