@@ -6,6 +6,10 @@ use crate::deletion::Deletions;
 /// so that their number decides.
 const BYTES_PER_TARGET: usize = 256;
 
+/// The same in a cluster, where only the bytes decide: short keys are then enough for a dozen in
+/// each slot.
+const IN_CLUSTER: usize = 384;
+
 /// Bytes that a lane may hold at least, however few its deletions may be.
 const LANE_BYTES: usize = 1 << 20;
 
@@ -64,6 +68,7 @@ impl Limits {
     /// Bytes that may wait in one lane.
     #[must_use]
     pub fn max_bytes(&self) -> usize {
-        (self.max_pending.saturating_mul(BYTES_PER_TARGET)).max(LANE_BYTES)
+        let each = if self.slot.is_some() { IN_CLUSTER } else { BYTES_PER_TARGET };
+        self.max_pending.saturating_mul(each).max(LANE_BYTES)
     }
 }

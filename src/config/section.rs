@@ -188,7 +188,7 @@ table! {
         /// a sweep replaces them.
         ///
         /// They are held in memory. The sweep reads them from the database later: slower, never
-        /// wrong. In a cluster only their bytes are bounded, 256 for each of this number: the more
+        /// wrong. In a cluster only their bytes are bounded, 384 for each of this number: the more
         /// keys wait, the more of them have a slot in common, and go in one UNLINK.
         pub max_pending: usize = 50_000, Reload;
         /// How long a full set may wait for Redis to shorten it before a sweep replaces it.
