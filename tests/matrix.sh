@@ -137,6 +137,13 @@ pair() {
 }
 
 only=${1:-}
+names=()
+for major in "${postgres_versions[@]}"; do for redis in "${redis_versions[@]}"; do names+=("PostgreSQL $major, $redis"); done; done
+if [ $# -gt 1 ] || ! printf '%s\n' "${names[@]}" | awk -v only="$only" 'index($0, only) == 1 { found = 1 } END { exit !found }'; then
+    say "no pair's name begins with \"$*\"; the pairs:"
+    printf '    %s\n' "${names[@]}" >&2
+    exit 2
+fi
 cargo build --quiet --tests
 for major in "${postgres_versions[@]}"; do get_postgres "$major"; done
 began=$SECONDS failed=0 done=0
