@@ -19,8 +19,8 @@ const BUSY: Duration = Duration::from_millis(8);
 /// See [`BUSY`].
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How often otherwise: what nobody announces may take 50 ms, and reading nothing at this pace takes
-/// a hundredth of a core.
+/// How often otherwise: what nobody announces may take 50 ms, and reading nothing at this pace
+/// takes a hundredth of a core.
 const IDLE: Duration = Duration::from_millis(45);
 
 /// After the first ring in vain; it doubles up to `IN_VAIN_MAX`.
