@@ -11,6 +11,7 @@ use super::connection::{Connection, command_error};
 use super::error::Error;
 use super::groups::Groups;
 use super::server::{Manner, Server};
+use super::url::Place;
 use super::walk::SCAN_COUNT;
 use super::{Kind, Sink};
 
@@ -37,6 +38,12 @@ impl Sink {
     #[must_use]
     pub fn is_cluster(&self) -> bool {
         matches!(self.kind, Kind::Cluster(_))
+    }
+
+    /// Does redis-cli understand the URL? It knows those of one server, over TCP.
+    #[must_use]
+    pub fn is_for_redis_cli(&self) -> bool {
+        self.settings.url().is_ok_and(|url| matches!(url.place, Place::Server(_)))
     }
 
     /// Is it allowed to delete what these patterns match? Deletes nothing but keys that are called

@@ -50,7 +50,9 @@ pub(super) async fn findings(sink: &Sink, watches: &[Watched]) -> anyhow::Result
                 Deletion::Pattern(pattern) => (pattern.clone(), sample(sink, &pattern).await),
             };
             findings.push(match sample {
-                Ok(sample) => judge(&pattern, &sample, watched.spec.max_ttl),
+                Ok(sample) => {
+                    judge(&pattern, &sample, watched.spec.max_ttl, sink.is_for_redis_cli())
+                }
                 Err(error) => not_looked_at(sink, &pattern, &error),
             });
         }
@@ -84,7 +86,12 @@ fn not_looked_at(sink: &Sink, pattern: &str, error: &Error) -> Finding {
     )
 }
 
-fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
+fn judge(
+    pattern: &str,
+    sample: &Sample,
+    max_ttl: Option<Duration>,
+    is_for_redis_cli: bool,
+) -> Finding {
     let about = format!("keys {pattern}");
     let looked_at = format!(
         "{}{}",
@@ -110,7 +117,8 @@ fn judge(pattern: &str, sample: &Sample, max_ttl: Option<Duration>) -> Finding {
     }
     let examples =
         too_long.iter().take(EXAMPLES).map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ");
-    let remedy = remedy(pattern, max_ttl.unwrap_or(A_DAY));
+    let ttl = max_ttl.unwrap_or(A_DAY);
+    let remedy = if is_for_redis_cli { remedy(pattern, ttl) } else { by_hand(ttl) };
     let count = too_long.len();
     match max_ttl {
         None => {
@@ -145,6 +153,14 @@ fn remedy(pattern: &str, ttl: Duration) -> String {
     )
 }
 
+/// Where the keys are on several servers, or redis-cli does not understand the URL.
+fn by_hand(ttl: Duration) -> String {
+    format!(
+        "# on each primary: SCAN, and EXPIRE {} for each of the keys that lives longer",
+        ttl.as_secs().max(1)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,7 +172,15 @@ mod tests {
             .enumerate()
             .map(|(n, life)| (format!("k:{n}"), life.map(Duration::from_secs)))
             .collect();
-        judge("k:*", &Sample { keys, is_all: true }, max_ttl.map(Duration::from_secs))
+        judge("k:*", &Sample { keys, is_all: true }, max_ttl.map(Duration::from_secs), true)
+    }
+
+    #[test]
+    fn where_redis_cli_cannot_help_it_is_not_named() {
+        let sample = Sample { keys: vec![("k:1".into(), None)], is_all: true };
+        let remedy = |is_for_redis_cli| judge("k:*", &sample, None, is_for_redis_cli).remedy;
+        assert!(remedy(true).is_some_and(|remedy| remedy.starts_with("redis-cli")));
+        assert!(remedy(false).is_some_and(|remedy| remedy.starts_with("# on each primary")));
     }
 
     #[test]
