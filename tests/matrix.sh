@@ -116,7 +116,7 @@ has_tls() {
     ! grep -qE 'Missing implement|Bad directive' <<< "$said"
 }
 
-# One pair: `pair MAJOR REDIS full|core`. Prints how many tests passed, or the names of those that failed.
+# One pair: `pair MAJOR REDIS full|redis|core`. Prints how many tests passed, or the names of those that failed.
 pair() {
     local major=$1 redis=$2 what=$3 server log=$results/$1-${2// /-}-$3.log filters
     server=$(redis_server "$redis") || return 1
@@ -129,25 +129,26 @@ pair() {
     # Most of them wait for servers most of the time.
     if ! PG_BIN_DIR=$(programs "$major") REDIS_SERVER=$server timeout 1200 \
         cargo test --quiet --test integration -- --test-threads=3 "${filters[@]}" > "$log" 2>&1; then
-        grep -E '^    [a-z_:]+$|panicked at' "$log" | sort -u | head -n 20 >&2
+        grep -E '^    [a-z0-9_:]+$|panicked at' "$log" | sort -u | head -n 20 >&2
         echo "FAILED, see $log"
         return 1
     fi
     grep -o '[0-9]* passed' "$log" | tail -n 1
 }
 
-only=${1:-}
-names=()
-for major in "${postgres_versions[@]}"; do for redis in "${redis_versions[@]}"; do names+=("PostgreSQL $major, $redis"); done; done
-if [ $# -gt 1 ] || ! printf '%s\n' "${names[@]}" | awk -v only="$only" 'index($0, only) == 1 { found = 1 } END { exit !found }'; then
-    say "no pair's name begins with \"$*\"; the pairs:"
-    printf '    %s\n' "${names[@]}" >&2
+is_chosen() { [[ "PostgreSQL $1, $2" = "$only"* ]]; }
+
+only=$* chosen=0
+for major in "${postgres_versions[@]}"; do
+    for redis in "${redis_versions[@]}"; do if is_chosen "$major" "$redis"; then chosen=$((chosen + 1)); fi; done
+done
+if [ "$chosen" = 0 ]; then
+    say "no pair's name begins with \"$only\"; they are called as \"PostgreSQL 14, ${redis_versions[0]}\", with ${postgres_versions[*]} and ${redis_versions[*]}"
     exit 2
 fi
 cargo build --quiet --tests
 for major in "${postgres_versions[@]}"; do get_postgres "$major"; done
 began=$SECONDS failed=0 done=0
-all=$((${#postgres_versions[@]} * ${#redis_versions[@]}))
 table=$results/table.md
 { printf '| |'; printf ' %s |' "${redis_versions[@]^}"; printf '\n|---|'; printf -- '---|%.0s' "${redis_versions[@]}"; printf '\n'; } > "$table"
 for i in "${!postgres_versions[@]}"; do
@@ -157,9 +158,9 @@ for i in "${!postgres_versions[@]}"; do
         redis=${redis_versions[$j]} what=core
         if [ "$i" = "$j" ]; then what=full; fi
         if [ "$i" = 0 ] && [ "$j" -ge ${#postgres_versions[@]} ]; then what=redis; fi
+        if ! is_chosen "$major" "$redis"; then printf ' |' >> "$table"; continue; fi
         done=$((done + 1))
-        if [[ "PostgreSQL $major, $redis" != "$only"* ]]; then printf ' |' >> "$table"; continue; fi
-        say "$done of $all, $((SECONDS - began)) s: PostgreSQL $major, $redis ($what)"
+        say "$done of $chosen, $((SECONDS - began)) s: PostgreSQL $major, $redis ($what)"
         result=$(pair "$major" "$redis" $what) || failed=1
         say "    $result"
         printf ' %s |' "${result%%,*}" >> "$table"
