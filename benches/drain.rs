@@ -67,7 +67,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
         CASES.into_iter().filter(|(_, kind, _)| kind.is_none() || !without_peers()).collect();
     let only_cluster = std::env::var("UNSTALE_PART").is_ok_and(|part| part == "cluster");
     let cases = if only_cluster { cases[..1].to_vec() } else { cases };
-    if !without_peers() {
+    if cases.iter().any(|(_, kind, _)| kind.is_some()) {
         peers::install()?;
     }
     let stage = Stage::build()?;
@@ -214,7 +214,7 @@ async fn burst_into_cluster(
     Ok(Burst { speed, cpu, memory: stage::peak_megabytes(listener.pid())? })
 }
 
-/// How many of them a node has performed.
+/// How many UNLINKs a node has performed.
 fn unlinks(cluster: &Cluster, node: usize) -> anyhow::Result<u64> {
     let stats = cluster.text(node, &["info", "commandstats"])?;
     let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_unlink:calls="));

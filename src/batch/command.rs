@@ -58,7 +58,7 @@ pub struct Limits {
     pub keys_per_command: usize,
     /// Commands on their way at the same time.
     pub in_flight: usize,
-    /// Deletions waiting in one lane.
+    /// Deletions waiting in one lane, unless it is a cluster.
     pub max_pending: usize,
     /// Where Redis is a cluster, the slot of a key: only keys of one slot share an UNLINK there.
     pub slot: Option<fn(&[u8]) -> u16>,

@@ -325,14 +325,14 @@ impl Sum {
             }
         };
         self.existed += existed;
-        let mut not_here = vec![false; groups.len()];
+        let mut is_here = vec![true; groups.len()];
         let mut redirected = Vec::with_capacity(elsewhere.len());
         for (group, redirect) in elsewhere {
-            not_here[group] = true;
+            is_here[group] = false;
             redirected.push((groups.group(group).to_vec(), redirect));
         }
         for (group, words) in refused {
-            not_here[group] = true;
+            is_here[group] = false;
             let group = groups.group(group);
             if let [key] = group {
                 self.reason = Some(Error::Refused(words).to_string());
@@ -341,7 +341,7 @@ impl Sum {
                 redirected.push((group.to_vec(), Redirect::Apart)); // one of them holds up the others
             }
         }
-        let here = groups.iter().zip(not_here).filter(|(_, not_here)| !not_here);
+        let here = groups.iter().zip(is_here).filter(|(_, is_here)| *is_here);
         let done: Vec<&Key> = here.flat_map(|(group, _)| group).collect();
         let is_all = done.iter().map(|key| key.as_bytes()).eq(asked.iter().map(String::as_bytes));
         let keys = match is_all {
