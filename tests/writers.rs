@@ -88,7 +88,10 @@ async fn no_writer_fails(length: Duration, times: u32) {
         .execute("insert into users select n, 'filler', 'ann' from generate_series(1000, 10000) n; delete from users where id >= 1000")
         .await;
     world.execute("vacuum (truncate false) users").await;
-    let mut daemon = world.daemon().impatient().in_one_session().start();
+    // No process lives for a minute here, so that what a fail-over of Redis would want again would
+    // grow for an hour.
+    let settings = world.daemon().impatient().in_one_session().with("UNSTALE_REPLAY__WINDOW", "1s");
+    let mut daemon = settings.clone().start();
     daemon.ready().await;
     let enough = Arc::new(AtomicBool::new(false));
     let mut writers = JoinSet::new();
@@ -108,7 +111,7 @@ async fn no_writer_fails(length: Duration, times: u32) {
         daemon.resume();
         daemon.ready().await;
         daemon.kill9();
-        daemon = world.daemon().impatient().in_one_session().start();
+        daemon = settings.clone().start();
         daemon.ready().await;
         broken += 1;
         assert_eq!(writers.try_join_next().map(|writer| writer.expect("no writer fails")), None);

@@ -203,11 +203,14 @@ impl Machine {
         self.actions.push(Action::Ask(request));
     }
 
-    /// What may be stored: nothing while a gap is open.
+    /// What may be stored, if there is anything: while a gap is open, what was proven before it,
+    /// with the marks of now. Whoever comes after a kill would otherwise not know these, and take
+    /// Redis for another one.
     fn progress(&self) -> Option<Progress> {
-        self.gap
-            .is_none()
-            .then(|| Progress { proven: self.watermark.proven(), redis: self.link.stored() })
+        let proven = self.watermark.proven();
+        let holds = self.gap.as_ref().is_none_or(Gap::keeps_what_was_proven);
+        (holds && proven.checkpoint.is_some())
+            .then(|| Progress { proven, redis: self.link.stored() })
     }
 }
 
@@ -264,6 +267,7 @@ impl Machine {
         self.ask(Request::CloseGap(summary));
         self.say(Observation::GapClosed(summary));
         self.enter(State::Listening);
+        self.beats.want(); // so that it is stored at once: a kill would make it be caught up with again
     }
 
     /// The gap demands more than it seemed to.

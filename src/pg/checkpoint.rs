@@ -42,8 +42,8 @@ impl Instance {
         Ok(())
     }
 
-    /// Nothing is proven, because a gap is open or Redis has never answered; but the log is kept
-    /// for who is there.
+    /// Nothing may be stored, because nothing is proven yet or a server may have undone something;
+    /// but the log is kept for who is there.
     pub(super) async fn touch(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let query = sqlx::query("select unstale.touch($1)").bind(&self.name);
         query.execute(connection).await.map_err(Error::of("noting that this instance is here"))?;

@@ -1,8 +1,10 @@
 //! What another PostgreSQL, or the same after a restart, means for what is cached.
 
-use unstale::messages::{Event, Opening};
+use std::time::Duration;
+
+use unstale::messages::{Event, Opening, Request};
 use unstale::observe::Observation;
-use unstale::watermark::{PgTime, Server, Snapshot, Stored};
+use unstale::watermark::{PgTime, Progress, Server, Snapshot, Stored};
 
 use super::stage::{Stage, opening, server, snapshot, stored};
 
@@ -178,4 +180,36 @@ fn a_fail_over_while_it_was_away_deletes_everything() {
 fn an_instance_that_was_away_for_too_long_deletes_everything() {
     let stage = first(server("7/1", 9), Some(Stored { forgotten: true, ..stored("7/1", 1_050) }));
     assert!(flushes(&stage) && says_flushed(&stage, "checkpoint.forget_after"), "{:?}", stage.said);
+}
+
+/// A process that comes back, finds this mark in Redis, and is asked what may be stored while it
+/// catches up.
+fn stored_in_the_gap(found: &str) -> Option<Progress> {
+    let left = Stored { redis: Some("old:1:5".into()), ..stored("7/1", 1_050) };
+    let mut stage = first(server("7/1", 0), Some(left));
+    stage.redis_has(found);
+    stage.requests.clear();
+    stage.redis_does_all();
+    stage.pass(Duration::from_millis(10));
+    assert!(!stage.is_ready(), "the sweep has not ended");
+    stage.requests.into_iter().find_map(|request| match request {
+        Request::Beat { progress, .. } => Some(progress),
+        _ => None,
+    })?
+}
+
+/// If it were killed before, the next one would find the mark of a process that it knows nothing
+/// of, and read what was proven a whole `replay.window` ago.
+#[test]
+fn a_new_process_stores_its_mark_at_once_with_what_was_proven_before_it() {
+    let progress = stored_in_the_gap("old:1:7").expect("Redis has kept all");
+    assert_eq!(progress.proven, stored("7/1", 1_050).proven);
+    assert_eq!(progress.redis.as_deref(), Some("me:1:1"));
+}
+
+#[test]
+fn where_redis_may_have_undone_something_nothing_is_stored_until_it_is_done_again() {
+    for found in ["old:1:4", "another:1:7"] {
+        assert_eq!(stored_in_the_gap(found), None, "{found}");
+    }
 }

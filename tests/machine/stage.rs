@@ -313,6 +313,11 @@ impl Stage {
         self.connection += 1;
     }
 
+    /// An earlier process has left this mark.
+    pub(crate) fn redis_has(&mut self, mark: &str) {
+        self.found = Found::Mark(mark.parse().expect("a mark"));
+    }
+
     /// The number of the last deletion.
     pub(crate) fn deletions(&self) -> u64 {
         self.number

@@ -126,6 +126,11 @@ impl Gap {
         self.resume == Resume::Everything
     }
 
+    /// Does what was proven before it still hold? Not once a server may have undone something.
+    pub(super) fn keeps_what_was_proven(&self) -> bool {
+        self.resume <= Resume::Checkpoint && !self.again && self.repeat.is_empty()
+    }
+
     /// Is what was deleted lately still needed, beyond its bounds?
     pub(super) fn needs_what_was_deleted(&self) -> bool {
         self.again || !self.repeat.is_empty()

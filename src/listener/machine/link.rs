@@ -26,6 +26,7 @@ pub(super) struct Link {
     failure: Option<String>,
     is_silent: bool, // nothing was done since the last failure
     answered: Instant,
+    has_new_mark: bool, // one of another connection than the last, since somebody asked
     recent: Recent,
 }
 
@@ -80,6 +81,7 @@ impl Link {
             failure: None,
             is_silent: false,
             answered: now,
+            has_new_mark: false,
             recent: Recent::default(),
         }
     }
@@ -161,8 +163,10 @@ impl Link {
         let Some(primary) = self.primaries.get_mut(&answer.tag) else {
             return Kept::UpTo(answer.mark.number - 1); // of one that is gone since
         };
+        let connection = primary.connection;
         let kept =
             primary.kept(answer, self.recent.forgotten.get(&answer.tag).copied().unwrap_or(0));
+        self.has_new_mark |= primary.connection != connection;
         // A mark covers all smaller numbers, whichever answer comes first.
         if answer.mark.number > primary.newest {
             primary.newest = answer.mark.number;
@@ -170,6 +174,11 @@ impl Link {
                 if answer.is_marked { Last::Mark(answer.mark.clone()) } else { Last::Unmarked };
         }
         kept
+    }
+
+    /// Has a connection answered for the first time since this was last asked?
+    pub(super) fn take_new_mark(&mut self) -> bool {
+        std::mem::take(&mut self.has_new_mark)
     }
 
     /// A command fails no more. Is all well again?

@@ -49,6 +49,9 @@ impl Machine {
         for (tag, kept) in undone {
             self.redis_undid(now, &tag, kept);
         }
+        if self.link.take_new_mark() {
+            self.beats.want(); // with which it is stored
+        }
         if let Some(left) = left {
             self.redis_failed(now, HANDED_BACK, left.reason);
         } else if !self.batch.owes_handed_back() {
