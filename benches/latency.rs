@@ -16,9 +16,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use unstale::scratch::redis::{Client, Reply};
 
 const ROWS: u32 = 25_000;
-const RATES: [u32; 3] = [100, 1_000, 5_000];
+/// Changes a second, and how many write them.
+const LOADS: [(u32, u32); 4] = [(100, 8), (1_000, 1), (1_000, 8), (5_000, 8)];
 const SECONDS: u32 = 4;
-const WRITERS: u32 = 8;
 /// By the application, and in each delivery.
 const CASES: [&str; 4] = ["UPDATE, then DEL", "row", "statement", "log"];
 
@@ -55,12 +55,12 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
 
     let mut report = Report::new("latency", "From the commit's answer to the key being gone");
     let header = ["", "p50", "p99", "p99.9", "changes/s"].map(str::to_owned).to_vec();
-    for rate in RATES {
+    for (rate, writers) in LOADS {
         let mut outcomes: Vec<Vec<Outcome>> = CASES.iter().map(|_| Vec::new()).collect();
         for round in 1..=rounds {
-            eprintln!("{rate} changes a second, round {round} of {rounds}");
+            eprintln!("{rate} changes a second of {writers}, round {round} of {rounds}");
             for (case, outcomes) in outcomes.iter_mut().enumerate() {
-                outcomes.push(run(&stage, case, rate).await?);
+                outcomes.push(run(&stage, case, (rate, writers)).await?);
             }
         }
         let mut rows = vec![header.clone()];
@@ -76,25 +76,31 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
                 format!("{reached:.0}"),
             ]);
         }
-        report
-            .say(&format!("## {rate} changes a second\n\nMedians of {rounds} alternating rounds."));
+        let of = if writers == 1 { "one writer".to_owned() } else { format!("{writers} writers") };
+        report.say(&format!(
+            "## {rate} changes a second of {of}\n\nMedians of {rounds} alternating rounds."
+        ));
         report.table(&rows);
     }
     report.save()
 }
 
 /// Each of some rows is changed once, its key cached before.
-async fn run(stage: &Arc<Stage>, case: usize, rate: u32) -> anyhow::Result<Outcome> {
+async fn run(
+    stage: &Arc<Stage>,
+    case: usize,
+    (rate, count): (u32, u32),
+) -> anyhow::Result<Outcome> {
     let changes = (rate * SECONDS).min(ROWS);
     let mut cache = stage.redis.client()?;
     cache.put_all((1..=changes).map(|id| format!("k{case}:{id}")), "old")?;
     let gone = watch_keys(stage, case, changes)?;
     let began = Instant::now() + Duration::from_millis(50);
     let mut writers = Vec::new();
-    for writer in 0..WRITERS {
+    for writer in 0..count {
         let stage = stage.clone();
         writers.push(tokio::spawn(async move {
-            write(&stage, case, rate, (writer + 1..=changes).step_by(WRITERS as usize), began).await
+            write(&stage, case, rate, (writer + 1..=changes).step_by(count as usize), began).await
         }));
     }
     let mut committed = vec![began; changes as usize + 1];

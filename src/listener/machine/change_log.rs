@@ -12,11 +12,14 @@ use crate::watermark::Snapshot;
 /// How soon it is read again after something was found.
 const SOON: Duration = Duration::from_millis(2);
 
-/// How often while changes are announced or found, and for [`LINGER`] after the last one: writers
-/// whose transactions overlap log beside one that announces, and need not wait for its commit.
+/// How often for [`LINGER`] after something was found: writers whose transactions overlap log beside
+/// one that announces, and nobody rings for them.
+const OVERLAP: Duration = Duration::from_millis(4);
+
+/// How often for [`LINGER`] after a change was announced: others may begin to.
 const BUSY: Duration = Duration::from_millis(8);
 
-/// See [`BUSY`].
+/// See [`OVERLAP`] and [`BUSY`].
 const LINGER: Duration = Duration::from_secs(1);
 
 /// How often otherwise: what nobody announces may take 50 ms, and reading nothing at this pace
@@ -46,7 +49,8 @@ pub(super) struct ChangeLog {
     wanted: Option<Instant>, // since when, if it is
     delay: Duration,         // doubles while nothing is found
     next: Option<Instant>,   // when it is read by itself; none before the first reading
-    busy_until: Instant,
+    busy_until: Instant,     // something was announced
+    overlap_until: Instant,  // something was found
     rung: Rung,
 }
 
@@ -95,6 +99,7 @@ impl ChangeLog {
             delay: Duration::ZERO,
             next: None,
             busy_until: now,
+            overlap_until: now,
             rung: Rung::new(now),
         }
     }
@@ -176,9 +181,15 @@ impl ChangeLog {
 
     fn found(&mut self, now: Instant, something: bool) {
         if something {
-            self.busy_until = now + LINGER;
+            self.overlap_until = now + LINGER;
         }
-        let longest = if now < self.busy_until { BUSY } else { IDLE };
+        let longest = if now < self.overlap_until {
+            OVERLAP
+        } else if now < self.busy_until {
+            BUSY
+        } else {
+            IDLE
+        };
         self.delay = if something { SOON } else { (self.delay * 2).clamp(SOON, longest) };
         self.next = Some(now + self.delay);
     }
@@ -237,6 +248,36 @@ mod tests {
         let now = start + Duration::from_secs(3);
         log.rung(now);
         assert!(log.due().is_some_and(|due| now >= due), "at once, after a while of silence");
+    }
+
+    /// How often it was read in this second, of which the first millisecond brought something.
+    fn readings(announced: bool, found: bool) -> usize {
+        let start = Instant::now();
+        let mut log = ChangeLog::new(Snapshot::nothing(), start);
+        log.beat_sent(1, start);
+        let mut count = 0;
+        for millisecond in 0..1_000 {
+            let now = start + Duration::from_millis(millisecond);
+            if announced && millisecond == 1 {
+                log.change_announced(now);
+            }
+            if log.due().is_some_and(|due| now >= due) {
+                count += 1;
+                log.ask(now);
+                log.page_came(now, !found || millisecond > 1, found && millisecond <= 1);
+                log.page_done(now, false);
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn it_is_read_most_often_where_something_was_found_and_rarely_where_nothing_happens() {
+        let (overlapping, busy, idle) =
+            (readings(true, true), readings(true, false), readings(false, false));
+        assert!((240..=260).contains(&overlapping), "{overlapping}");
+        assert!((120..=130).contains(&busy), "{busy}");
+        assert!((20..=30).contains(&idle), "{idle}");
     }
 
     #[test]
