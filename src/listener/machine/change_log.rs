@@ -12,8 +12,8 @@ use crate::watermark::Snapshot;
 /// How soon it is read again after something was found.
 const SOON: Duration = Duration::from_millis(2);
 
-/// How often for [`LINGER`] after something was found: writers whose transactions overlap log beside
-/// one that announces, and nobody rings for them.
+/// How often for [`LINGER`] after something was found: writers whose transactions overlap log
+/// beside one that announces, and nobody rings for them.
 const OVERLAP: Duration = Duration::from_millis(4);
 
 /// How often for [`LINGER`] after a change was announced: others may begin to.
