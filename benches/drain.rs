@@ -128,6 +128,16 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     report.save()
 }
 
+/// What peers hear: a trigger of their own, because most of a burst is in unstale's log.
+const EACH_ROW: &str = "
+    select unstale.unwatch(w.relation) from unstale.watch w;
+    create or replace function each_row() returns trigger language plpgsql as $$
+    begin
+        perform pg_notify(unstale.channel(), format('{\"new\":{\"id\":\"%s\"}}', new.id));
+        return null;
+    end $$;
+    create trigger each_row after update on users for each row execute function each_row()";
+
 /// `UNSTALE_PEERS=no`: only what is ours is measured.
 fn without_peers() -> bool {
     std::env::var("UNSTALE_PEERS").is_ok_and(|text| text == "no")
@@ -138,9 +148,11 @@ async fn burst(
     sql: &mut PgConnection,
     (_, kind, delivery): &(&str, Option<Kind>, &str),
 ) -> anyhow::Result<Burst> {
-    sql.execute(AssertSqlSafe(format!(
-        "select unstale.watch('users', array['user:{{id}}'], '{delivery}')"
-    )))
+    sql.execute("drop trigger if exists each_row on users").await?;
+    sql.execute(AssertSqlSafe(match kind {
+        None => format!("select unstale.watch('users', array['user:{{id}}'], '{delivery}')"),
+        Some(_) => EACH_ROW.to_owned(),
+    }))
     .await?;
     sql.execute("vacuum users").await?;
     let mut cache = stage.redis.client()?;

@@ -1,4 +1,4 @@
-// Deletes the keys of what unstale's row triggers announce: pg-listen and ioredis, many keys to a command.
+// Deletes the keys of what a trigger announces for each row: pg-listen and ioredis, many keys to a command.
 // It survives a lost connection, as pg-listen does; what happened meanwhile is forgotten.
 const createSubscriber = require("pg-listen").default;
 const Redis = require("ioredis").default;

@@ -1,4 +1,4 @@
-"""Deletes the keys of what unstale's row triggers announce: asyncpg and redis-py, many keys to a command.
+"""Deletes the keys of what a trigger announces for each row: asyncpg and redis-py, many keys to a command.
 
 What happens while its connection is lost is forgotten.
 """
