@@ -174,7 +174,9 @@ pub struct Stored {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// How far it has come.
-    pub proven: Proven,
+    pub checkpoint: Checkpoint,
+    /// How far it had come a while ago, as in [`Proven`].
+    pub replay: Option<Checkpoint>,
     /// The mark of the last delete that Redis acknowledged (`mark.rs`).
     pub redis: Option<String>,
 }

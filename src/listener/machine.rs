@@ -207,10 +207,11 @@ impl Machine {
     /// with the marks of now. Whoever comes after a kill would otherwise not know these, and take
     /// Redis for another one.
     fn progress(&self) -> Option<Progress> {
-        let proven = self.watermark.proven();
-        let holds = self.gap.as_ref().is_none_or(Gap::keeps_what_was_proven);
-        (holds && proven.checkpoint.is_some())
-            .then(|| Progress { proven, redis: self.link.stored() })
+        if !self.gap.as_ref().is_none_or(Gap::keeps_what_was_proven) {
+            return None;
+        }
+        let Proven { checkpoint, replay } = self.watermark.proven();
+        Some(Progress { checkpoint: checkpoint?, replay, redis: self.link.stored() })
     }
 }
 

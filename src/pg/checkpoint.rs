@@ -101,9 +101,7 @@ impl Instance {
         progress: &Progress,
         timeline: &str,
     ) -> Result<(), Error> {
-        let Proven { checkpoint: Some(checkpoint), replay } = &progress.proven else {
-            return self.touch(connection).await;
-        };
+        let Progress { checkpoint, replay, redis } = progress;
         sqlx::query(
             "select unstale.save($1, $2::bigint, $3::text::pg_snapshot, $4::bigint, $5::text::pg_snapshot, $6, $7, $8 * interval '1 second')",
         )
@@ -112,7 +110,7 @@ impl Instance {
         .bind(checkpoint.log.to_string())
         .bind(replay.as_ref().and_then(|replay| replay.watermark).map(|time| time.0))
         .bind(replay.as_ref().map(|replay| replay.log.to_string()))
-        .bind(&progress.redis)
+        .bind(redis)
         .bind(timeline)
         .bind(self.forget_after.as_secs_f64())
         .execute(connection)

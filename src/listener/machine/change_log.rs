@@ -228,43 +228,23 @@ impl ChangeLog {
 mod tests {
     use super::*;
 
-    #[test]
-    fn who_rings_in_vain_is_heard_ever_less_often() {
-        let start = Instant::now();
-        let mut log = ChangeLog::new(Snapshot::nothing(), start);
+    /// How often it is read in so many milliseconds. `happens` at the beginning of each, and says
+    /// whether a reading would find something.
+    fn readings(
+        log: &mut ChangeLog,
+        start: Instant,
+        milliseconds: u64,
+        happens: impl Fn(&mut ChangeLog, Instant, u64) -> bool,
+    ) -> usize {
         log.beat_sent(1, start);
         let mut count = 0;
-        for millisecond in 0..500 {
+        for millisecond in 0..milliseconds {
             let now = start + Duration::from_millis(millisecond);
-            log.rung(now);
+            let something = happens(log, now, millisecond);
             if log.due().is_some_and(|due| now >= due) {
                 count += 1;
                 log.ask(now);
-                log.page_came(now, true, false);
-                log.page_done(now, false);
-            }
-        }
-        assert!((30..45).contains(&count), "{count} readings in half a second");
-        let now = start + Duration::from_secs(3);
-        log.rung(now);
-        assert!(log.due().is_some_and(|due| now >= due), "at once, after a while of silence");
-    }
-
-    /// How often it was read in this second, of which the first millisecond brought something.
-    fn readings(announced: bool, found: bool) -> usize {
-        let start = Instant::now();
-        let mut log = ChangeLog::new(Snapshot::nothing(), start);
-        log.beat_sent(1, start);
-        let mut count = 0;
-        for millisecond in 0..1_000 {
-            let now = start + Duration::from_millis(millisecond);
-            if announced && millisecond == 1 {
-                log.change_announced(now);
-            }
-            if log.due().is_some_and(|due| now >= due) {
-                count += 1;
-                log.ask(now);
-                log.page_came(now, !found || millisecond > 1, found && millisecond <= 1);
+                log.page_came(now, !something, something);
                 log.page_done(now, false);
             }
         }
@@ -272,9 +252,33 @@ mod tests {
     }
 
     #[test]
+    fn who_rings_in_vain_is_heard_ever_less_often() {
+        let start = Instant::now();
+        let mut log = ChangeLog::new(Snapshot::nothing(), start);
+        let count = readings(&mut log, start, 500, |log, now, _| {
+            log.rung(now);
+            false
+        });
+        assert!((30..45).contains(&count), "{count} readings in half a second");
+        let now = start + Duration::from_secs(3);
+        log.rung(now);
+        assert!(log.due().is_some_and(|due| now >= due), "at once, after a while of silence");
+    }
+
+    #[test]
     fn it_is_read_most_often_where_something_was_found_and_rarely_where_nothing_happens() {
-        let (overlapping, busy, idle) =
-            (readings(true, true), readings(true, false), readings(false, false));
+        let in_a_second = |happens: fn(&mut ChangeLog, Instant, u64) -> bool| {
+            let start = Instant::now();
+            readings(&mut ChangeLog::new(Snapshot::nothing(), start), start, 1_000, happens)
+        };
+        let overlapping = in_a_second(|_, _, millisecond| millisecond == 0);
+        let busy = in_a_second(|log, now, millisecond| {
+            if millisecond == 1 {
+                log.change_announced(now);
+            }
+            false
+        });
+        let idle = in_a_second(|_, _, _| false);
         assert!((240..=260).contains(&overlapping), "{overlapping}");
         assert!((120..=130).contains(&busy), "{busy}");
         assert!((20..=30).contains(&idle), "{idle}");

@@ -1,8 +1,9 @@
 //! The heartbeats of one session: asked for, sent, heard again, acknowledged by Redis.
 //!
-//! Somebody may wait for one (`unstale wait`): then the next is sent at once, and what it proves is
-//! stored at once. It proves nothing that the others do not prove anyway. However many wait, one
-//! heartbeat is on its way for all of them, and the next one not sooner than [`REST`] after it.
+//! Somebody may wait for one (`unstale wait`, or a listener that may be killed before the next one
+//! of routine): then the next is sent at once, and what it proves is stored at once. It proves
+//! nothing that the others do not prove anyway. However many wait, one heartbeat is on its way for
+//! all of them, and the next one not sooner than [`REST`] after it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -26,7 +26,6 @@ pub(super) struct Link {
     failure: Option<String>,
     is_silent: bool, // nothing was done since the last failure
     answered: Instant,
-    has_new_mark: bool, // one of another connection than the last, since somebody asked
     recent: Recent,
 }
 
@@ -81,7 +80,6 @@ impl Link {
             failure: None,
             is_silent: false,
             answered: now,
-            has_new_mark: false,
             recent: Recent::default(),
         }
     }
@@ -163,10 +161,8 @@ impl Link {
         let Some(primary) = self.primaries.get_mut(&answer.tag) else {
             return Kept::UpTo(answer.mark.number - 1); // of one that is gone since
         };
-        let connection = primary.connection;
         let kept =
             primary.kept(answer, self.recent.forgotten.get(&answer.tag).copied().unwrap_or(0));
-        self.has_new_mark |= primary.connection != connection;
         // A mark covers all smaller numbers, whichever answer comes first.
         if answer.mark.number > primary.newest {
             primary.newest = answer.mark.number;
@@ -176,9 +172,10 @@ impl Link {
         kept
     }
 
-    /// Has a connection answered for the first time since this was last asked?
-    pub(super) fn take_new_mark(&mut self) -> bool {
-        std::mem::take(&mut self.has_new_mark)
+    /// Is it the first answer of a newer connection than those that have answered?
+    pub(super) fn is_of_new_connection(&self, answer: &Answer) -> bool {
+        let primary = self.primaries.get(&answer.tag);
+        primary.is_some_and(|primary| primary.connection < Some(answer.mark.connection))
     }
 
     /// A command fails no more. Is all well again?

@@ -30,6 +30,9 @@ impl Machine {
         };
         let mut undone = self.link.are_here(now, &tags, self.settings.window);
         for part in parts {
+            if self.link.is_of_new_connection(&part.answer) {
+                self.beats.want(); // with which its mark is stored
+            }
             undone.push((part.answer.tag.clone(), self.link.done(now, &part.answer)));
             if let Some(again) = again {
                 if let Some(dropped) = self.second_deletes.deleted(now, &part.deletions, again) {
@@ -48,9 +51,6 @@ impl Machine {
         }
         for (tag, kept) in undone {
             self.redis_undid(now, &tag, kept);
-        }
-        if self.link.take_new_mark() {
-            self.beats.want(); // with which it is stored
         }
         if let Some(left) = left {
             self.redis_failed(now, HANDED_BACK, left.reason);

@@ -13,7 +13,7 @@ use unstale::mark::{Answer, Found, RedisMark};
 use unstale::messages::{self, Opening, Request, Swept};
 use unstale::watched::Watched;
 use unstale::watermark::{
-    Beat, Checkpoint, LogPlace, LogRead, PgTime, Progress, Server, Snapshot, Stored,
+    Beat, Checkpoint, LogPlace, LogRead, PgTime, Progress, Proven, Server, Snapshot, Stored,
 };
 
 use super::{Event, Flaw, World};
@@ -106,15 +106,14 @@ impl World {
     }
 
     fn save(&mut self, progress: Progress) {
-        if let Some(replay) = &progress.proven.replay {
+        let Progress { checkpoint, replay, redis } = progress;
+        if let Some(replay) = &replay {
             self.log.retain(|(xid, ..)| !replay.log.sees(*xid)); // emptied
         }
-        let Progress { proven, redis } = progress;
-        let timeline = self.server().timeline;
-        self.stored = proven.checkpoint.is_some().then_some(Stored {
-            proven,
+        self.stored = Some(Stored {
+            proven: Proven { checkpoint: Some(checkpoint), replay },
             redis,
-            timeline,
+            timeline: self.server().timeline,
             forgotten: false,
             saved_at: None,
         });
