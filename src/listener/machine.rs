@@ -57,7 +57,7 @@ use crate::batch::{Batch, Lane, Point};
 use crate::deletion::Deletion;
 use crate::messages::{Cause, Request};
 use crate::observe::Observation;
-use crate::watermark::{Progress, Proven, Server, Snapshot, Watermark};
+use crate::watermark::{PgTime, Progress, Proven, Server, Snapshot, Watermark};
 
 use change_log::ChangeLog;
 use gap::{Gap, Plan, Resume};
@@ -86,6 +86,7 @@ pub struct Machine {
     watch_reading: WatchReading,
     gap: Option<Gap>,
     server: Option<Server>, // the PostgreSQL of the last session
+    began: Option<PgTime>,  // the first heartbeat of this process, by PostgreSQL's clock
     link: Link,
     second_deletes: SecondDeletes,
     sweep_failure: Option<String>, // why the last sweep of this gap ended early
@@ -116,6 +117,7 @@ impl Machine {
             watch_reading: WatchReading::new(now),
             gap: Some(Gap::new(Cause::Start, now)),
             server: None,
+            began: None,
             link: Link::new(now),
             sweep_failure: None,
             replayed: None,

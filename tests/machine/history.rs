@@ -111,6 +111,21 @@ fn a_restore_is_recognised_also_while_an_old_transaction_holds_the_watermark_bac
     }
 }
 
+/// A process that was started shortly before a fail-over knows nothing of the keys that the process
+/// before it deleted for commits that are lost.
+#[test]
+fn a_fail_over_to_before_this_process_began_deletes_everything() {
+    for (saved, is_before) in [(1_000, true), (1_001, false)] {
+        let mut stage = Stage::listening();
+        stage.session(Event::Lost("the server went away".into()));
+        let stored = Stored { saved_at: Some(PgTime(saved * 1_000_000)), ..stored("7/1", 995) };
+        stage.open(Opening { stored: Some(stored), ..opening(server("7/2", 5)) });
+        stage.beat();
+        assert_eq!(flushes(&stage), is_before, "{saved}: {:?}", stage.said);
+        assert_eq!(says_flushed(&stage, "of before this process began"), is_before);
+    }
+}
+
 #[test]
 fn another_system_deletes_everything() {
     let stage = again(server("8/1", 5), Some(stored("7/1", 1_175)));

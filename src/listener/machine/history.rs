@@ -27,6 +27,8 @@ pub(super) struct Before<'a> {
     pub(super) remembered: Option<PgTime>,
     /// When it last sent a heartbeat, with which it stores something, by PostgreSQL's clock.
     pub(super) beat: Option<PgTime>,
+    /// When this process first sent one: what was deleted before that, it does not remember.
+    pub(super) began: Option<PgTime>,
     /// What is stored in this one.
     pub(super) stored: Option<&'a Stored>,
 }
@@ -49,6 +51,10 @@ pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> O
         (Some(known), Some(stored)) if known.timeline != server.timeline => {
             if is_from_before(stored, before, window) || system(known) != system(server) {
                 flush("the database was restored to an earlier time, or is another one")
+            } else if !has_heard_of_this_process(stored, before) {
+                flush(
+                    "failed over, and may have lost commits of before this process began, whose keys it does not remember",
+                )
             } else {
                 let reason = "failed over; keys deleted in the last replay.window are deleted again, older lost commits are not known";
                 Some(Verdict { resume: Resume::ReplayAndLog, again: true, reason })
@@ -76,6 +82,11 @@ fn is_from_before(stored: &Stored, before: &Before<'_>, window: Duration) -> boo
         stored.zip(known).is_some_and(|(stored, known)| stored < known.earlier(window))
     };
     older(watermark, before.remembered) || older(stored.saved_at, before.beat)
+}
+
+/// Has the server kept a heartbeat of this process? Then what it lost came after that.
+fn has_heard_of_this_process(stored: &Stored, before: &Before<'_>) -> bool {
+    stored.saved_at.zip(before.began).is_some_and(|(saved_at, began)| saved_at >= began)
 }
 
 /// The system identifier.

@@ -30,6 +30,7 @@ impl Machine {
                 self.say(Observation::NotifyQueue(queue_ratio));
                 self.beats.note_sent();
                 self.change_log.beat_sent(beat.n, now);
+                self.began.get_or_insert(beat.at);
                 self.watermark.sent(beat);
                 self.say(Observation::Status {
                     pending: self.pending(),
@@ -72,6 +73,7 @@ impl Machine {
                 .checkpoint
                 .and_then(|checkpoint| checkpoint.watermark),
             beat: self.watermark.last_beat(),
+            began: self.began,
             stored: stored.as_ref(),
         };
         let verdict = judge(&server, &before, self.settings.window);
