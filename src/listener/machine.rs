@@ -354,7 +354,11 @@ impl Machine {
     }
 
     fn stop(&mut self, drained: bool) {
-        if let Some(progress) = self.progress() {
+        // In a gap, the session may be of a server that was not looked at yet, to which it would say
+        // what was proven of another one.
+        if self.gap.is_none()
+            && let Some(progress) = self.progress()
+        {
             self.ask(Request::Save(progress));
         }
         self.say(Observation::Stopped { drained });

@@ -334,3 +334,17 @@ fn a_shutdown_in_a_gap_stores_nothing_and_waits_no_longer_than_it_may() {
     assert_eq!((stage.machine.state(), stage.requests.len()), (&State::Stopped, 0));
     assert!(stage.says(|said| *said == Observation::Stopped { drained: false }));
 }
+
+/// It may be another server, to which it would say what was proven of the last one.
+#[test]
+fn a_shutdown_while_it_connects_stores_nothing() {
+    let mut stage = Stage::listening();
+    stage.beats(2);
+    stage.session(Event::Lost("the server went away".into()));
+    stage.pass(SECOND);
+    assert!(matches!(stage.machine.state(), State::Connecting { .. }));
+    stage.requests.clear();
+    stage.input(Input::Shutdown);
+    stage.redis_does_all();
+    assert_eq!((stage.machine.state(), stage.requests.len()), (&State::Stopped, 0));
+}
