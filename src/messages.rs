@@ -69,8 +69,10 @@ pub struct Opening {
     pub server: Server,
     /// What of that it does not say, as a sentence.
     pub unknown: Option<String>,
-    /// How far this instance had come; `None`: it was never here.
+    /// How far this instance had come; `None`: it has never caught up.
     pub stored: Option<Stored>,
+    /// Has it been here before, however far it came?
+    pub was_here: bool,
     /// Instances that are away for longer than their `forget_after`.
     pub forgotten: Vec<String>,
     /// What had ended after LISTEN, and before the watches were read.

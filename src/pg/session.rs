@@ -208,6 +208,7 @@ impl Control {
             server,
             unknown,
             stored,
+            was_here: seen_ago.is_some(),
             forgotten,
             seen,
         })

@@ -172,6 +172,14 @@ fn an_instance_that_was_never_here_sweeps_from_the_beginning() {
 }
 
 #[test]
+fn an_instance_that_was_ended_before_it_had_ever_caught_up_deletes_everything() {
+    let mut stage = Stage::new();
+    stage.open(Opening { was_here: true, ..opening(server("7/1", 0)) });
+    stage.beat();
+    assert!(flushes(&stage) && says_flushed(&stage, "ever caught up"), "{:?}", stage.said);
+}
+
+#[test]
 fn an_instance_that_comes_back_sweeps_from_what_it_has_stored() {
     let stage = first(server("7/1", 9), Some(stored("7/1", 1_050)));
     assert_eq!(

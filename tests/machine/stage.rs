@@ -78,6 +78,7 @@ pub(crate) fn opening(server: Server) -> Opening {
         server,
         unknown: None,
         stored: None,
+        was_here: false,
         forgotten: Vec::new(),
         seen: Snapshot::nothing(),
     }

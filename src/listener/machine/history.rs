@@ -31,6 +31,8 @@ pub(super) struct Before<'a> {
     pub(super) began: Option<PgTime>,
     /// What is stored in this one.
     pub(super) stored: Option<&'a Stored>,
+    /// Was this instance here, however far it came?
+    pub(super) was_here: bool,
 }
 
 /// Is this the PostgreSQL that the progress is about, and has it kept what it said? `None`: yes, or
@@ -41,6 +43,10 @@ pub(super) fn judge(server: &Server, before: &Before<'_>, window: Duration) -> O
         // Also before the first checkpoint: this session's keys may be of commits that are lost.
         (Some(known), None) if known.timeline != server.timeline => {
             flush("its checkpoint is gone, so PostgreSQL failed over or was restored to before it")
+        }
+        // It may have been about to delete everything.
+        (None, None) if before.was_here => {
+            flush("this instance was ended before it had ever caught up")
         }
         (_, Some(stored)) if stored.forgotten => {
             flush("this instance was away for longer than checkpoint.forget_after")

@@ -52,7 +52,8 @@ impl Machine {
         if !matches!(self.state, State::Connecting { .. }) {
             return;
         }
-        let Opening { backend, watches, server, unknown, stored, forgotten, seen } = opening;
+        let Opening { backend, watches, server, unknown, stored, was_here, forgotten, seen } =
+            opening;
         if let Some(reason) = unknown {
             self.say(Observation::ServerTellsLittle { reason });
         }
@@ -75,6 +76,7 @@ impl Machine {
             beat: self.watermark.last_beat(),
             began: self.began,
             stored: stored.as_ref(),
+            was_here,
         };
         let verdict = judge(&server, &before, self.settings.window);
         // What is remembered is newer than what is stored, but a server that was restarted may have

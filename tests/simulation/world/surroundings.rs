@@ -258,6 +258,8 @@ impl World {
                     .stored
                     .clone()
                     .map(|stored| Stored { saved_at: Some(PgTime(self.saved_at)), ..stored });
+                let was_here = self.saved_at > 0;
+                self.saved_at = self.clock();
                 let seen = self.seen.clone();
                 let (backend, watches) = (session as u32, vec![watched(self.rev)]);
                 let opening = Opening {
@@ -266,6 +268,7 @@ impl World {
                     server,
                     unknown: None,
                     stored,
+                    was_here,
                     forgotten: Vec::new(),
                     seen,
                 };
