@@ -68,14 +68,50 @@ pub(super) fn found(value: Option<&str>) -> Found {
     value.and_then(|value| value.parse().ok()).map_or(Found::Nothing, Found::Mark)
 }
 
-/// Was the server set back? `least` is what it had acknowledged, or what was found when the
-/// connection was made.
-pub(super) fn is_set_back(found: &Found, least: &Found) -> bool {
-    match (found, least) {
+/// Was the server set back? `least` is what it had acknowledged when `mark` was sent, or what was
+/// found when the connection was made, and `before` what `mark` was written over.
+pub(super) fn is_set_back(before: &Found, least: &Found, mark: &RedisMark) -> bool {
+    match (before, least) {
         (_, Found::Nothing | Found::Refused) => false,
-        (Found::Mark(found), Found::Mark(least)) => {
-            found.life != least.life || found.number < least.number
+        (Found::Mark(before), Found::Mark(least)) if before.life == least.life => {
+            before.number < least.number
+        }
+        // The first of this connection, on its way together with `mark`, was written over `least`.
+        (Found::Mark(before), Found::Mark(_)) => {
+            (&before.life, before.connection) != (&mark.life, mark.connection)
         }
         (_, Found::Mark(_)) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_its_way_together_does_not_set_a_server_back() {
+        let mark =
+            |life: &str, connection, number| RedisMark { life: life.into(), connection, number };
+        let sent = mark("me", 2, 12);
+        let [killed, earlier, first, later] =
+            [("before", 4, 90), ("me", 1, 9), ("me", 2, 10), ("me", 2, 11)]
+                .map(|(life, connection, number)| Found::Mark(mark(life, connection, number)));
+        for (before, least, expected) in [
+            (&killed, &killed, false),
+            (&first, &killed, false),
+            (&earlier, &killed, true),
+            (&killed, &first, true),
+            (&first, &earlier, false),
+            (&later, &first, false),
+            (&first, &later, true),
+            (&Found::Nothing, &killed, true),
+            (&killed, &Found::Nothing, false),
+        ] {
+            assert_eq!(
+                is_set_back(before, least, &sent),
+                expected,
+                "{before:?} where {least:?} was known"
+            );
+        }
     }
 }

@@ -233,7 +233,7 @@ impl Server {
             }
             None => return Err(Error::Ended),
         };
-        if marks::is_set_back(&before, least)
+        if marks::is_set_back(&before, least, mark)
             && let Some(Marking { untold, .. }) = &self.marking
         {
             let mut untold = lock(untold);

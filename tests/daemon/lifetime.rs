@@ -56,6 +56,36 @@ async fn one_that_is_killed_before_its_first_heartbeat_of_routine_leaves_its_mar
     }
 }
 
+/// It may have noticed a loss of Redis, and nothing says which. Its successor's first deletes are
+/// on their way together, after a mark of another life: that is no loss.
+#[tokio::test]
+async fn one_that_is_killed_before_it_has_caught_up_is_followed_by_one_that_deletes_everything() {
+    let mut world = World::new().await;
+    world.users(10).await;
+    let mut lock = world.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("lock table users in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .expect("it is free");
+    let mut daemon = world.daemon().impatient().start();
+    until("it has marked Redis", async || world.left([World::MARK]) == [World::MARK]).await;
+    assert!(!daemon.is_ready());
+    daemon.kill9();
+    lock.rollback().await.expect("the lock is free");
+
+    world.fill_users();
+    world.fill(["other:1"]);
+    let mut daemon = world.daemon().impatient().in_one_session().start();
+    daemon.ready().await;
+    assert_eq!(world.left(["user:1", "user:7", "email:7@old", "other:1"]), ["other:1"]);
+    let lines = daemon.lines();
+    assert!(
+        lines.iter().any(|line| line.contains("ended before it had ever caught up")),
+        "{lines:#?}"
+    );
+    assert!(!lines.iter().any(|line| line.contains(r#""level":"ERROR""#)), "{lines:#?}");
+}
+
 #[tokio::test]
 async fn sigterm_deletes_what_was_received_stores_the_checkpoint_and_exits_with_0() {
     let mut world = World::new().await;
