@@ -139,6 +139,7 @@ async fn a_table_that_has_another_owner_is_deleted_as_a_whole_with_the_remedy() 
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
+    daemon.settles().await;
     daemon.kill9();
     world.fill_users();
     world.fill(["other:1"]);

@@ -202,6 +202,7 @@ async fn a_sweep_whose_backend_hangs_is_repeated() {
     world.users(10).await;
     let mut daemon = world.daemon().impatient().start();
     daemon.ready().await;
+    daemon.settles().await;
     daemon.kill9();
     world.fill_users();
     world.change_users().await;
