@@ -131,12 +131,23 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
 /// What peers hear: a trigger of their own, because most of a burst is in unstale's log.
 const EACH_ROW: &str = "
     select unstale.unwatch(w.relation) from unstale.watch w;
+    drop trigger if exists each_row on users;
     create or replace function each_row() returns trigger language plpgsql as $$
     begin
         perform pg_notify(unstale.channel(), format('{\"new\":{\"id\":\"%s\"}}', new.id));
         return null;
     end $$;
     create trigger each_row after update on users for each row execute function each_row()";
+
+/// Instead of what the peers hear, if they were there.
+async fn watch(sql: &mut PgConnection, delivery: &str) -> anyhow::Result<()> {
+    sql.execute("drop trigger if exists each_row on users").await?;
+    sql.execute(AssertSqlSafe(format!(
+        "select unstale.watch('users', array['user:{{id}}'], '{delivery}')"
+    )))
+    .await?;
+    Ok(())
+}
 
 /// `UNSTALE_PEERS=no`: only what is ours is measured.
 fn without_peers() -> bool {
@@ -148,12 +159,11 @@ async fn burst(
     sql: &mut PgConnection,
     (_, kind, delivery): &(&str, Option<Kind>, &str),
 ) -> anyhow::Result<Burst> {
-    sql.execute("drop trigger if exists each_row on users").await?;
-    sql.execute(AssertSqlSafe(match kind {
-        None => format!("select unstale.watch('users', array['user:{{id}}'], '{delivery}')"),
-        Some(_) => EACH_ROW.to_owned(),
-    }))
-    .await?;
+    if kind.is_some() {
+        sql.execute(EACH_ROW).await?;
+    } else {
+        watch(sql, delivery).await?;
+    }
     sql.execute("vacuum users").await?;
     let mut cache = stage.redis.client()?;
     cache.put_all((1..=ROWS).map(|id| format!("user:{id}")), "old")?;
@@ -193,7 +203,7 @@ async fn burst_into_cluster(
     sql: &mut PgConnection,
     cluster: &Cluster,
 ) -> anyhow::Result<Burst> {
-    sql.execute("select unstale.watch('users', array['user:{id}'], 'row')").await?;
+    watch(sql, "row").await?;
     sql.execute("vacuum users").await?;
     let mut caches = cluster.nodes.iter().map(Redis::client).collect::<Result<Vec<_>, _>>()?;
     let mut size = move || {
