@@ -9,6 +9,7 @@ async fn it_is_not_ready_before_it_has_caught_up() {
     world.users(10).await;
     let mut first = world.daemon().impatient().start();
     first.ready().await;
+    first.settles().await;
     first.kill9();
     world.fill_users();
     world.change_users().await;
